@@ -1,0 +1,89 @@
+"""The command line: one short command a verb. Importing it loads click alone."""
+
+import errno
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+# verb -> module; a module is imported when its verb is called or its help line is asked for.
+COMMANDS = {
+    "train": "ldmkit.cli.train",
+    "caption": "ldmkit.cli.train",
+    "train-vae": "ldmkit.cli.train",
+    "encode": "ldmkit.cli.train",
+    "train-unet": "ldmkit.cli.train",
+    "train-t2i": "ldmkit.cli.train",
+    "status": "ldmkit.cli.train",
+    "export": "ldmkit.cli.export",
+    "generate": "ldmkit.cli.generate",
+    "plugins": "ldmkit.cli.plugins",
+    "recipe": "ldmkit.cli.recipe",
+    "data": "ldmkit.cli.data",
+    "convert": "ldmkit.cli.convert",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            if near:
+                raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
+            raise
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ldmkit")
+def cli() -> None:
+    """Train a latent diffusion model from your own pictures, and draw with it anywhere."""
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one message on stderr and exit code 1."""
+    from ldmkit.errors import LdmkitError
+
+    try:
+        code = cli(prog_name="ldmkit", standalone_mode=False)
+    except LdmkitError as error:
+        _leave(f"error: {error}", error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("interrupted", 130)
+    except ModuleNotFoundError as error:
+        from ldmkit.cli.missing import explain
+
+        message = explain(error)
+        if message is None:
+            raise
+        _leave(f"error: {message}", 1)
+    except OSError as error:  # a folder without permission, a full disk
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _leave(f"error: {where}{error.strerror}", 1)
+    # Without standalone mode click returns the code of --help and --version, and whatever a command returns.
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)

@@ -1,0 +1,77 @@
+"""`ldmkit recipe`: check, show, new, schema."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ldmkit.plugins import Registry
+    from ldmkit.recipe import Recipe
+
+
+def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Registry]":
+    """The recipe and its plugins, everything about it checked. Raises LdmkitError with all mistakes at once."""
+    from ldmkit.errors import LdmkitError
+    from ldmkit.plugins import Registry
+    from ldmkit.recipe import RecipeFile, find_recipe
+
+    file = RecipeFile.read(find_recipe(name), overrides)
+    try:
+        registry = Registry.load(file.plugin_files())
+    except LdmkitError as error:
+        raise LdmkitError(f"{file.path}: plugins: {error}") from error
+    return file.validate(registry), registry
+
+
+@click.group()
+def recipe() -> None:
+    """Look at recipes and write new ones."""
+
+
+@recipe.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+def check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Say what is wrong with RECIPE, if anything."""
+    checked, _ = open_recipe(recipe, overrides)
+    click.echo(f"{recipe}: no mistakes ({checked.name})")
+
+
+@recipe.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print RECIPE with every default filled in."""
+    from ldmkit.recipe.template import to_toml
+
+    resolved, registry = open_recipe(recipe, overrides)
+    if as_json:
+        click.echo(json.dumps(resolved.model_dump(mode="json"), indent=1))
+    else:
+        click.echo(to_toml(resolved, registry), nl=False)
+
+
+@recipe.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path) -> None:
+    """Write a commented recipe to FILE, ready to be changed."""
+    from ldmkit.errors import LdmkitError
+    from ldmkit.recipe.template import template
+
+    if file.exists():
+        raise LdmkitError(f"{file}: exists already; choose another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(template(), encoding="utf-8")
+    click.echo(f"{file}: set data.path, then run `ldmkit train {file}`")
+
+
+@recipe.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors that complete TOML."""
+    from ldmkit.plugins import Registry
+    from ldmkit.recipe.template import json_schema
+
+    click.echo(json.dumps(json_schema(Registry.load()), indent=1))

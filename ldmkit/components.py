@@ -1,0 +1,138 @@
+"""What a component of each kind must offer. Imports neither torch nor any plugin.
+
+Arrays are `Any` here: torch tensors while training, numpy arrays in the runtime.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+    from tokenizers import Tokenizer
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the data set, decoded only when asked for."""
+
+    path: Path
+    """absolute path of the file"""
+    key: str
+    """its path relative to the data folder, with ending, `/`-separated: the picture's identity"""
+    load: Callable[[], "Image.Image"]
+    """decodes the whole file to sRGB: EXIF applied, alpha composited, 16-bit scaled"""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One batch through the autoencoder: all that a loss sees."""
+
+    target: Array
+    """(B, 3, H, W) float pixels in [-1, 1]"""
+    output: Array
+    """(B, 3, H, W) the decoder's pixels, unbounded"""
+    mean: Array
+    """(B, C, h, w) mean of the posterior"""
+    logvar: Array
+    """(B, C, h, w) log-variance of the posterior, clamped to [-30, 20]"""
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """Writes captions for pictures."""
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
+        """One caption a picture, None where it has none."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Turns captions into the U-Net's context."""
+
+    @property
+    def trainable(self) -> bool:
+        """True: trained together with the U-Net; False: frozen, its states are cached."""
+        ...
+
+    @property
+    def context_dim(self) -> int:
+        """D, the width of one state."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """L, every caption is padded or cut to this many tokens."""
+        ...
+
+    def build_tokenizer(self, captions: Sequence[str]) -> "Tokenizer":
+        """A `tokenizers.Tokenizer` that pads and cuts to `max_tokens`; `captions` are there to train it on."""
+        ...
+
+    def load_module(self, tokenizer: "Tokenizer") -> "torch.nn.Module":
+        """forward(ids (B, L) int64, mask (B, L) int64, 1 = token) -> context (B, L, D) float."""
+        ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """One term of the autoencoder's loss, unweighted. The recipe holds the weight."""
+
+    def __call__(self, reconstruction: Reconstruction) -> Array:
+        """A scalar."""
+        ...
+
+
+@runtime_checkable
+class AdversarialLoss(Loss, Protocol):
+    """A loss with a discriminator of its own; the trainer owns its optimizer and the adaptive weight."""
+
+    discriminator: "torch.nn.Module"
+
+    def discriminator_loss(self, reconstruction: Reconstruction) -> Array:
+        """A scalar to be minimised by the discriminator; `reconstruction.output` is detached in it."""
+        ...
+
+
+class Schedule(Protocol):
+    """A noise schedule: x_t = alpha(t) * x0 + sigma(t) * noise."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """T; timesteps that a U-Net sees lie in [0, T]."""
+        ...
+
+    def grid(self, steps: int) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+        """Sampling grid: t (steps,), alpha (steps + 1,), sigma (steps + 1,), float64.
+
+        Descending in noise; the last alpha is 1 and the last sigma 0 (the clean picture, which has no t).
+        """
+        ...
+
+
+Denoise = Callable[[Array, float], Array]
+"""denoise(x_t, t) -> x0, guidance applied; t is one timestep for the whole batch"""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Walks from noise to x0 with operators only: the same code runs on torch and on numpy."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the grid."""
+        ...
+
+    def sample(self, denoise: Denoise, x_T: Array, schedule: Schedule, randn_like: Callable[[Array], Array]) -> Array:  # noqa: N803 - the field's name
+        """x0, shaped like x_T. `x_T` is unit Gaussian noise; randomness comes from `randn_like` alone."""
+        ...
+
+
+Factories = Mapping[str, Callable[..., Any]]
+"""name -> class or function whose keyword parameters are the component's options"""

@@ -1,0 +1,1 @@
+"""Pictures: scanning and decoding a folder, fetching a data set, drawing the toy set."""

@@ -1,0 +1,55 @@
+"""`captions.jsonl`: one line a picture, with who wrote the caption and how."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ldmkit.errors import LdmkitError
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Caption by picture key; later lines win, a last line cut by a kill is left out.
+
+    Raises LdmkitError where the file is missing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LdmkitError(f"{path}: no captions yet; `ldmkit caption` writes them") from None
+    captions: dict[str, str] = {}
+    for row in _rows(text):
+        if row["caption"]:
+            captions[row["file"]] = row["caption"]
+        else:
+            captions.pop(row["file"], None)
+    return captions
+
+
+def captioners(path: Path) -> dict[str, str | None]:
+    """Who captioned each picture that has a line, by key: None where nobody could. Empty where there is no file."""
+    if not path.exists():
+        return {}
+    return {row["file"]: row["captioner"] for row in _rows(path.read_text(encoding="utf-8"))}
+
+
+def captions_hash(path: Path) -> str:
+    """SHA-256 of the captions themselves, whatever their order in the file."""
+    return hashlib.sha256(json.dumps(sorted(read_captions(path).items())).encode()).hexdigest()
+
+
+def caption_files_hash(folder: Path) -> str:
+    """SHA-256 over names, sizes and times of the files that captions are read from beside the pictures."""
+    names = [p for p in folder.rglob("*") if p.suffix in (".txt", ".caption") or p.name == "metadata.jsonl"]
+    rows = [(p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(names)]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _rows(text: str) -> Iterator[dict[str, Any]]:
+    # Not splitlines(): JSON strings may hold U+2028, which it takes for a line's end.
+    for line in text.split("\n"):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue

@@ -1,0 +1,154 @@
+"""Decodes one picture to sRGB, whatever it comes as, and makes it square.
+
+What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha, colour profiles, EXIF rotation.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from ldmkit.errors import LdmkitError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_BYTES = 256 * 2**20
+# Below the size at which Pillow itself warns of a decompression bomb.
+MAX_PIXELS = 80_000_000
+
+_ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
+_ICC_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+
+
+class DecodeError(Exception):
+    """A file that is no usable picture; the message is the reason, without the file's name."""
+
+
+def load_picture(path: Path) -> Image.Image:
+    """The whole picture as 8-bit sRGB (mode RGB), upright, on white where it is transparent.
+
+    Of several frames the first. Raises LdmkitError where it is not a picture of an allowed format, is cut off, or is
+    larger than MAX_BYTES or MAX_PIXELS.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    try:
+        with picture_warnings():
+            return decode(data)[0]
+    except DecodeError as error:
+        raise LdmkitError(f"{path}: {error}.") from error
+
+
+@contextmanager
+def picture_warnings() -> Iterator[None]:
+    """Pillow's remarks on odd metadata are silenced; its warning of a decompression bomb becomes an error.
+
+    Wrapped around whole scans and single decodes rather than each `decode`, since warning filters are global state.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def decode(data: bytes) -> tuple[Image.Image, str | None]:
+    """A file's bytes to (RGB picture, note); the note says what of the file was left out. Raises DecodeError."""
+    if not data:
+        raise DecodeError("an empty file")
+    if len(data) > MAX_BYTES:
+        raise DecodeError(f"larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
+            # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
+            animated = getattr(image, "is_animated", False) and image.format != "MPO"
+            note = "has several frames; the first is used" if animated else None
+            image.seek(0)
+            image.load()
+            return _to_srgb(ImageOps.exif_transpose(image), image.format), note
+    except DecodeError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError(f"more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from error
+    except Exception as error:  # a broken file leads Pillow's decoders to almost any exception
+        raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
+
+
+def _to_srgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    alpha: Image.Image | None = None
+    if image.mode.startswith("I"):
+        image, alpha = _scale_16_bit(image, file_format)
+        profile = None
+    elif image.mode == "F":
+        raise DecodeError("pixels are floating-point numbers, whose range is not known")
+    elif image.mode in _ALPHA_MODES or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
+    elif image.mode not in _ICC_SPACES:
+        image = image.convert("RGB")
+
+    transform = _srgb_transform(profile, image.mode) if profile else None
+    if transform is not None:
+        image = transform.apply(image)
+    image = image.convert("RGB")
+    if alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+def _scale_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Image, Image.Image | None]:
+    """16-bit greys to 8 bits, and alpha where the file names one grey as transparent."""
+    # Older Pillows open a 16-bit PNG as 32-bit integers; a TIFF in mode I really has 32 bits.
+    if image.mode == "I" and file_format != "PNG":
+        raise DecodeError("pixels are 32-bit integers, whose range is not known")
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return grey, None
+    return grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+
+
+@lru_cache(maxsize=16)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """To sRGB from the profile that a picture carries; None where it is sRGB already, unreadable or of another mode."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space != _ICC_SPACES[mode]:
+            return None
+        if (source.profile.profile_description or "").startswith("sRGB"):
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return None  # as every viewer does: without a usable profile the values are taken as sRGB
+
+
+def prepare(image: Image.Image, size: int, crop: Literal["center", "squash"] = "center") -> NDArray[np.uint8]:
+    """RGB picture to (size, size, 3) uint8, by Lanczos.
+
+    `center` keeps the aspect ratio and cuts the longer side on both ends, `squash` distorts.
+    """
+    width, height = image.size
+    if crop == "squash":
+        box = (0.0, 0.0, float(width), float(height))
+    else:
+        # Cut and scaled in one go, so that a picture of 10 x 60000 pixels is never blown up as a whole.
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))

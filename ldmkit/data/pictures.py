@@ -1,0 +1,253 @@
+"""Lists a folder of pictures: every file decoded once, broken ones left out with the reason."""
+
+import hashlib
+import json
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from ldmkit.components import Picture
+from ldmkit.data.decode import MAX_BYTES, SUFFIXES, DecodeError, decode, load_picture, picture_warnings, prepare
+from ldmkit.errors import LdmkitError
+
+__all__ = ["Entry", "PictureIndex", "load_picture", "prepare", "scan"]
+
+# Raised whenever `decode` accepts other files or measures them otherwise.
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One good picture."""
+
+    key: str
+    """path relative to the folder, with ending, `/`-separated; bytes that are no UTF-8 as surrogates (PEP 383)"""
+    sha256: str
+    """of the file's bytes, hexadecimal"""
+    width: int
+    """pixels, upright"""
+    height: int
+    """pixels, upright"""
+    size: int
+    """bytes"""
+    mtime_ns: int
+    """time of the last change, nanoseconds"""
+    note: str | None = None
+    """what of the file is not used, as frames after the first"""
+
+
+@dataclass(frozen=True)
+class PictureIndex:
+    """The pictures of a folder, ordered by key."""
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    rejected: tuple[tuple[str, str], ...]
+    """(key, reason) of each file that has a picture's ending and is left out"""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over all keys and contents: changes exactly when the data set does."""
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            # No file name holds a NUL, so the records cannot run into each other.
+            digest.update(_key_bytes(entry.key) + b"\0" + bytes.fromhex(entry.sha256))
+        return digest.hexdigest()
+
+    def pictures(self) -> list[Picture]:
+        """The same pictures in the same order, to be decoded when needed; they pickle, for loader processes."""
+        paths = [self.folder / entry.key for entry in self.entries]
+        return [
+            Picture(path, entry.key, partial(load_picture, path))
+            for path, entry in zip(paths, self.entries, strict=True)
+        ]
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[list[int], list[int]]:
+        """Indices to train on and indices held out, about `held_out` of all.
+
+        A picture's side depends on its key and the seed alone, so adding others moves none; copies of one content
+        go with the first of them. Something is always left to train on, and with two contents or more and `held_out`
+        above 0 something is held out.
+        """
+        if not 0 <= held_out < 1:
+            raise LdmkitError(f"data.held_out must be at least 0 and below 1, not {held_out}.")
+        first: dict[str, str] = {}  # content -> key
+        for entry in self.entries:
+            first.setdefault(entry.sha256, entry.key)
+        shares = {content: _share(key, seed) for content, key in first.items()}
+        held = {content for content, share in shares.items() if share < held_out}
+        if held and len(held) == len(shares):
+            held.remove(max(shares, key=shares.__getitem__))
+        elif held_out > 0 and not held and len(shares) > 1:
+            held = {min(shares, key=shares.__getitem__)}
+        sides: tuple[list[int], list[int]] = ([], [])
+        for index, entry in enumerate(self.entries):
+            sides[entry.sha256 in held].append(index)
+        return sides
+
+    def remarks(self) -> list[str]:
+        """What a person should know of these files beside the rejected ones: notes, copies, names that clash."""
+        found = [f"{entry.key}: {entry.note}" for entry in self.entries if entry.note]
+        contents: dict[str, str] = {}
+        names: dict[str, str] = {}
+        for entry in self.entries:
+            same = contents.setdefault(entry.sha256, entry.key)
+            if same != entry.key:
+                found.append(f"{entry.key}: the same content as {same}")
+            clash = names.setdefault(unicodedata.normalize("NFC", entry.key), entry.key)
+            if clash != entry.key:
+                found.append(f"{entry.key}: differs from another name by Unicode normalisation only")
+        return found
+
+
+def scan(
+    folder: Path,
+    *,
+    max_pictures: int | None = None,
+    max_bad: float = 0.1,
+    index_cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PictureIndex:
+    """Decode every picture of `folder` and its subfolders; with `index_cache` only files whose size or time changed.
+
+    Left unread: hidden files and folders, files without a picture's ending. Symbolic links are not followed.
+    `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
+    Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow the user's own link
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR.")
+    all_files, rejected = _list_files(folder)
+    files = all_files
+    if max_pictures is not None:
+        files = dict(sorted(sorted(files.items(), key=lambda item: _share(item[0], "sample"))[:max_pictures]))
+    if not files and not rejected:
+        raise LdmkitError(
+            f"data.path: {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
+            "name a folder that does with --set data.path=DIR."
+        )
+
+    cached = _read_cache(index_cache, folder)
+    known = {
+        key: row
+        for key, (size, mtime_ns) in files.items()
+        if (row := cached.get(key)) is not None and row["size"] == size and row["mtime_ns"] == mtime_ns
+    }
+    unknown = [key for key in files if key not in known]
+    with picture_warnings(), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        measured = pool.map(lambda key: _measure(folder / key, *files[key]), unknown)
+        for count, (key, row) in enumerate(zip(unknown, measured, strict=True), 1):
+            known[key] = row
+            if progress is not None:
+                progress(len(files) - len(unknown) + count, len(files))
+    kept = {key: row for key, row in cached.items() if key in all_files} | known  # rows beyond this sample as well
+    if index_cache is not None and kept != cached:
+        _write_cache(index_cache, folder, kept)
+
+    entries = tuple(Entry(key=key, **known[key]) for key in files if "reason" not in known[key])
+    rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
+    index = PictureIndex(folder, entries, tuple(sorted(rejected)))
+    total = len(entries) + len(rejected)
+    if not entries or len(rejected) > max_bad * total:
+        shown = "".join(f"\n  {key}: {reason}" for key, reason in index.rejected[:5])
+        more = f"\n  and {len(rejected) - 5} more" if len(rejected) > 5 else ""
+        raise LdmkitError(
+            f"data.path: {len(rejected)} of {total} files in {folder} cannot be used, "
+            f"more than data.max_bad = {max_bad:g} allows; repair or remove them:{shown}{more}"
+        )
+    return index
+
+
+def _list_files(folder: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
+    """({key: (size, mtime_ns)} ordered by key, [(key, reason)] of what is not a regular file)."""
+    files: dict[str, tuple[int, int]] = {}
+    rejected = []
+    for entry, key in _walk(folder, ""):
+        if isinstance(entry, str):
+            rejected.append((key, entry))
+        elif entry.is_symlink():
+            rejected.append((key, "a symbolic link, which is not followed"))
+        else:
+            status = entry.stat(follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                files[key] = (status.st_size, status.st_mtime_ns)
+            else:  # opening a named pipe would wait for ever
+                rejected.append((key, "not a regular file"))
+    return dict(sorted(files.items())), rejected
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple["os.DirEntry[str] | str", str]]:
+    """(directory entry, key) of whatever has a picture's ending; (reason, key) of a folder that cannot be read."""
+    try:
+        with os.scandir(folder) as listing:
+            found = list(listing)
+    except OSError as error:
+        yield f"a folder that cannot be read ({error.strerror})", prefix
+        return
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
+        elif Path(entry.name).suffix.lower() in SUFFIXES or (entry.is_symlink() and entry.is_dir()):
+            yield entry, prefix + entry.name
+
+
+def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
+    """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
+    row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        image, note = decode(data)
+    except OSError as error:
+        return {**row, "reason": f"cannot be read ({error.strerror or error})"}
+    except DecodeError as error:
+        return {**row, "reason": str(error)}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {**row, "sha256": sha256, "width": image.width, "height": image.height, "note": note}
+
+
+def _read_cache(path: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        table = json.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError):
+        return {}  # a cache: what cannot be read is computed again
+    if not isinstance(table, dict) or (table.get("version"), table.get("folder")) != (_CACHE_VERSION, str(folder)):
+        return {}
+    pictures: dict[str, dict[str, Any]] = table["pictures"]
+    return pictures
+
+
+def _write_cache(path: Path, folder: Path, pictures: dict[str, dict[str, Any]]) -> None:
+    # ASCII JSON keeps keys whose bytes are no UTF-8.
+    table = {"version": _CACHE_VERSION, "folder": str(folder), "pictures": dict(sorted(pictures.items()))}
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path.write_text(json.dumps(table), encoding="ascii")
+        partial_path.replace(path)
+    except OSError as error:
+        raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}.") from error
+    finally:
+        partial_path.unlink(missing_ok=True)
+
+
+def _key_bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _share(key: str, salt: int | str) -> float:
+    """A number in [0, 1) that depends on its arguments alone."""
+    digest = hashlib.sha256(f"{salt}/".encode() + _key_bytes(key)).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56

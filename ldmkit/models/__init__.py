@@ -1,0 +1,1 @@
+"""The networks: autoencoder, discriminator and U-Net."""

@@ -1,0 +1,168 @@
+"""What is wrong with a recipe, a line for each mistake: table, key, what is allowed, the nearest name."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import date, time
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ldmkit.errors import LdmkitError
+from ldmkit.options import Option, Options, did_you_mean
+from ldmkit.recipe.sections import COMPONENTS, Component, Recipe, VaeLoss
+
+if TYPE_CHECKING:
+    from ldmkit.plugins import Registry
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, Option]:
+    """The keys that a table declares, with type, range, default and description in words."""
+    described = Options(model, {name: name for name in model.model_fields}).describe()
+    return {key.name: key._replace(type=key.type.replace("boolean", "true or false")) for key in described}
+
+
+def wanted(key: Option) -> str:
+    """What a value of this key may be, in words: `integer > 0`."""
+    kind = "" if key.constraints.startswith("one of") else key.type
+    return (", " if kind.startswith("list") else " ").join(filter(None, [kind, key.constraints]))
+
+
+def component_at(place: tuple[str, ...]) -> type[Component] | None:
+    """The declared keys of the table at this place, where it is one that names a component."""
+    model = _model_at(place)
+    return model if model is not None and issubclass(model, Component) else None
+
+
+def takes_text(place: tuple[str, ...]) -> bool:
+    """Whether the key at this place is text of any kind, so that a number is text too."""
+    model = _model_at(place[:-1])
+    field = model.model_fields.get(place[-1]) if model is not None else None
+    return field is not None and field.annotation is str
+
+
+def schema_mistakes(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key's place, line) of each of pydantic's errors about a recipe; one for a key is enough."""
+    seen = set()
+    for item in error.errors(include_url=False):
+        names = tuple(str(part) for part in item["loc"] if isinstance(part, str))
+        if names and names in seen:
+            continue
+        seen.add(names)
+        if item["type"] == "value_error":  # a rule of our own, whose words say which keys
+            where = _table(names)
+            for line in str(item["ctx"]["error"]).splitlines():
+                yield names, f"{where} {line}".strip()
+            continue
+        if item["type"] == "extra_forbidden":
+            model = _model_at(names[:-1])
+            yield names, unknown_key(names[:-1], names[-1], list(model.model_fields) if model else [])
+            continue
+        if not names:
+            yield names, f"not a recipe: {item['msg']}"
+            continue
+        model = _model_at(names[:-1])
+        described = keys_of(model) if model is not None else {}
+        key = described.get(names[-1])
+        allowed = f"{wanted(key)} ({key.description})" if key else "a table"
+        where = _table(names[:-1])
+        if item["type"] == "missing" and len(names) == len(item["loc"]):  # else an entry of a list is
+            if where:
+                yield names, f'{where} lacks the key "{names[-1]}": {allowed}'
+            else:
+                yield names, f"the section [{names[-1]}] is missing: {Recipe.model_fields[names[-1]].description}"
+            continue
+        near = did_you_mean(str(item["input"]), _choices(model, names[-1]))
+        inside = [] if item["type"] == "missing" else [f"[{part}]" for part in item["loc"] if isinstance(part, int)]
+        place = "".join([names[-1], *inside])
+        value = json.dumps(item["input"], ensure_ascii=False, default=str)
+        yield names, f"{where} {place} = {value} is not allowed{near}: it takes {allowed}".strip()
+
+
+def unknown_key(table: tuple[str, ...], key: str, known: list[str]) -> str:
+    """The line for a key that its table does not have, with the nearest name or the table where it belongs."""
+    where = _table(table) or "the recipe"
+    near = did_you_mean(key, known)
+    if near:
+        return f'{where} has the unknown key "{key}"{near}'
+    homes = [f"[{name}]" for name, field in Recipe.model_fields.items() if key in _keys_of_section(field.annotation)]
+    if table and key in Recipe.model_fields:
+        homes.insert(0, "the top, before the first [section]")
+    rest = f" (it belongs to {', '.join(homes)})" if homes else f"; its keys are {', '.join(known)}"
+    return f'{where} has the unknown key "{key}"{rest}'
+
+
+def component_mistakes(table: Mapping[str, Any], registry: "Registry") -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key's place, line) for each component's name and options; `table` is a recipe's TOML, valid or not."""
+    for name, kind, model in COMPONENTS:
+        if isinstance(section := table.get(name, {}), Mapping):
+            yield from _component((name,), kind, section, model, registry)
+    vae = table.get("vae")
+    losses = vae.get("losses") if isinstance(vae, Mapping) else None
+    for name, section in losses.items() if isinstance(losses, Mapping) else ():
+        if isinstance(section, Mapping):
+            yield from _component(("vae", "losses", name), "loss", section, VaeLoss, registry)
+
+
+def _component(
+    place: tuple[str, ...], kind: str, section: Mapping[str, Any], model: type[Component], registry: "Registry"
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    use = section.get("use", model.model_fields["use"].default)
+    if not isinstance(use, str):  # said already, since it is a declared key; it may be there, misspelt
+        for key in section.keys() - model.model_fields.keys():
+            if did_you_mean(key, model.model_fields):
+                yield (*place, key), unknown_key(place, key, list(model.model_fields))
+        return
+    where = _table(place)
+    try:
+        options = [option.name for option in registry.options(kind, use)]
+    except LdmkitError as error:
+        yield (*place, "use"), f"{where} {error}"
+        return
+    given = {key: value for key, value in section.items() if key not in model.model_fields}
+    known = list(dict.fromkeys([*model.model_fields, *options]))
+    for key in given.keys() - set(options):
+        yield (*place, key), unknown_key(place, key, known)
+    try:
+        registry.check(kind, {"use": use, **{k: v for k, v in given.items() if k in options}}, where=where)
+    except LdmkitError as error:
+        for line in str(error).splitlines():
+            key = line.removeprefix(where).split()[0]
+            yield (*place, key), line
+
+
+def dates(table: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key's place, line) of each date or time: TOML has them, recipes do not, and JSON would turn them into text."""
+    items = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in items:
+        inner = (*place, key) if isinstance(key, str) else place
+        if isinstance(value, date | time):
+            line = f"{_table(inner[:-1])} {inner[-1]} = {value} is a date, which no key takes; text stands in quotes"
+            yield inner, line.strip()
+        yield from dates(value, inner)
+
+
+def _table(names: tuple[str, ...]) -> str:
+    return f"[{'.'.join(names)}]" if names else ""
+
+
+def _model_at(names: tuple[str, ...]) -> type[BaseModel] | None:
+    """The model of the table at this place; None for the table of losses, whose keys are free, and where none is."""
+    if names[:2] == ("vae", "losses"):
+        return VaeLoss if len(names) == 3 else None
+    model: type[BaseModel] | None = Recipe
+    for name in names:
+        field = model.model_fields.get(name) if model is not None else None
+        annotation = field.annotation if field is not None else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return model
+
+
+def _choices(model: type[BaseModel] | None, key: str) -> list[str]:
+    """The words of a key that takes one of a few."""
+    field = model.model_fields.get(key) if model is not None else None
+    return [word for word in get_args(field.annotation) if isinstance(word, str)] if field is not None else []
+
+
+def _keys_of_section(annotation: Any) -> set[str]:
+    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return set(annotation.model_fields) if is_section else set()

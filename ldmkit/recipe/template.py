@@ -1,0 +1,123 @@
+"""Recipes as text: a commented template, the resolved recipe, the JSON Schema."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from ldmkit.options import Option
+from ldmkit.recipe.mistakes import keys_of, wanted
+from ldmkit.recipe.sections import Recipe, component_tables
+
+if TYPE_CHECKING:
+    from ldmkit.plugins import Registry
+
+START: dict[str, Any] = {
+    "data": {"path": "data/pictures"},
+    "vae": {"steps": 10_000},
+    "unet": {"steps": 20_000},
+    "t2i": {"steps": 20_000},
+}
+"""what a new recipe sets; the rest stays at its default, shown in comments"""
+
+_KINDS = {"Caption": "captioner", "Text": "text_encoder", "VaeLoss": "loss", "SamplerChoice": "sampler"}
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def to_toml(recipe: Recipe, registry: "Registry | None" = None) -> str:
+    """The recipe with every default filled in, as TOML that loads as the same recipe.
+
+    With the plugins, the options of each component that the recipe leaves at their default are shown as comments.
+    """
+    defaults: dict[str, list[str]] = {}
+    for where, kind, table in component_tables(recipe) if registry is not None else []:
+        assert registry is not None
+        left = [option for option in registry.options(kind, table["use"]) if option.name not in table]
+        defaults[where] = [f"# {o.name} = {_value(o.default)}" for o in left if o.default is not None]
+    return "\n".join(_tables(recipe.model_dump(mode="json", exclude_none=True), (), defaults)).strip() + "\n"
+
+
+def template() -> str:
+    """A recipe with every key explained; keys at their default are comments."""
+    recipe = Recipe.model_validate({"name": "new", **START})
+    lines = [
+        "# A recipe of ldmkit: what is not set here has the default shown in the comment.",
+        "# `ldmkit recipe check FILE` tells what is wrong, `ldmkit plugins` what can be chosen.",
+        "",
+    ]
+    sections = {name: value for name, value in recipe if isinstance(value, BaseModel)}
+    for name, key in keys_of(Recipe).items():
+        if name not in sections and name != "name":
+            lines += _explained(key, None)
+    for name, section in sections.items():
+        lines += ["", f"# {Recipe.model_fields[name].description}", f"[{name}]"]
+        for key in keys_of(type(section)).values():
+            if key.name != "losses":
+                lines += _explained(key, START.get(name, {}).get(key.name))
+    lines += ["", f"# {type(recipe.vae).model_fields['losses'].description}"]
+    for loss, chosen in recipe.vae.losses.items():
+        lines += [f"[vae.losses.{loss}]", f'use = "{chosen.use}"', f"weight = {_value(chosen.weight)}", ""]
+    return "\n".join(lines).strip() + "\n"
+
+
+def json_schema(registry: "Registry") -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of recipes, with the options of every installed component."""
+    schema = Recipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Recipe of ldmkit"
+    definitions = schema["$defs"]
+    for definition, kind in _KINDS.items():
+        table = definitions[definition]
+        use = table["properties"]["use"]
+        use["enum"] = registry.names(kind)
+        table["allOf"] = []
+        for name in use["enum"]:
+            options = registry.option_schema(kind, name)
+            definitions |= options.get("$defs", {})
+            # A table without `use` takes the section's default component.
+            named = {} if name == use.get("default") else {"required": ["use"]}
+            takes = {**dict.fromkeys(table["properties"], True), **options["properties"]}
+            then = {"properties": takes, "required": options.get("required", []), "additionalProperties": False}
+            table["allOf"].append({"if": {"properties": {"use": {"const": name}}, **named}, "then": then})
+    for definition in ("Vae", "UNetTraining", "T2I"):
+        definitions[definition]["oneOf"] = [{"required": ["steps"]}, {"required": ["epochs"]}]
+    return schema
+
+
+def _explained(key: Option, chosen: Any) -> list[str]:
+    """`# what it means [what is allowed]`, then the key, commented out unless it is chosen."""
+    comment = f"# {key.description} [{wanted(key)}]"
+    if chosen is not None:
+        return [comment, f"{key.name} = {_value(chosen)}"]
+    return [comment, f"# {key.name} =" + ("" if key.default is None else f" {_value(key.default)}")]
+
+
+def _tables(table: dict[str, Any], place: tuple[str, ...], defaults: dict[str, list[str]]) -> list[str]:
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    lines += defaults.get(".".join(place), [])
+    for key, value in table.items():
+        if isinstance(value, dict):
+            inner = _tables(value, (*place, key), defaults)
+            # A table of tables needs no header of its own; an empty one would be lost without.
+            header = not value or any(not isinstance(v, dict) for v in value.values())
+            lines += (["", f"[{'.'.join(map(_key, (*place, key)))}]"] if header else []) + inner
+    return lines
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, int | float):
+        return repr(value)
+    # TOML's strings are JSON's, but for DEL, which has to be escaped.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

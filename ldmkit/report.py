@@ -1,0 +1,106 @@
+"""What a long command shows: rich progress bars on a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class Bar:
+    """One running task; `advance` is called for each unit of work."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self.title = title
+        self.total = total
+        self.done = done
+        self._first = done
+        self._start = time.monotonic()
+
+    def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
+        """Moves on by `count` units and shows the newest metrics."""
+        self.done += count
+
+    def _rate(self) -> float:
+        """Units a second since the bar began, those done before left out."""
+        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def _text(self, metrics: Mapping[str, float] | None) -> str:
+        return "  ".join(f"{key} {value:.4g}" for key, value in (metrics or {}).items())
+
+
+class PlainBar(Bar):
+    """A line every ten seconds and at the end."""
+
+    def __init__(self, title: str, total: int, done: int) -> None:
+        super().__init__(title, total, done)
+        self._last = self._start
+
+    def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
+        super().advance(count)
+        now = time.monotonic()
+        if self.done < self.total and now - self._last < 10:
+            return
+        self._last = now
+        rate = self._rate()
+        left = (self.total - self.done) / max(rate, 1e-9)
+        text = f"{self.title}  {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {self._text(metrics)}"
+        sys.stdout.write(text.rstrip() + "\n")
+        sys.stdout.flush()
+
+
+class RichBar(Bar):
+    """A bar with rate, time left and the newest metrics."""
+
+    def __init__(self, title: str, total: int, done: int, progress: "object") -> None:
+        super().__init__(title, total, done)
+        from rich.progress import Progress
+
+        assert isinstance(progress, Progress)
+        self._progress = progress
+        self._task = progress.add_task(title, total=total, completed=done, rate="", metrics="")
+
+    def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
+        super().advance(count)
+        fields: dict[str, Any] = {"metrics": self._text(metrics)} if metrics else {}
+        self._progress.update(self._task, advance=count, rate=f"{self._rate():.1f}/s", **fields)
+
+
+class Reporter:
+    """Prints what happens; silent in all processes but the first."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def line(self, text: str) -> None:
+        """One plain line."""
+        if not self.quiet:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A progress display for the block."""
+        if self.quiet:
+            yield Bar(title, total, done)
+        elif not sys.stdout.isatty():
+            yield PlainBar(title, total, done)
+        else:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[metrics]}"),
+            )
+            with Progress(*columns, refresh_per_second=4) as progress:
+                yield RichBar(title, total, done, progress)
+
+
+def duration(seconds: float) -> str:
+    """`12.3 s` below a minute, `2 min 5 s` above."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,202 @@
+"""The run folder: what each part of a run was made from, whether it still holds, and its metrics. No torch."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ldmkit.atomic import write_atomic, write_json
+from ldmkit.errors import LdmkitError
+
+FORMAT = 1
+RECORD = "record.json"
+
+
+def fingerprint(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over the JSON of what a part was made from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of one part of a run."""
+
+    state: Literal["done", "missing", "interrupted", "stale"]
+    reason: str = ""
+
+
+class Part:
+    """One folder of a run (`vae/`, `latents/`, ...) with the record of what it was made from."""
+
+    def __init__(self, folder: Path, name: str, inputs: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.name = name
+        # Through JSON once, so that tuples compare equal to the lists read back.
+        self.inputs: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **inputs}))
+        self.fingerprint = fingerprint(self.inputs)
+
+    def status(self) -> Status:
+        """Whether the folder holds this very part, whole."""
+        record_file = self.folder / RECORD
+        if not record_file.is_file():
+            return Status("missing")
+        try:
+            record = json.loads(record_file.read_text(encoding="utf-8"))
+            old, state = record["inputs"], record["state"]
+        except (ValueError, KeyError, TypeError):
+            return Status("stale", f"{record_file} is damaged")
+        if fingerprint(old) != self.fingerprint:
+            return Status("stale", "; ".join(_differences(old, self.inputs)) or "made from other inputs")
+        return Status("done") if state == "done" else Status("interrupted")
+
+    def begin(self) -> None:
+        """Marks the part as being made; a stale one is set aside first, never deleted."""
+        status = self.status()
+        unknown = status.state == "missing" and self.folder.is_dir() and any(self.folder.iterdir())
+        if status.state == "stale" or unknown:
+            self.set_aside()
+        if status.state in ("stale", "missing"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.folder / RECORD, {"inputs": self.inputs, "fingerprint": self.fingerprint, "state": "running"}
+            )
+
+    def finish(self, seconds: float, **facts: Any) -> None:
+        """Marks the part as whole; `facts` are kept in the record."""
+        write_json(
+            self.folder / RECORD,
+            {
+                "inputs": self.inputs,
+                "fingerprint": self.fingerprint,
+                "state": "done",
+                "seconds": round(seconds, 1),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                **facts,
+            },
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The record of a part that is done. Raises LdmkitError where it is not."""
+        if self.status().state != "done":
+            raise LdmkitError(f"{self.folder}: not finished; `ldmkit train` with the run's recipe goes on")
+        record: dict[str, Any] = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        return record
+
+    def set_aside(self) -> None:
+        """Moves the folder to `stale/` of the run: nothing that was trained is deleted."""
+        aside = self.folder.parent / "stale"
+        aside.mkdir(exist_ok=True)
+        for count in range(1, 10_000):
+            target = aside / f"{self.name}-{count}"
+            if not target.exists():
+                self.folder.rename(target)
+                return
+        raise LdmkitError(f"{aside}: too many parts set aside; remove what is not needed")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a part that was made whole, whatever it was made from."""
+    try:
+        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8"))["state"] == "done")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """`key: old -> new` for each leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines: list[str] = []
+        for name in sorted(old.keys() | new.keys()):
+            lines += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return lines
+    if old == new:
+        return []
+    if any(isinstance(v, str) and len(v) == 64 for v in (old, new)):
+        return [f"{key} changed"]
+    return [f"{key}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+_locks: set[IO[str]] = set()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the run's lock for the block; a process that dies, however it does, lets go of it.
+
+    Raises LdmkitError where another living process has it, or the folder cannot be written.
+    """
+    _close_locks_in_children()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise LdmkitError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    with file:
+        try:
+            _lock(file)
+        except OSError:
+            time.sleep(0.2)  # the other one may be about to write its number
+            file.seek(0)
+            raise LdmkitError(
+                f"{folder}: in use by process {file.read().strip() or 'unknown'}; wait until it is done, or end it"
+            ) from None
+        _locks.add(file)
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            _locks.discard(file)
+
+
+@cache
+def _close_locks_in_children() -> None:
+    """A lock belongs to every process that has the file open: a loader's worker would outlive ours with it."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
+
+
+def _lock(file: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(1 << 20)  # beyond the text, which stays readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class MetricsLog:
+    """`metrics.jsonl` of one stage: a line per logging step; cut back to the step that training resumes from."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

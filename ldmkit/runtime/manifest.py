@@ -1,0 +1,178 @@
+"""`manifest.json`: all that the runtime must know about a bundle besides its graphs."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ldmkit.errors import LdmkitError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+UNET = "unet.onnx"
+UNET_T2I = "unet_t2i.onnx"
+VAE_DECODER = "vae_decoder.onnx"
+TEXT_ENCODER = "text_encoder.onnx"
+TOKENIZER = "tokenizer.json"
+PREVIEW = "preview.png"
+CARD = "README.md"
+FILES = (UNET, UNET_T2I, VAE_DECODER, TEXT_ENCODER, TOKENIZER, PREVIEW, CARD)
+"""every file that a bundle of this format may hold besides the manifest"""
+
+MAX_MANIFEST_BYTES = 4 << 20
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Schedule(_Frozen):
+    """The noise schedule that the U-Nets were trained with: the keywords of `diffusion.make_schedule`."""
+
+    name: Literal["linear", "scaled_linear", "cosine", "flow"]
+    num_timesteps: Annotated[int, Field(gt=0, le=1_000_000)]
+    beta_start: Annotated[Finite, Field(gt=0, lt=1)]
+    beta_end: Annotated[Finite, Field(gt=0, lt=1)]
+    zero_terminal_snr: bool
+
+
+class Latent(_Frozen):
+    """Shape and statistics of the latents; the decoder graph undoes the normalisation itself."""
+
+    channels: Annotated[int, Field(gt=0, le=1024)]
+    height: Annotated[int, Field(gt=0, le=1024)]
+    width: Annotated[int, Field(gt=0, le=1024)]
+    mean: tuple[Finite, ...]
+    std: tuple[Annotated[Finite, Field(gt=0)], ...]
+
+    @model_validator(mode="after")
+    def _one_statistic_a_channel(self) -> "Latent":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need {self.channels} values, one a channel")
+        return self
+
+
+class Defaults(_Frozen):
+    """How to draw where the user says nothing."""
+
+    sampler: str
+    sampler_options: dict[str, Any] = {}
+    """the sampler's options besides `steps`; left out when the user names another sampler"""
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[Finite, Field(ge=0)]
+
+
+class Text(_Frozen):
+    """Length and width of the text encoder's states."""
+
+    max_tokens: Annotated[int, Field(gt=0)]
+    context_dim: Annotated[int, Field(gt=0)]
+
+
+class FileEntry(_Frozen):
+    """Content of one file of the bundle."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size: Annotated[int, Field(ge=0)]
+    """bytes"""
+
+
+class GraphEntry(_Frozen):
+    """How far a graph's outputs lay from torch's at export."""
+
+    max_abs_difference: Annotated[Finite, Field(ge=0)]
+    batch_sizes: tuple[int, ...]
+
+
+def _plain_name(name: str) -> str:
+    """The name reaches files and pictures' metadata, so it is no path and holds no control character."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError("letters, digits, '.', '_' and '-' only, 100 at most")
+    return name
+
+
+class Manifest(_Frozen):
+    """The whole of `manifest.json`."""
+
+    format_version: Literal[1]
+    name: Annotated[str, AfterValidator(_plain_name)]
+    created: AwareDatetime
+    schedule: Schedule
+    prediction: Literal["eps", "x0", "v", "flow"]
+    latent: Latent
+    picture_size: Annotated[int, Field(gt=0, le=65536)]
+    """pixels, height and width alike"""
+    defaults: Defaults
+    text: Text | None
+    files: dict[Literal[FILES], FileEntry]  # type: ignore[valid-type] # a tuple of literals, which mypy cannot follow
+    graphs: dict[Literal[FILES], GraphEntry]  # type: ignore[valid-type]
+    recipe: dict[str, Any]
+    fingerprint: str
+    notes: dict[str, Any]
+    """how it was trained: steps, wall seconds, command, versions"""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Manifest":
+        if VAE_DECODER not in self.files:
+            raise ValueError(f"files must list {VAE_DECODER}")
+        if UNET not in self.files and UNET_T2I not in self.files:
+            raise ValueError(f"files must list {UNET} or {UNET_T2I}")
+        if UNET_T2I in self.files:
+            missing = [name for name in (TEXT_ENCODER, TOKENIZER) if name not in self.files]
+            if missing or self.text is None:
+                raise ValueError(f"{UNET_T2I} needs {', '.join([*missing, *(['text'] if self.text is None else [])])}")
+        return self
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of the bundle in `folder` and the SHA-256 of its file, which stands for the whole bundle.
+
+    Raises LdmkitError where the folder is no bundle, its format is newer, or a key is wrong.
+    """
+    path = folder / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        raise LdmkitError(
+            f"{folder} is not a bundle: it has no {MANIFEST}. `ldmkit export onnx` writes one into exports/."
+        )
+    with path.open("rb") as file:
+        data = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise LdmkitError(f"{path} is not a bundle's manifest: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB.")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise LdmkitError(f"{folder} is not a bundle: {path} is not JSON ({error}).") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise LdmkitError(f"{folder} is not a bundle: {path} has no format_version.")
+    if version > FORMAT_VERSION:
+        raise LdmkitError(
+            f"{path}: format_version is {version}, and this ldmkit reads up to {FORMAT_VERSION}. Update ldmkit."
+        )
+    try:
+        manifest = Manifest.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise LdmkitError(
+            f"{folder} is not a bundle: {path}: {key}: {first['msg']}. Export it again with `ldmkit export onnx`."
+        ) from None
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` into `folder`."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / MANIFEST).write_bytes(text.encode())
+
+
+def file_entry(path: Path) -> FileEntry:
+    """SHA-256 and size of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, size=path.stat().st_size)

@@ -1,0 +1,173 @@
+"""What `train-unet` and `train-t2i` share: the denoising loss, its held-out value and the sample grids."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from ldmkit.diffusion import add_noise, draw_timesteps, loss_weight, make_schedule, target, to_x0
+from ldmkit.randomness import derive
+from ldmkit.recipe.sections import UNetTraining
+from ldmkit.stages.context import StageContext
+from ldmkit.stages.ema import ema_of
+from ldmkit.stages.latent_set import LatentSet
+from ldmkit.stages.networks import load_autoencoder
+from ldmkit.stages.plots import grid
+from ldmkit.stages.training import Metrics, Trainer
+
+MAX_HELD_OUT = 512
+"""held-out latents that an evaluation looks at"""
+NUM_PREVIEWS = 16
+
+Text = tuple[torch.Tensor, ...]
+"""() without text; (ids or states, mask) with it"""
+
+
+class DenoisingTask:
+    """One U-Net learning to denoise cached latents, Ho et al. 2020, alg. 1. Subclasses bring the text."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        trainer: Trainer,
+        section: UNetTraining,
+        network: torch.nn.Module,
+        latents: LatentSet,
+        train: np.ndarray,
+        held_out: np.ndarray,
+    ) -> None:
+        network.to(memory_format=torch.channels_last)
+        self.trainer = trainer
+        self.recipe = context.recipe
+        self.latents = latents
+        self.train = train
+        self.held_out = held_out[:MAX_HELD_OUT]
+        self.schedule = make_schedule(**self.recipe.diffusion.schedule_options())
+        self.sampler = context.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
+        self.autoencoder = load_autoencoder(self.recipe, context.folder("vae"))
+        self.ema = ema_of(network, section.ema_decay).to(trainer.device) if section.ema_decay else None
+        if section.compile:
+            network.compile()  # in place: the keys of the state dict stay as they are
+        optimizer = trainer.optimizer(network.parameters(), section.learning_rate)
+        self.model, self.optimizer = trainer.accelerator.prepare(network, optimizer)
+        self.modules: dict[str, torch.nn.Module] = {"model": network}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"model": self.optimizer}
+        self.learning_rates = {"model": section.learning_rate}
+
+    def text(self, indices: np.ndarray, step: int | None) -> Text:
+        """Text of these pictures; with a step, that step's caption dropout is applied to the whole batch."""
+        return ()
+
+    def preview_text(self) -> tuple[Text, Text] | None:
+        """(prompts, empty prompts) of the sample grids; None draws without text."""
+        return None
+
+    def train_step(self, step: int) -> dict[str, torch.Tensor]:
+        trainer, diffusion = self.trainer, self.recipe.diffusion
+        indices = self.train[trainer.positions(step)]
+        mirrored = trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
+        t = draw_timesteps(trainer.uniform("timestep", step), self.schedule, diffusion.timesteps)
+        noise = trainer.noise("noise", step, self.latents.shape)
+        posterior_noise = trainer.noise("posterior", step, self.latents.shape)
+        text = self.text(indices, step)
+        self.model.train()
+        total = torch.zeros((), device=trainer.device)
+        for part, last in trainer.micro_batches():
+            x0 = self.latents.batch(indices[part], mirrored[part], posterior_noise[part])
+            with trainer.exchange(self.model, last=last):
+                loss = self._loss(self.model, x0, t[part], noise[part], tuple(x[part] for x in text))
+                trainer.check_finite(loss, partial(self._suspects, indices[part], x0))
+                trainer.backward(loss)
+            total = total + loss.detach() / trainer.section.grad_accumulation
+        norm = trainer.step_optimizer(
+            self.optimizer, self.model.parameters(), lambda: [self.latents.keys[i] for i in indices]
+        )
+        return {"loss": total, "grad_norm": norm}
+
+    def _suspects(self, indices: np.ndarray, x0: torch.Tensor) -> list[str]:
+        """Names of the pictures whose latents are not finite, or else of all."""
+        bad = (~torch.isfinite(x0)).flatten(1).any(1).cpu().numpy()
+        return [self.latents.keys[i] for i in (indices[bad] if bad.any() else indices)]
+
+    def _loss(
+        self, network: torch.nn.Module, x0: torch.Tensor, t: np.ndarray, noise: torch.Tensor, text: Text
+    ) -> torch.Tensor:
+        """Weighted mean squared error of the prediction."""
+        diffusion = self.recipe.diffusion
+        alpha, sigma = (
+            torch.from_numpy(np.asarray(f(t), dtype=np.float32)).to(x0.device)[:, None, None, None]
+            for f in (self.schedule.alpha, self.schedule.sigma)
+        )
+        x_t = add_noise(x0, noise, alpha, sigma)
+        with self.trainer.accelerator.autocast():
+            output = network(x_t, torch.from_numpy(t.astype(np.float32)).to(x0.device), *text)
+        error = (output.float() - target(diffusion.prediction, x0, noise, alpha, sigma)) ** 2
+        weight = loss_weight(diffusion.weighting, diffusion.prediction, alpha, sigma, diffusion.min_snr_gamma)
+        loss: torch.Tensor = (weight * error).mean()
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        """Held-out loss at fixed noise and evenly spread timesteps, raw and averaged weights."""
+        if not len(self.held_out):
+            return {}
+        networks = {"": self.modules["model"]} | ({"_ema": self.ema.module} if self.ema is not None else {})
+        count = len(self.held_out)
+        t = draw_timesteps((np.arange(count) + 0.5) / count, self.schedule, "uniform")
+        metrics: Metrics = {}
+        for suffix, network in networks.items():
+            network.eval()
+            generator = torch.Generator(self.trainer.device).manual_seed(derive(self.trainer.seed, "held-out", 0))
+            total = 0.0
+            for i in range(0, count, 128):
+                indices = self.held_out[i : i + 128]
+                x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.trainer.device)
+                noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+                text = self.text(indices, None)
+                total += float(self._loss(network, x0, t[i : i + 128], noise, text)) * len(indices)
+            metrics[f"held_out_loss{suffix}"] = total / count
+        return metrics
+
+    @torch.no_grad()
+    def draw(self, step: int) -> dict[str, torch.Tensor]:
+        """Grids of raw and averaged weights from the same noise."""
+        networks = {"raw": self.modules["model"]} | ({"ema": self.ema.module} if self.ema is not None else {})
+        return {name: grid(self._sample(network), columns=4) for name, network in networks.items()}
+
+    def _sample(self, network: torch.nn.Module) -> torch.Tensor:
+        """(16, 3, H, W) pixels at fixed seeds."""
+        device = self.trainer.device
+        network.eval()
+        generator = torch.Generator(device).manual_seed(derive(self.trainer.seed, "preview", 0))
+
+        def randn_like(x: torch.Tensor) -> torch.Tensor:
+            return torch.randn(x.shape, generator=generator, device=device)
+
+        x_T = torch.randn((NUM_PREVIEWS, *self.latents.shape), generator=generator, device=device)  # noqa: N806 - the field's name
+        denoise = self._denoiser(network)
+        latents = self.sampler.sample(denoise, x_T, self.schedule, randn_like)
+        mean, std = self.latents.channel_mean.to(device), self.latents.channel_std.to(device)
+        pixels: torch.Tensor = self.autoencoder.to(device).decode(latents * std + mean)
+        return pixels
+
+    def _denoiser(self, network: torch.nn.Module) -> Callable[[torch.Tensor, float], torch.Tensor]:
+        """denoise(x_t, t) -> x0 with classifier-free guidance, Ho and Salimans 2022, eq. 6."""
+        prompts = self.preview_text()
+        scale = self.recipe.sampler.guidance_scale
+
+        def denoise(x_t: torch.Tensor, t: float) -> torch.Tensor:
+            times = torch.full((len(x_t),), t, device=x_t.device)
+            with self.trainer.accelerator.autocast():
+                if prompts is None:
+                    output = network(x_t, times)
+                else:
+                    output = network(x_t, times, *prompts[0])
+                    if scale != 1:
+                        empty = network(x_t, times, *prompts[1])
+                        output = empty + scale * (output - empty)
+            alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
+            x0: torch.Tensor = to_x0(self.recipe.diffusion.prediction, output.float(), x_t, alpha, sigma)
+            return x0
+
+        return denoise

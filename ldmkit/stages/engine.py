@@ -1,0 +1,43 @@
+"""accelerate's engine: device, precision, processes."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import parse_flag_from_env
+
+from ldmkit.errors import LdmkitError
+
+
+def processes() -> PartialState:
+    """The processes that a launcher started, or this one alone; gloo connects them where there is no GPU."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # accelerate by itself leaves processes on a machine without GPU to themselves, each thinking it is alone.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+    # Captioning and encoding run in the first process alone, for hours where the pictures are many.
+    return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+
+
+def start_engine(precision: str = "fp32") -> Accelerator:
+    """The engine of one stage; `auto` is bf16 on a GPU or a CPU that computes in it, else fp32.
+
+    Raises LdmkitError where the device cannot do it.
+    """
+    on_gpu = processes().device.type == "cuda"
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if on_gpu else _cpu_computes_bf16()
+        precision = "bf16" if fast else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise LdmkitError('precision = "fp16" needs a GPU; use "bf16", "fp32" or "auto"')
+    # The stages of one process may differ in precision, which accelerate allows only from a fresh state; the
+    # processes and their connections, PartialState's, stay.
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def _cpu_computes_bf16() -> bool:
+    """Whether the CPU has AMX, which made a training step three times as fast; merely storing bf16 slows it down."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
+    return bool(capabilities.get("amx_bf16", False))

@@ -1,0 +1,75 @@
+"""The model card of a bundle: its README.md."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ldmkit.runtime.manifest import PREVIEW, UNET, UNET_T2I, Manifest
+
+
+def model_card(manifest: Manifest, preview_prompts: Sequence[str] | None) -> str:
+    """Markdown: what the model is, how to use it, its figures, its recipe and its limits."""
+    latent, defaults, schedule = manifest.latent, manifest.defaults, manifest.schedule
+    draws = {UNET_T2I: "from a prompt", UNET: "without one"}
+    modes = " and ".join(words for file, words in draws.items() if file in manifest.files)
+    example = json.dumps(preview_prompts[0], ensure_ascii=False) if preview_prompts else ""
+    argument = f"{example}, " if example else ""
+    text = f"""# {manifest.name}
+
+A latent diffusion model that draws pictures of {manifest.picture_size}x{manifest.picture_size} pixels {modes},
+exported by ldmkit on {manifest.created:%Y-%m-%d}. It runs on onnxruntime, without PyTorch.
+
+![pictures drawn by this bundle]({PREVIEW})
+
+"""
+    if preview_prompts:
+        text += "The preview's prompts, row by row, seeds from 0:\n\n"
+        text += "".join(f"{k}. {prompt}\n" for k, prompt in enumerate(preview_prompts, 1)) + "\n"
+    text += f"""## Use
+
+    ldmkit generate {example} --bundle PATH_OF_THIS_FOLDER
+
+or in Python
+
+    from ldmkit.runtime.bundle import Bundle
+    Bundle.load("PATH_OF_THIS_FOLDER").generate({argument}seed=0)[0].save("picture.png")
+
+Unless told otherwise it takes {defaults.steps} steps of the sampler `{defaults.sampler}` at guidance scale
+{defaults.guidance_scale:g}.
+
+## Figures
+
+| graph | bytes | largest difference from torch | batch sizes compared |
+|---|---|---|---|
+"""
+    for name, graph in manifest.graphs.items():
+        sizes = ", ".join(map(str, graph.batch_sizes))
+        text += f"| `{name}` | {manifest.files[name].size:,} | {graph.max_abs_difference:.1e} | {sizes} |\n"
+    text += f"""
+- latents: {latent.channels} x {latent.height} x {latent.width}, normalised per channel; the decoder graph undoes it
+- prediction `{manifest.prediction}`, schedule `{schedule.name}` over {schedule.num_timesteps} timesteps
+"""
+    if manifest.text is not None:
+        text += f"- prompts are cut at {manifest.text.max_tokens} tokens\n"
+    text += "\n## How it was made\n\n"
+    text += _listing(manifest.notes) or "- nothing was noted\n"
+    text += f"- fingerprint: {manifest.fingerprint}\n\nThe recipe:\n\n" + _listing(manifest.recipe)
+    text += """
+## Limits
+
+It draws what its training pictures showed, in the words that their captions used: other subjects and other wordings
+come out as the nearest thing that it knows. Whoever shares its pictures answers for the rights in the pictures that
+it was trained on.
+"""
+    return text
+
+
+def _listing(table: Mapping[str, Any], depth: int = 0) -> str:
+    """Nested tables as a nested list."""
+    lines = ""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += f"{'  ' * depth}- {key}:\n{_listing(value, depth + 1)}"
+        else:
+            lines += f"{'  ' * depth}- {key}: {value}\n"
+    return lines

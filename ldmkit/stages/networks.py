@@ -1,0 +1,41 @@
+"""Networks from the recipe, and their trained weights from a run's folders."""
+
+from pathlib import Path
+
+import torch
+
+from ldmkit.checkpoint import load_weights
+from ldmkit.components import TextEncoder
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.text_to_image import TextToImage
+from ldmkit.models.unet import UNet
+from ldmkit.recipe import Recipe
+
+
+def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
+    """The recipe's autoencoder with fresh weights."""
+    return AutoencoderKL(**recipe.vae.network())
+
+
+def build_unet(recipe: Recipe) -> UNet:
+    """The recipe's unconditional U-Net with fresh weights."""
+    return UNet(in_channels=recipe.vae.latent_channels, **recipe.unet.network())
+
+
+def build_text_to_image(recipe: Recipe, encoder: TextEncoder, text_module: torch.nn.Module | None) -> TextToImage:
+    """The recipe's text U-Net with fresh weights; `text_module` is the encoder's network where it is trained along."""
+    unet = UNet(in_channels=recipe.vae.latent_channels, context_dim=encoder.context_dim, **recipe.t2i.network())
+    return TextToImage(unet, text_module)
+
+
+def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a finished training stage, or the plain ones where no average was kept."""
+    ema = folder / "ema.safetensors"
+    return load_weights(ema if ema.is_file() else folder / "model.safetensors")
+
+
+def load_autoencoder(recipe: Recipe, folder: Path) -> AutoencoderKL:
+    """The trained autoencoder, frozen, in eval mode."""
+    autoencoder = build_autoencoder(recipe)
+    autoencoder.load_state_dict(trained_weights(folder))
+    return autoencoder.requires_grad_(False).eval()

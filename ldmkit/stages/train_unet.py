@@ -1,0 +1,22 @@
+"""Stage `train-unet`: `latents/` -> `unet/`, the unconditional U-Net."""
+
+import torch
+
+from ldmkit.atomic import write_json
+from ldmkit.stages.context import StageContext
+from ldmkit.stages.denoising import DenoisingTask
+from ldmkit.stages.latent_set import LatentSet
+from ldmkit.stages.networks import build_unet
+from ldmkit.stages.training import Metrics, Trainer
+
+
+def train_unet(context: StageContext) -> Metrics:
+    """Trains the unconditional U-Net; returns its last held-out metrics."""
+    recipe = context.recipe
+    train, held_out = context.split()
+    latents = LatentSet(context.folder("latents"), recipe.latents, recipe.seed)
+    trainer = Trainer(context, context.parts["unet"], recipe.unet, num_samples=len(train), seed=recipe.seed)
+    torch.manual_seed(trainer.seed)  # the network's first weights
+    task = DenoisingTask(context, trainer, recipe.unet, build_unet(recipe), latents, train, held_out)
+    write_json(context.folder("unet") / "config.json", recipe.unet.network())
+    return trainer.fit(task)

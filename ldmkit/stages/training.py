@@ -1,0 +1,297 @@
+"""The loop that every training stage runs in: one clock of optimizer steps, checkpoints, logs, signals.
+
+accelerate brings devices, precision and processes. The order of samples, the random numbers and the
+checkpoints are ldmkit's, derived from (seed, purpose, step): a resumed run repeats what an uninterrupted one does.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from ldmkit.checkpoint import (
+    Tensors,
+    flatten_optimizer,
+    load_newest,
+    restore_optimizer,
+    save_checkpoint,
+    save_weights,
+)
+from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.randomness import SampleOrder, derive, numpy_generator
+from ldmkit.recipe.sections import Training
+from ldmkit.run import MetricsLog, Part
+from ldmkit.stages.context import StageContext
+from ldmkit.stages.engine import start_engine
+from ldmkit.stages.plots import plot_losses, save_picture
+from ldmkit.stages.signals import StopSignals
+
+Metrics = dict[str, float]
+
+
+class Task(Protocol):
+    """What a training stage brings to the loop."""
+
+    modules: dict[str, torch.nn.Module]
+    """bare networks whose weights make up a checkpoint; `model` is the one that is trained and averaged"""
+    ema: AveragedModel | None
+    optimizers: dict[str, torch.optim.Optimizer]
+    learning_rates: dict[str, float]
+    """peak learning rate of each optimizer"""
+
+    def train_step(self, step: int) -> dict[str, torch.Tensor]:
+        """One optimizer step (step counts from 0); detached scalars, `loss` among them."""
+
+    def evaluate(self) -> Metrics:
+        """Held-out metrics, the same pictures and noise each time."""
+
+    def draw(self, step: int) -> dict[str, torch.Tensor]:
+        """Sample grids by name, (H, W, 3) uint8."""
+
+
+class Trainer:
+    """Device, precision, batches and random numbers of one training stage, and its loop."""
+
+    def __init__(self, context: StageContext, part: Part, section: Training, *, num_samples: int, seed: int) -> None:
+        if num_samples < 1:
+            raise LdmkitError(f"{context.recipe.data.path}: no picture is left to train on; lower data.held_out")
+        self.context = context
+        self.part = part
+        self.section = section
+        self.seed = derive(seed, part.name, 0)
+        self.num_steps = section.num_steps(num_samples)
+        self.accelerator = start_engine(section.precision)
+        self.device = self.accelerator.device
+        self.rank = self.accelerator.process_index
+        if section.batch_size % (self.accelerator.num_processes * section.grad_accumulation):
+            raise LdmkitError(
+                f"{part.name}: batch_size = {section.batch_size} must be a multiple of the number of processes "
+                f"({self.accelerator.num_processes}) times grad_accumulation ({section.grad_accumulation})"
+            )
+        self.order = SampleOrder(self.seed, num_samples)
+
+    # --- what a task asks for ------------------------------------------------------------------------------
+
+    def optimizer(self, parameters: Iterator[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        """The section's optimizer, fused: one kernel a step."""
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.section.optimizer]
+        section = self.section
+        extra: dict[str, Any] = {"fused": True}
+        if section.optimizer == "adamw" or section.weight_decay:
+            extra["weight_decay"] = section.weight_decay
+        made: torch.optim.Optimizer = kind(parameters, lr=learning_rate, betas=section.betas, **extra)
+        return made
+
+    def positions(self, step: int) -> np.ndarray:
+        """(batch_size,) positions in the training set of the whole batch of this step, all processes."""
+        return self.order.batch(step, self.section.batch_size)
+
+    def uniform(self, purpose: str, step: int) -> np.ndarray:
+        """(batch_size,) uniform numbers of the whole batch of this step."""
+        return numpy_generator(self.seed, purpose, step).random(self.section.batch_size)
+
+    def noise(self, purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """(batch_size, *shape) unit Gaussian noise of the whole batch, on the device."""
+        generator = torch.Generator(self.device).manual_seed(derive(self.seed, purpose, step))
+        return torch.randn((self.section.batch_size, *shape), generator=generator, device=self.device)
+
+    def micro_batches(self) -> Iterator[tuple[slice, bool]]:
+        """(this process's part of the whole batch, whether it is the last before the optimizer's step)."""
+        share = self.section.batch_size // self.accelerator.num_processes
+        size = share // self.section.grad_accumulation
+        for i in range(self.section.grad_accumulation):
+            first = self.rank * share + i * size
+            yield slice(first, first + size), i == self.section.grad_accumulation - 1
+
+    def exchange(self, model: torch.nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Goes around a micro-batch's forward and backward pass: processes add up gradients at the last one only."""
+        quiet: AbstractContextManager[None] = self.accelerator.no_sync(model)
+        return nullcontext() if last else quiet
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the micro-batch's share of the gradient."""
+        self.accelerator.backward(loss / self.section.grad_accumulation)
+
+    def step_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterator[torch.nn.Parameter],
+        names: Callable[[], list[str]],
+    ) -> torch.Tensor:
+        """Clips, steps and clears the gradient; returns its norm before clipping.
+
+        Raises LdmkitError as `check_finite` does; under fp16 the scaler skips such a step instead.
+        """
+        norm = self.accelerator.clip_grad_norm_(list(parameters), self.section.grad_clip or math.inf)
+        assert isinstance(norm, torch.Tensor)
+        if self.accelerator.scaler is None:
+            self.check_finite(norm, names, what="gradient")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def check_finite(self, value: torch.Tensor, names: Callable[[], list[str]], *, what: str = "loss") -> None:
+        """Raises LdmkitError naming the batch's files where the value is not finite; before any weight changes."""
+        if not bool(torch.isfinite(value)):
+            files = names()
+            more = f" and {len(files) - 16} more" if len(files) > 16 else ""
+            raise LdmkitError(
+                f"{self.part.name}: the {what} is {value.item()}; nothing was changed by this batch. Its pictures: "
+                f'{", ".join(files[:16])}{more}. A lower learning_rate or precision = "fp32" often helps; '
+                "the last checkpoint is good"
+            )
+
+    def learning_rate(self, step: int, peak: float) -> float:
+        """Linear warm-up, then constant or a cosine to 0, counted in optimizer steps."""
+        section = self.section
+        if step < section.warmup_steps:
+            return peak * (step + 1) / section.warmup_steps
+        if section.lr_schedule == "constant":
+            return peak
+        progress = (step - section.warmup_steps) / max(1, self.num_steps - section.warmup_steps)
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+    # --- the loop ------------------------------------------------------------------------------------------
+
+    def fit(self, task: Task) -> Metrics:
+        """Trains from the newest checkpoint to the last step, saves the weights, returns the last held-out metrics.
+
+        Raises Interrupted after saving where a signal asked to stop.
+        """
+        folder, reporter, name = self.part.folder, self.context.reporter, self.part.name
+        with self.accelerator.main_process_first():  # who also sweeps and sets aside
+            start, seconds = self._resume(task)
+        log = MetricsLog(folder / "metrics.jsonl", start) if self.accelerator.is_main_process else None
+        writer = self._tensorboard(start)
+        clock = time.monotonic()
+        newest: Metrics = {}
+        evaluated: Metrics = {}
+        if start:
+            reporter.line(f"{name}: going on from step {start} of {self.num_steps}")
+        if start == self.num_steps and log is not None:  # stopped between the last checkpoint and the end
+            evaluated = task.evaluate()
+        signals = StopSignals(name, quiet=reporter.quiet, launched=self.accelerator.num_processes > 1)
+        with writer or nullcontext(), signals, reporter.bar(name, self.num_steps, start) as bar:
+            for step in range(start, self.num_steps):
+                scalars = self._step(task, step)
+                done, last = step + 1, step + 1 == self.num_steps
+                row: Metrics = {}
+                if done % self.section.log_every == 0 or last:
+                    newest = {key: float(value) for key, value in self.accelerator.reduce(scalars, "mean").items()}
+                    row |= newest
+                    row["learning_rate"] = self.learning_rate(step, task.learning_rates["model"])
+                    row["seconds"] = round(seconds + time.monotonic() - clock, 2)
+                if (done % self.section.eval_every == 0 or last) and log is not None:
+                    evaluated = task.evaluate()
+                    row |= evaluated
+                if log is not None and row:
+                    log.write(done, row)
+                    for key, value in row.items():
+                        writer.add_scalar(f"{name}/{key}", value, done)
+                    self.context.registry.hook.log_metrics(
+                        run_dir=self.context.run_dir, stage=name, step=done, metrics=row
+                    )
+                if (done % self.section.sample_every == 0 or last) and log is not None:
+                    self._draw(task, writer, done)
+                stop = self._everywhere(signals.number)
+                if stop or done % self.section.checkpoint_every == 0 or last:
+                    self._save(task, done, seconds + time.monotonic() - clock)
+                bar.advance(1, newest)
+                if stop:
+                    error = Interrupted(f"{name}: saved at step {done} of {self.num_steps}; the same command goes on")
+                    error.exit_code = 128 + stop
+                    raise error
+        if self.accelerator.is_main_process:
+            for key, module in task.modules.items():
+                save_weights(folder / f"{key}.safetensors", module.state_dict())
+            if task.ema is not None:
+                save_weights(folder / "ema.safetensors", task.ema.module.state_dict())
+        self.accelerator.wait_for_everyone()
+        return evaluated
+
+    def _step(self, task: Task, step: int) -> dict[str, torch.Tensor]:
+        """One optimizer step and the average's; the state of every random stream follows from the step."""
+        torch.manual_seed(derive(self.seed, "dropout", step * self.accelerator.num_processes + self.rank))
+        for key, optimizer in task.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(step, task.learning_rates[key])
+        try:
+            scalars = task.train_step(step)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            size, section = self.context.recipe.data.size, self.section
+            raise LdmkitError(
+                f"{self.part.name}: out of memory with batch_size = {section.batch_size} and pictures of {size}x{size} "
+                f"pixels; {self.part.name}.grad_accumulation = {section.grad_accumulation * 2} computes the same "
+                "update in smaller parts; the last checkpoint is good"
+            ) from None
+        if task.ema is not None:
+            task.ema.update_parameters(task.modules["model"])
+        return scalars
+
+    def _everywhere(self, number: int) -> int:
+        """The largest of all processes' numbers: a signal may reach one of them alone."""
+        if self.accelerator.num_processes == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.device)).max())
+
+    def _draw(self, task: Task, writer: Any, step: int) -> None:
+        for key, picture in task.draw(step).items():
+            save_picture(self.part.folder / "samples" / f"step_{step:06d}_{key}.png", picture)
+            writer.add_image(f"{self.part.name}/{key}", picture, step, dataformats="HWC")
+        plot_losses(self.part.folder, f"{self.context.recipe.name}: {self.part.name}")
+
+    def _tensorboard(self, start: int) -> Any:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        if self.accelerator.is_main_process:
+            return SummaryWriter(self.part.folder / "tensorboard", purge_step=start + 1)
+        return None
+
+    def _resume(self, task: Task) -> tuple[int, float]:
+        """(steps done, seconds spent) of the newest good checkpoint, loaded into the task."""
+        newest = load_newest(self.part.folder / "checkpoints")
+        if newest is None:
+            return 0, 0.0
+        tensors, state = newest
+        for name, module in task.modules.items():
+            module.load_state_dict(tensors[name])
+        for name, optimizer in task.optimizers.items():
+            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
+        if task.ema is not None:
+            task.ema.module.load_state_dict(tensors["ema"])
+            task.ema.n_averaged.fill_(state["num_averaged"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if state["world_size"] != self.accelerator.num_processes or state["threads"] != torch.get_num_threads():
+            self.context.reporter.line(
+                f"{self.part.name}: resumed with another number of processes or threads: "
+                "the result will not be equal to the last bit"
+            )
+        return int(state["step"]), float(state["seconds"])
+
+    def _save(self, task: Task, step: int, seconds: float) -> None:
+        if self.accelerator.is_main_process:
+            tensors: dict[str, Tensors] = {name: module.state_dict() for name, module in task.modules.items()}
+            for name, optimizer in task.optimizers.items():
+                tensors[f"optimizer_{name}"] = flatten_optimizer(optimizer)
+            state: dict[str, Any] = {
+                "seconds": seconds,
+                "world_size": self.accelerator.num_processes,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "fingerprint": self.part.fingerprint,
+                "num_averaged": 0,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            }
+            if task.ema is not None:
+                tensors["ema"] = task.ema.module.state_dict()
+                state["num_averaged"] = int(task.ema.n_averaged)
+            save_checkpoint(self.part.folder / "checkpoints", step, tensors, state, keep=self.section.keep_checkpoints)
+        self.accelerator.wait_for_everyone()

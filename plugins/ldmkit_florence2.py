@@ -1,0 +1,162 @@
+"""The captioner `florence2`: Florence-2 in transformers' native class, from a local folder or the hub."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ldmkit import LdmkitError, Picture, hookimpl, load_pretrained, model_name
+
+BOILERPLATE = re.compile(
+    r"(?:(?:the|this) (?:image|picture|photo|photograph) "
+    r"(?:shows|depicts|features|captures|displays|portrays|showcases|contains|is of|is(?! not))"
+    r"|in (?:the|this) (?:image|picture|photo|photograph),? (?:we can see|you can see|there is|there are)"
+    r"|this is)"
+    r"(?: an? (?:image|picture|photo|photograph) of)?\s+(?=\w)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Florence2:
+    """Florence-2, Xiao et al. 2023, beam search, many pictures at a time.
+
+    The model is read on the first call of `caption`, from the Hugging Face cache where it holds it, else from the hub,
+    and kept. On a CUDA device it runs in float16, the type of the published weights, elsewhere in float32.
+    """
+
+    model: Annotated[
+        str,
+        Field(min_length=1, description="repository on the Hugging Face hub in the native format, or a local folder"),
+    ] = "florence-community/Florence-2-large"
+    revision: Annotated[str | None, Field(description="commit, tag or branch of the repository; none: its newest")] = (
+        None
+    )
+    task: Annotated[
+        Literal["<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>"],
+        Field(description="Florence-2's task prompt: how long a caption"),
+    ] = "<MORE_DETAILED_CAPTION>"
+    num_beams: Annotated[int, Field(gt=0, description="beams of the search; 1 is greedy")] = 3
+    max_new_tokens: Annotated[int, Field(gt=0, description="longest caption, in tokens")] = 1024
+    batch_size: Annotated[int, Field(gt=0, description="pictures at a time; halved where memory runs out")] = 8
+    strip_boilerplate: Annotated[
+        bool, Field(description='drop openings such as "The image shows"; "The image shows a cat." becomes "A cat."')
+    ] = True
+    device: Annotated[str, Field(description='torch device such as "cuda:0"; "auto": CUDA where it is')] = "auto"
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
+        """One caption a picture, decoded and captioned `batch_size` at a time.
+
+        LdmkitError where the model can be had from nowhere, and where one picture alone does not fit into memory.
+        """
+        import torch
+
+        captions: list[str | None] = []
+        batch_size = self.batch_size
+        while len(captions) < len(pictures):
+            batch = pictures[len(captions) : len(captions) + batch_size]
+            try:
+                captions += self._generate(batch)
+                continue
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise LdmkitError(
+                        f"captioner 'florence2': out of memory on one picture alone, {batch[0].key}; lower "
+                        "caption.num_beams or caption.max_new_tokens, or choose a smaller caption.model"
+                    ) from error
+            # Outside the handler: while the exception lives, its frames hold the tensors.
+            batch_size = (len(batch) + 1) // 2
+            torch.cuda.empty_cache()
+            warnings.warn(f"florence2: out of memory, going on with {batch_size} pictures at a time", stacklevel=2)
+        return captions
+
+    def _generate(self, batch: Sequence[Picture]) -> list[str | None]:
+        import torch
+
+        processor, model = self._loaded
+        images = [picture.load().convert("RGB") for picture in batch]
+        inputs = processor(text=[self.task] * len(images), images=images, return_tensors="pt")
+        with torch.inference_mode():
+            ids = model.generate(
+                **inputs.to(model.device, model.dtype),
+                num_beams=self.num_beams,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+        captions: list[str | None] = []
+        for image, text in zip(images, processor.batch_decode(ids, skip_special_tokens=True), strict=True):
+            answer = processor.post_process_generation(text=text, task=self.task, image_size=image.size)[self.task]
+            caption = " ".join(answer.split())
+            captions.append((strip_boilerplate(caption) if self.strip_boilerplate else caption) or None)
+        return captions
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """The processor and the model, in evaluation mode on its device."""
+        from logging import ERROR
+
+        import torch
+        from transformers import AutoConfig, AutoProcessor, Florence2ForConditionalGeneration
+        from transformers.utils import logging
+
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        # First: without a config.json the model class would build its full default size from nothing.
+        config = self._load(AutoConfig.from_pretrained)
+        if config.model_type != "florence2":
+            raise LdmkitError(
+                f"captioner 'florence2': {self._name} is a {config.model_type!r}, not Florence-2; correct caption.model"
+            )
+        processor = self._load(AutoProcessor.from_pretrained)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(ERROR)  # else it lists each tensor that is missing; the error below says enough
+        try:
+            model, report = self._load(
+                Florence2ForConditionalGeneration.from_pretrained,
+                use_safetensors=True,
+                dtype=torch.float16 if device.startswith("cuda") else torch.float32,
+                output_loading_info=True,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+        # Weights in Microsoft's own format would leave the native class with random ones, and only a log line.
+        if report["missing_keys"]:
+            raise LdmkitError(
+                f"captioner 'florence2': the weights of {self._name} lack {len(report['missing_keys'])} of the tensors "
+                f"of the network, first {min(report['missing_keys'])!r}; caption.model needs a repository in the "
+                "format of the transformers library, such as florence-community/Florence-2-large"
+            )
+        return processor, model.to(device).eval()
+
+    @property
+    def _name(self) -> str:
+        return model_name(self.model, self.revision)
+
+    def _load(self, from_pretrained: Callable[..., Any], **options: Any) -> Any:
+        return load_pretrained(
+            from_pretrained,
+            self.model,
+            revision=self.revision,
+            owner="captioner 'florence2'",
+            key="caption.model",
+            needs="a local folder with config.json, the processor's files and model.safetensors",
+            otherwise='captions that exist already: caption.use = "sidecar" or "filename"',
+            **options,
+        )
+
+
+def strip_boilerplate(caption: str) -> str:
+    """The caption without its opening "The image shows" and the like, its first letter a capital."""
+    rest = caption[match.end() :] if (match := BOILERPLATE.match(caption)) else caption
+    return rest[:1].upper() + rest[1:]
+
+
+@hookimpl
+def register_captioners() -> Mapping[str, type[Florence2]]:
+    """`florence2`."""
+    return {"florence2": Florence2}

@@ -1,0 +1,170 @@
+"""How `ldmkit` leaves: its exit codes, and one message for whatever a user can do wrong."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ldmkit
+from ldmkit.cli import COMMANDS
+from ldmkit.cli.missing import TRAIN_PACKAGES
+from ldmkit.errors import Interrupted, LdmkitError
+
+Run = Callable[..., Any]
+
+
+def test_help_and_version(run: Run) -> None:
+    assert run("--version") == (0, f"ldmkit, version {ldmkit.__version__}\n", "")
+    helped = run("--help")
+    assert helped.code == 0
+    assert helped.err == ""
+    for command in COMMANDS:
+        assert f"\n  {command} " in helped.out
+        assert run(command, "--help").code == 0
+        assert run(command, "-h").out.startswith(f"Usage: ldmkit {command}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["recipe", "chekc"], "No such command 'chekc'"),
+        (["train", "cats", "--ste", "a=b"], "No such option"),
+        (["train"], "Missing argument 'RECIPE'"),
+        (["train", "cats", "--only", "vae"], "'vae' is not one of"),
+        (["train", "cats", "--only", "encode", "--from", "encode"], "--only and --from exclude each other"),
+        (["data", "make", "toy-dogs"], "'toy-dogs' is not"),
+        (["data", "make", "toy-cats", "-n", "0"], "0 is not in the range"),
+        (["generate", "--steps", "many"], "'many' is not a valid integer"),
+    ],
+)
+def test_wrong_usage_is_code_2(arguments: list[str], expected: str, run: Run) -> None:
+    left = run(*arguments)
+    assert left.code == 2
+    assert left.out == ""
+    assert expected in left.err
+    assert "Traceback" not in left.err
+
+
+def test_the_nearest_command_is_named(run: Run) -> None:
+    for typo, command in {
+        "trian": "train",
+        "generat": "generate",
+        "train_vae": "train-vae",
+        "recipes": "recipe",
+    }.items():
+        assert run(typo).err.count(f"'{command}'") == 1, typo
+    assert "'check'" in run("recipe", "chekc").err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (LdmkitError("a.toml: wrong"), 1, "error: a.toml: wrong\n"),
+        (Interrupted("vae: saved at step 3 of 9; the same command goes on"), 130, None),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/runs"), 1, "error: /srv/runs: Permission denied\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: No space left on device\n"),
+        (ModuleNotFoundError("No module named 'lpips'", name="lpips"), 1, None),
+        (ModuleNotFoundError("No module named 'torch._C'", name="torch._C"), 1, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_codes(
+    raised: BaseException, code: int, message: str | None, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("ldmkit.cli.recipe.open_recipe", fail)
+    left = run("recipe", "check", "cats")
+    assert left.code == code
+    assert left.err.strip() == (message or f"error: {raised}").strip() or "pip install 'ldmkit[train]'" in left.err
+    assert "Traceback" not in left.err
+
+
+def test_bugs_of_ours_are_not_dressed_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bug in (AssertionError(), OSError("no file at all"), ModuleNotFoundError("no", name="ldmkit.nothing")):
+
+        def fail(*_: object, bug: BaseException = bug) -> None:
+            raise bug
+
+        monkeypatch.setattr("ldmkit.cli.recipe.open_recipe", fail)
+        with pytest.raises(type(bug)):
+            run("recipe", "check", "cats")
+
+
+def test_a_real_interrupt_is_code_130(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ldmkit", "data", "make", "toy-cats", "-n", "99999", "--out", "drawn"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A job in the background of a script is started with SIGINT ignored, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        while process.poll() is None and not list(tmp_path.rglob("*.png")):
+            time.sleep(0.05)  # until it draws
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip() == "interrupted"
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_a_reader_that_leaves_early() -> None:
+    """As `| head -1` does: no traceback."""
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "ldmkit", "recipe", "schema"], stdout=write, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(write)
+        os.close(read)
+        _, err = process.communicate(timeout=20)
+    assert err == ""
+    assert process.returncode == 1
+
+
+def without_training_packages(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a process that has the base install alone."""
+    code = f"import sys\nsys.modules |= dict.fromkeys({sorted(TRAIN_PACKAGES)})\nfrom ldmkit.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "toy-cats"],
+        ["train-unet", "toy-cats"],
+        ["convert", "checkpoint.pth"],
+    ],
+    ids=" ".join,
+)
+def test_training_packages_that_are_missing(arguments: list[str], tmp_path: Path) -> None:
+    left = without_training_packages(tmp_path, *arguments)
+    assert left.returncode == 1
+    assert left.stderr.startswith("error: this command needs torch")
+    assert left.stderr.endswith("pip install 'ldmkit[train]'\n")
+    assert list(tmp_path.iterdir()) == [], "it had begun before it saw"
+
+
+def test_what_works_without_training_packages(tmp_path: Path) -> None:
+    for arguments in (
+        ["recipe", "check", "cats"],
+        ["plugins"],
+        ["train", "cats", "--dry-run"],
+        ["data", "make", "toy-cats", "-n", "2"],
+        ["data", "check", "data/toy-cats"],
+    ):
+        left = without_training_packages(tmp_path, *arguments)
+        assert (left.returncode, left.stderr) == (0, ""), arguments

@@ -1,0 +1,118 @@
+"""`ldmkit train` up to the point where training begins, and `ldmkit status`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldmkit.pipeline import Pipeline
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What would have been run: (recipe's name, stages, forced) of each call."""
+    calls: list[tuple[Any, ...]] = []
+
+    def record(self: Pipeline, stages: tuple[str, ...], *, forced: str | None = None, **_: object) -> None:
+        calls.append((self.recipe.name, stages, forced))
+
+    monkeypatch.setattr(Pipeline, "run", record)
+    return calls
+
+
+def test_stages(run: Run, begun: list[tuple[Any, ...]]) -> None:
+    every = ("caption", "train-vae", "encode", "train-unet", "train-t2i", "export")
+    for arguments, stages in {
+        ("train", "toy-cats"): every,
+        ("train", "toy-cats", "--only", "encode"): ("encode",),
+        ("train", "toy-cats", "--from", "train-unet"): every[3:],
+        **{(stage, "toy-cats"): (stage,) for stage in every[:-1]},
+    }.items():
+        assert run(*arguments).code == 0
+        assert begun.pop() == ("toy-cats", stages, None)
+    run("train-vae", "toy-cats", "--again")
+    assert begun.pop() == ("toy-cats", ("train-vae",), "train-vae")
+    run("train", "toy-cats", "--set", "name=mine")
+    assert begun.pop()[0] == "mine"
+
+
+def test_a_data_set_that_cannot_be_reached(tmp_path: Path) -> None:
+    """Without network: soon, by name, and with the way out. A proxy that is not there stands for no network."""
+    dead = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), "http://127.0.0.1:9")
+    started = time.monotonic()
+    left = subprocess.run(
+        [sys.executable, "-m", "ldmkit", "train", "recipes/cats.toml"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k not in ("no_proxy", "NO_PROXY")}
+        | dead
+        | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert time.monotonic() - started < 40
+    assert left.returncode == 1
+    assert left.stderr.startswith("error: data.source: cat.zip of the data set ziyang06315/cats_images_dataset")
+    assert "--set data.path=DIR" in left.stderr
+    assert "Traceback" not in left.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_pictures_of_ones_own_instead(run: Run, pictures: Path) -> None:
+    left = run(
+        "train", "recipes/cats.toml", "--set", f"data.path={pictures}", "--set", "caption.use=filename", "--dry-run"
+    )
+    assert left.code == 0
+    assert left.err == ""
+    assert left.out.splitlines()[0] == "run runs/cats"
+    assert [line.split() for line in left.out.splitlines()[1:]] == [
+        ["caption", "captions", "missing"],
+        ["train-vae", "vae", "missing"],
+        ["encode", "latents", "missing"],
+        ["encode", "text", "missing"],
+        ["train-unet", "unet", "missing"],
+        ["train-t2i", "t2i", "missing"],
+        ["export", "bundle", "missing"],
+    ]
+
+
+def test_a_first_stage_really_runs_on_them(run: Run, pictures: Path, tmp_path: Path) -> None:
+    arguments = ("cats", "--set", f"data.path={pictures}", "--set", "caption.use=filename")
+    left = run("caption", *arguments)
+    assert left.code == 0, left.err
+    rows = [json.loads(line) for line in (tmp_path / "runs/cats/captions/captions.jsonl").read_text().splitlines()]
+    assert {row["caption"] for row in rows} == {"red cat"}
+    parts = json.loads(run("status", *arguments, "--json").out)["parts"]
+    assert [part["state"] for part in parts] == ["done", *["missing"] * 6]
+    assert run("caption", *arguments).out == "cats: everything is up to date; nothing to do\n"
+    changed = run("status", *arguments, "--set", "caption.strip_digits=false").out
+    assert "stale  (caption.strip_digits" in changed
+
+
+@pytest.mark.parametrize(
+    "command", [("train",), ("train", "--dry-run"), ("status",), ("status", "--json"), ("caption",)]
+)
+def test_a_folder_without_pictures(command: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for folder, what in {"nowhere": "does not exist", "empty": "holds no pictures", "file": "is not a folder"}.items():
+        left = run(command[0], "photos-64", *command[1:], "--set", f"data.path={folder}")
+        assert (left.code, left.out) == (1, "")
+        assert left.err.startswith(f"error: data.path: {tmp_path / folder} {what}")
+        assert "--set data.path=DIR" in left.err
+
+
+def test_a_plan_fetches_nothing(run: Run, tmp_path: Path) -> None:
+    left = run("train", "toy-cats", "--dry-run")
+    assert left.code == 0
+    assert "the pictures are not there yet" in left.out
+    assert list(tmp_path.iterdir()) == []

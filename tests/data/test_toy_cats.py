@@ -1,0 +1,207 @@
+import colorsys
+import hashlib
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageFilter
+
+from ldmkit.data import toy_cats
+from ldmkit.data.toy_cats import (
+    BACKGROUND,
+    COATS,
+    EYES,
+    FUR,
+    ToyCat,
+    caption,
+    captions,
+    draw_toy_cat,
+    make_toy_cats,
+    prompts,
+)
+from ldmkit.errors import LdmkitError
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def reader(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import toy_attributes
+
+    return toy_attributes
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_folder_holds_pictures_and_captions(tmp_path):
+    counted = []
+    make_toy_cats(tmp_path / "cats", num_pictures=5, progress=lambda done, total: counted.append((done, total)))
+    rows = rows_of(tmp_path / "cats")
+    assert [row["file_name"] for row in rows] == [f"0000{number}.png" for number in range(5)]
+    assert len(list((tmp_path / "cats").glob("*.png"))) == 5
+    assert counted == [(number, 5) for number in range(1, 6)]
+    assert [path.name for path in tmp_path.iterdir()] == ["cats"]
+    for row in rows:
+        assert set(row) == {"file_name", "text", "fur", "eyes", "coat", "background"}
+        with Image.open(tmp_path / "cats" / row["file_name"]) as image:
+            assert (image.size, image.mode) == ((64, 64), "RGB")
+
+
+def test_same_seed_same_bytes_and_a_prefix_of_more(tmp_path):
+    for name, num, seed in (("a", 4, 7), ("b", 4, 7), ("more", 6, 7), ("other", 4, 8)):
+        make_toy_cats(tmp_path / name, num_pictures=num, seed=seed)
+    first, again, more, other = (contents(tmp_path / name) for name in ("a", "b", "more", "other"))
+    assert first == again
+    assert all(more[name] == digest for name, digest in first.items() if name != "metadata.jsonl")
+    assert not set(first.values()) & set(other.values())
+
+
+def test_random_stream_is_the_documented_one():
+    """Drawn cats stay the same across Python versions as long as seeding with a string does (version 2, SHA-512)."""
+    first = Random("toy-cats/picture/0/0").random()
+    seed = b"toy-cats/picture/0/0"
+    assert first == Random(int.from_bytes(seed + hashlib.sha512(seed).digest(), "big")).random()
+
+
+@pytest.mark.parametrize("options", [{"num_pictures": 0}, {"num_pictures": 10**6}, {"num_pictures": 1, "size": 4}])
+def test_numbers_out_of_range(tmp_path, options):
+    with pytest.raises(LdmkitError, match="toy cats: "):
+        make_toy_cats(tmp_path / "cats", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, monkeypatch):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "mine.txt").touch()
+    with pytest.raises(LdmkitError, match="not an empty folder"):
+        make_toy_cats(tmp_path / "cats", num_pictures=1)
+    monkeypatch.setattr(toy_cats, "draw_toy_cat", lambda *_args, **_kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make_toy_cats(tmp_path / "new", num_pictures=1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["cats", "mine.txt"]
+
+
+def test_palettes_are_far_apart():
+    """In CIELAB by littleCMS; 25 is ten times what is just noticed."""
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    for palette in (FUR, EYES, BACKGROUND):
+        strip = Image.new("RGB", (len(palette), 1))
+        strip.putdata(list(palette.values()))
+        lab = np.asarray(to_lab.apply(strip)).astype(float)[0]
+        lab = np.stack([lab[:, 0] / 2.55, *((lab[:, axis].astype(np.uint8).view(np.int8)) for axis in (1, 2))], axis=-1)
+        distances = np.linalg.norm(lab[:, None] - lab, axis=-1)
+        assert distances[~np.eye(len(palette), dtype=bool)].min() > 25
+    assert (len(FUR), len(EYES), len(BACKGROUND)) >= (6, 4, 6)
+
+
+def test_lab_agrees_with_littlecms(reader):
+    """littleCMS's Lab is relative to D50, so that greys and hue angles are compared, not colours to the digit."""
+    greys = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[:, None], 3, axis=1)
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    found = np.asarray(to_lab.apply(Image.fromarray(greys[None])))[0, :, 0] / 2.55
+    np.testing.assert_allclose(reader.rgb_to_lab(greys)[:, 0], found, atol=0.4)
+    # CIE 15:2004 values of the sRGB primaries under D65, as published in colour calculators
+    primaries = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
+    published = [[53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [32.30, 79.19, -107.86]]
+    np.testing.assert_allclose(reader.rgb_to_lab(primaries), published, atol=0.02)
+
+
+def test_attributes_are_drawn_evenly(tmp_path):
+    drawn = prompts(2000, seed=5)
+    for attribute, names in (("fur", FUR), ("eyes", EYES), ("coat", COATS), ("background", BACKGROUND)):
+        counts = [sum(getattr(prompt, attribute) == name for prompt in drawn) for name in names]
+        expected = 2000 / len(names)
+        assert max(abs(count - expected) for count in counts) < 4.5 * np.sqrt(expected)
+
+
+def test_prompts_name_every_attribute_and_are_held_out(tmp_path):
+    wanted = prompts(300, seed=1)
+    assert wanted == prompts(300, seed=1)
+    assert wanted[:10] == prompts(10, seed=1)
+    assert wanted != prompts(300, seed=2)
+    for prompt in wanted:
+        words = prompt.text.replace(",", "").replace("-eyed", "").split()
+        assert words.count(prompt.fur) >= 1
+        assert {prompt.fur, prompt.eyes, prompt.coat, prompt.background} <= set(words)
+        assert "a orange" not in prompt.text
+        assert "an blue" not in prompt.text
+    make_toy_cats(tmp_path / "cats", num_pictures=100, size=16, seed=1)
+    attributes = ("fur", "eyes", "coat", "background")
+    trained = [tuple(row[key] for key in attributes) for row in rows_of(tmp_path / "cats")]
+    assert trained != [tuple(getattr(prompt, key) for key in attributes) for prompt in wanted[:100]]
+
+
+def test_captions_speak_the_truth_in_many_phrasings():
+    cat = ToyCat(fur="orange", eyes="green", coat="tabby", background="blue")
+    plain = ToyCat(fur="orange", eyes="green", coat="plain", background="blue")
+    captions = {caption(cat, Random(number)).lower() for number in range(500)}
+    assert len(captions) >= 10
+    assert all("tabby" in text for text in captions)
+    assert {"a cute orange tabby cat with green eyes on a blue background", "an orange tabby cat"} <= captions
+    without = {caption(plain, Random(number)).lower() for number in range(500)}
+    assert not any("tabby" in text for text in without)
+    # the prompts of daily use
+    assert {"a cute orange cat with green eyes", "a cute orange cat", "an orange cat looking at the camera"} <= without
+
+
+@pytest.mark.parametrize("blur", [0, 1])
+def test_reader_reads_what_was_drawn(reader, blur):
+    """A blur of one pixel stands for the autoencoder's."""
+    wrong = dict.fromkeys(reader.ATTRIBUTES, 0)
+    for prompt in prompts(150, seed=9):
+        rng = Random(f"reader/{prompt.text}")
+        image = draw_toy_cat(prompt, rng).filter(ImageFilter.GaussianBlur(blur))
+        read = reader.read_attributes(image)
+        mirrored = reader.read_attributes(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+        for attribute in reader.ATTRIBUTES:
+            wrong[attribute] += getattr(read, attribute) != getattr(prompt, attribute)
+            wrong[attribute] += getattr(mirrored, attribute) != getattr(prompt, attribute)
+    assert max(wrong.values()) <= 3, wrong  # of 300: at least 99%
+
+
+def test_reader_knows_when_there_is_no_cat(reader):
+    for color in BACKGROUND.values():
+        read = reader.read_attributes(Image.new("RGB", (64, 64), color))
+        assert (read.fur, read.eyes, read.coat) == (None, None, "plain")
+
+
+def test_iris_hues_are_the_palettes(reader):
+    """HSV, by the standard library, orders the irises as the reader's Lab hue bands do."""
+    hues = {name: colorsys.rgb_to_hsv(*(value / 255 for value in color))[0] for name, color in EYES.items()}
+    assert sorted(hues, key=hues.__getitem__) == ["yellow", "green", "turquoise", "blue"]
+
+
+def test_benchmark_scores_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import toy_accuracy
+
+    monkeypatch.setattr(toy_accuracy, "NUM_READER_CHECK", 50)
+
+    make_toy_cats(tmp_path / "cats", num_pictures=20, seed=3)
+    rows = rows_of(tmp_path / "cats")
+    rows[0]["fur"] = next(name for name in FUR if name != rows[0]["fur"])
+    (tmp_path / "cats" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert toy_accuracy.main(["--pictures", str(tmp_path / "cats"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert min(report["reader"]["accuracy"].values()) >= 0.99
+    assert report["pictures"]["num"] == 20
+    accuracy = {"fur": 0.95, "eyes": 1, "coat": 1, "background": 1, "all": 0.95}
+    assert report["pictures"]["accuracy"] == pytest.approx(accuracy)
+    assert report["pictures"]["mistakes"][0].startswith("00000.png: fur ")
+    assert toy_accuracy.main(["--pictures", str(tmp_path)]) == 1
+    assert "metadata.jsonl" in capsys.readouterr().err
+
+
+def test_captions_are_those_of_the_drawn_set(tmp_path: Path) -> None:
+    make_toy_cats(tmp_path / "drawn", num_pictures=9, size=16, seed=4)
+    rows = (tmp_path / "drawn" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert captions(9, seed=4) == [json.loads(row)["text"] for row in rows]

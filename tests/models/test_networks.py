@@ -1,0 +1,242 @@
+"""The networks' parts against published formulas and torch's own attention; masks, sizes, starting point."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldmkit.errors import LdmkitError
+from ldmkit.models.autoencoder import AutoencoderKL, Posterior
+from ldmkit.models.blocks import Attention, ResidualBlock, timestep_embedding
+from ldmkit.models.discriminator import PatchDiscriminator
+from ldmkit.models.presets import SEED_DISCRIMINATOR, SEED_UNET, SEED_UNET_T2I, SEED_VAE
+from ldmkit.models.unet import UNet
+
+TEXT: dict[str, Any] = {"channels": (8, 8, 16), "attention_levels": (2,), "context_dim": 6, "num_heads": 2}
+SMALL: dict[str, Any] = {"norm_groups": 4, "time_dim": 16}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def waken(network: nn.Module) -> nn.Module:
+    """Random values everywhere, so that the blocks which start at zero take part."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "count"),
+    [
+        (AutoencoderKL, SEED_VAE, 41_275_339),
+        (PatchDiscriminator, SEED_DISCRIMINATOR, 1_557_377),
+        (UNet, SEED_UNET, 11_401_284),
+        (UNet, SEED_UNET_T2I, 14_586_052),
+    ],
+)
+def test_presets_have_the_seeds_parameters(build: Any, options: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in build(**options).parameters()) == count
+
+
+def test_time_embedding_is_the_published_formula() -> None:
+    times, dim = [0.0, 0.25, 7.0, 999.0], 16
+    expected = [[f(t / 10000 ** (2 * i / dim)) for f in (math.sin, math.cos) for i in range(dim // 2)] for t in times]
+    found = timestep_embedding(torch.tensor(times), dim)
+    assert (found - torch.tensor(expected)).abs().max() < 1e-4  # the last bits of 999 in float32
+    found = timestep_embedding(torch.tensor(times, dtype=torch.float64), dim)
+    assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
+
+
+def test_time_embedding_of_half_precision_keeps_its_digits() -> None:
+    t = torch.tensor([1000.0], dtype=torch.float16)
+    assert torch.equal(timestep_embedding(t, 16), timestep_embedding(t.float(), 16))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_torchs_multihead_attention(masked: bool) -> None:
+    ours = waken(Attention(16, num_heads=4, context_dim=6, qkv_bias=True))
+    theirs = nn.MultiheadAttention(16, 4, kdim=6, vdim=6, batch_first=True).eval()
+    assert isinstance(ours, Attention)
+    with torch.no_grad():
+        theirs.q_proj_weight.copy_(ours.to_q.weight)
+        theirs.k_proj_weight.copy_(ours.to_k.weight)
+        theirs.v_proj_weight.copy_(ours.to_v.weight)
+        theirs.in_proj_bias.copy_(torch.cat([ours.to_q.bias, ours.to_k.bias, ours.to_v.bias]))
+        theirs.out_proj.load_state_dict(ours.to_out.state_dict())
+    x, context = draw(2, 9, 16), draw(2, 5, 6, seed=1)
+    mask = torch.arange(5) < torch.tensor([[2], [5]]) if masked else None
+    expected, _ = theirs(x, context, context, key_padding_mask=None if mask is None else ~mask)
+    assert (ours(x, context, mask) - expected).abs().max() < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_padding_is_seen_only_without_the_mask(mask_padding: bool) -> None:
+    network = waken(UNet(**TEXT, **SMALL, mask_padding=mask_padding))
+    x, t, context = draw(2, 4, 8, 8), torch.tensor([1.0, 500.0]), draw(2, 5, 6)
+    mask = (torch.arange(5) < torch.tensor([[2], [4]])).long()
+    other = torch.where(mask[..., None] == 1, context, 9.0)
+    changed = (network(x, t, context, mask) - network(x, t, other, mask)).abs().amax(dim=(1, 2, 3))
+    assert torch.all(changed == 0) if mask_padding else torch.all(changed > 1e-3)
+    # What the mask lets through is seen either way.
+    other = torch.where(mask[..., None] == 1, 9.0, context)
+    assert torch.all((network(x, t, context, mask) - network(x, t, other, mask)).abs().amax(dim=(1, 2, 3)) > 1e-3)
+
+
+@torch.no_grad()
+def test_cutting_the_padding_off_is_the_same_as_masking_it() -> None:
+    network = waken(UNet(**TEXT, **SMALL))
+    x, t, context = draw(1, 4, 8, 8), torch.tensor([31.5]), draw(1, 5, 6)
+    masked = network(x, t, context, torch.tensor([[1, 1, 1, 0, 0]]))
+    assert (masked - network(x, t, context[:, :3])).abs().max() < 1e-5
+
+
+def test_caption_without_a_token_gives_finite_output_and_gradient() -> None:
+    network = waken(UNet(**TEXT, **SMALL))
+    context = draw(2, 5, 6).requires_grad_()
+    output = network(draw(2, 4, 8, 8), torch.zeros(2), context, torch.tensor([[0] * 5, [1] * 5]))
+    output.square().sum().backward()
+    assert output.isfinite().all()
+    assert context.grad is not None
+    assert torch.all(context.grad[0] == 0)
+    assert torch.any(context.grad[1] != 0)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's exporter uses what its own dependencies deprecate
+def test_caption_without_a_token_means_the_same_to_onnxruntime() -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    attention = waken(Attention(16, num_heads=2, context_dim=6))
+    inputs = draw(2, 9, 16), draw(2, 5, 6), torch.arange(5) < torch.tensor([[0], [3]])
+    program = torch.onnx.export(attention, inputs, dynamo=True, input_names=["x", "context", "mask"], verbose=False)
+    assert program is not None
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {name: x.numpy() for name, x in zip(["x", "context", "mask"], inputs, strict=True)})
+    assert (torch.from_numpy(found) - attention(*inputs)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [TEXT, {"channels": (8, 12), "attention_levels": (), "num_res_blocks": 1}])
+def test_a_row_of_the_batch_does_not_depend_on_the_others(options: dict[str, Any]) -> None:
+    network = waken(UNet(**options, **SMALL))
+    context = draw(3, 5, 6) if "context_dim" in options else None
+    x, t = draw(3, 4, 8, 12), torch.tensor([0.0, 12.5, 999.0])
+    together = network(x, t, context)
+    assert together.shape == x.shape
+    for i in range(3):
+        alone = network(x[i : i + 1], t[i : i + 1], None if context is None else context[i : i + 1])
+        assert (together[i] - alone[0]).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_fractional_timesteps_differ() -> None:
+    network = waken(UNet(**TEXT, **SMALL))
+    x, context = draw(1, 4, 8, 8).expand(2, -1, -1, -1), draw(1, 5, 6).expand(2, -1, -1)
+    outputs = network(x, torch.tensor([500.0, 500.5]), context)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_unet_starts_at_zero_and_its_residual_blocks_as_shortcuts() -> None:
+    network = UNet(**TEXT, **SMALL)
+    assert torch.all(network(draw(1, 4, 8, 8), torch.zeros(1), draw(1, 5, 6)) == 0)
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
+    assert len(blocks) == 2 * 2 + 2 + 2 * 2
+    for block in blocks:
+        x = draw(1, block.norm1.num_channels, 4, 4)
+        assert torch.equal(block(x, draw(1, 16)), block.shortcut(x))
+
+
+def test_every_parameter_learns() -> None:
+    """No part of a network is built and left out of its forward pass."""
+    unet, vae = waken(UNet(**TEXT, **SMALL)), waken(AutoencoderKL((8, 8, 16), attention_levels=(2,), norm_groups=4))
+    unet(draw(1, 4, 8, 8), torch.ones(1), draw(1, 5, 6)).square().sum().backward()
+    output, posterior = vae(draw(1, 3, 16, 16), draw(1, 4, 4, 4))
+    (output.square().sum() + posterior.logvar.sum()).backward()
+    for network in (unet, vae):
+        assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_posterior_is_torchs_normal_distribution() -> None:
+    posterior = Posterior(mean=draw(1, 4, 2, 2), logvar=draw(1, 4, 2, 2, seed=1))
+    normal = torch.distributions.Normal(posterior.mean, posterior.logvar.exp().sqrt())
+    assert torch.allclose(posterior.std, normal.stddev)
+    noise = draw(1, 4, 2, 2, seed=2)
+    torch.testing.assert_close(normal.cdf(posterior.sample(noise)), torch.special.ndtr(noise))  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("bias", "logvar"), [(100.0, 20.0), (-100.0, -30.0)])
+def test_log_variance_is_clamped(bias: float, logvar: float) -> None:
+    vae = AutoencoderKL((8, 8), norm_groups=4)
+    assert vae.encoder.conv_out.bias is not None
+    vae.encoder.conv_out.bias[4:] = bias
+    assert torch.all(vae.encode(draw(1, 3, 4, 4)).logvar == logvar)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_autoencoder_sizes(levels: int) -> None:
+    vae = AutoencoderKL((8,) * (levels + 1), latent_channels=3, num_res_blocks=1, norm_groups=4)
+    pixels = draw(2, 3, 16, 24)
+    output, posterior = vae(pixels, torch.zeros(2, 3, 16 // 2**levels, 24 // 2**levels))
+    assert (vae.downsample, vae.latent_channels) == (2**levels, 3)
+    assert output.shape == pixels.shape
+    assert torch.equal(output, vae.decode(posterior.mean))
+
+
+@torch.no_grad()
+def test_discriminator_sees_patches() -> None:
+    network = PatchDiscriminator((8, 16), norm_groups=4)
+    assert network(draw(2, 3, 32, 30)).shape == (2, 1, 8, 8)
+
+
+@torch.no_grad()
+def test_sizes_that_do_not_fit() -> None:
+    with pytest.raises(LdmkitError, match="unet: a 8x6 input does not fit; height and width must be multiples of 4"):
+        UNet(**TEXT, **SMALL)(draw(1, 4, 8, 6), torch.zeros(1), draw(1, 5, 6))
+    with pytest.raises(LdmkitError, match=r"vae: a 15x16 input does not fit; .* multiples of 2"):
+        AutoencoderKL((8, 8), norm_groups=4).encode(draw(1, 3, 15, 16))
+
+
+def test_context_that_does_not_fit() -> None:
+    with pytest.raises(LdmkitError, match=r"context_dim = 6: it takes a context \(B, L, 6\)"):
+        UNet(**TEXT, **SMALL)(draw(1, 4, 8, 8), torch.zeros(1))
+    with pytest.raises(LdmkitError, match="context_dim = None: it takes no context"):
+        UNet(channels=(8, 8), attention_levels=(), **SMALL)(draw(1, 4, 8, 8), torch.zeros(1), draw(1, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"channels": (8,)}, "at least two entries"),
+        ({"channels": (8, 10)}, "multiples of norm_groups = 4"),
+        ({"channels": (8, 0)}, "multiples of norm_groups = 4"),
+        ({"channels": (8, 8), "attention_levels": (2,)}, r"attention_levels = \[2\] must lie between 1 and 1"),
+        ({"channels": (8, 8), "attention_levels": (0,)}, "must lie between 1 and 1"),
+    ],
+)
+def test_widths_that_do_not_fit(options: dict[str, Any], said: str) -> None:
+    options = {"attention_levels": (), **options}
+    with pytest.raises(LdmkitError, match=f"vae: .*{said}"):
+        AutoencoderKL(**options, norm_groups=4)
+    with pytest.raises(LdmkitError, match=f"unet: .*{said}"):
+        UNet(**options, **SMALL)
+
+
+def test_other_options_that_do_not_fit() -> None:
+    with pytest.raises(LdmkitError, match="16 wide, no multiple of num_heads=3"):
+        UNet(**{**TEXT, "num_heads": 3}, **SMALL)
+    with pytest.raises(LdmkitError, match="time_dim = 15 must be even"):
+        UNet(**TEXT, **{**SMALL, "time_dim": 15})
+    with pytest.raises(LdmkitError, match=r"discriminator: .* norm_groups = 32"):
+        PatchDiscriminator((8, 40))
+    with pytest.raises(LdmkitError, match="at least one width"):
+        PatchDiscriminator(())

@@ -1,0 +1,92 @@
+"""patchgan in both forms, against the losses of torch and of the hinge papers."""
+
+import math
+
+import pytest
+import torch
+from ldmkit_patchgan import PatchGAN
+from torch import nn
+from torch.nn import functional
+
+from ldmkit import AdversarialLoss, LdmkitError, PatchDiscriminator, Reconstruction
+
+
+def small(form: str) -> PatchGAN:
+    torch.manual_seed(0)
+    return PatchGAN(form=form, channels=(4, 8), norm_groups=2)
+
+
+@pytest.fixture
+def reconstruction() -> Reconstruction:
+    generator = torch.Generator().manual_seed(1)
+    target, output = torch.randn(2, 3, 3, 16, 16, generator=generator)
+    latents = torch.zeros(3, 4, 2, 2)
+    return Reconstruction(target, output.requires_grad_(), latents, latents)
+
+
+def test_seed_form_is_binary_cross_entropy(reconstruction: Reconstruction) -> None:
+    loss = small("seed")
+    real, fake = loss.discriminator(reconstruction.target), loss.discriminator(reconstruction.output)
+    bce = functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(loss(reconstruction), bce(fake, torch.ones_like(fake)))
+    expected = (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))) / 2
+    torch.testing.assert_close(loss.discriminator_loss(reconstruction), expected)
+
+
+def test_hinge_form_by_hand(reconstruction: Reconstruction) -> None:
+    class Given(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([3.0, 0.5] if pixels is reconstruction.target else [-2.0, 0.25])
+
+    loss = small("hinge")
+    loss.discriminator = Given()  # as a trainer that wraps it would
+    assert loss(reconstruction).item() == pytest.approx(0.875)  # -(-2 + 0.25) / 2
+    # real: (0 + 0.5) / 2; fake: (0 + 1.25) / 2; halved
+    assert loss.discriminator_loss(reconstruction).item() == pytest.approx((0.25 + 0.625) / 2)
+
+
+@pytest.mark.parametrize("form", ["seed", "hinge"])
+def test_gradients_go_where_they_belong(reconstruction: Reconstruction, form: str) -> None:
+    loss = small(form)
+    loss.discriminator_loss(reconstruction).backward()
+    assert reconstruction.output.grad is None
+    assert all(parameter.grad is not None for parameter in loss.discriminator.parameters())
+    loss(reconstruction).backward()
+    assert reconstruction.output.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("form", ["seed", "hinge"])
+def test_discriminator_learns_to_tell_and_the_generator_feels_it(reconstruction: Reconstruction, form: str) -> None:
+    loss = small(form)
+    optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=1e-2)
+    first, generator_first = loss.discriminator_loss(reconstruction).item(), loss(reconstruction).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss.discriminator_loss(reconstruction).backward()
+        optimizer.step()
+    assert loss.discriminator_loss(reconstruction).item() < 0.3 * first
+    assert loss(reconstruction).item() > generator_first
+
+
+def test_default_is_the_seeds_discriminator_and_follows_the_seeded_generator() -> None:
+    torch.manual_seed(3)
+    one = PatchGAN()
+    torch.manual_seed(3)
+    other = PatchDiscriminator()
+    assert isinstance(one, AdversarialLoss)
+    assert sum(parameter.numel() for parameter in one.discriminator.parameters()) == 1_557_377
+    pairs = zip(one.discriminator.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_equal_odds_cost_log_two(reconstruction: Reconstruction) -> None:
+    loss = small("seed")
+    for parameter in loss.discriminator.parameters():
+        nn.init.zeros_(parameter)
+    assert loss(reconstruction).item() == pytest.approx(math.log(2))
+    assert loss.discriminator_loss(reconstruction).item() == pytest.approx(math.log(2))
+
+
+def test_widths_that_the_norms_cannot_group() -> None:
+    with pytest.raises(LdmkitError, match="norm_groups"):
+        PatchGAN(channels=(4, 6), norm_groups=4)

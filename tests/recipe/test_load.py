@@ -1,0 +1,212 @@
+"""From a file and `--set` to a recipe, or to one message with all that is wrong."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldmkit.errors import LdmkitError
+from ldmkit.plugins import Registry
+from ldmkit.recipe import RecipeFile, find_recipe, load_recipe
+from ldmkit.recipe.template import to_toml
+
+
+def test_all_mistakes_come_at_once(cats: Path, registry: Registry) -> None:
+    table = tomllib.loads(cats.read_text())
+    table["data"]["size"] = "64"
+    table["data"]["crop"] = "centre"
+    table["vae"]["losses"]["kl"]["wieght"] = 1
+    table["sampler"]["eta"] = 0.5
+    table["export"] = {"seed": 1}
+    with pytest.raises(LdmkitError) as error:
+        RecipeFile(Path("some/cat.toml"), {"name": "cat", **table}).validate(registry)
+    assert str(error.value).splitlines() == [
+        "some/cat.toml: 5 mistakes",
+        '  [data] size = "64" is not allowed: it takes integer >= 8, <= 2048 '
+        "(pixels; pictures are made square, this wide and high)",
+        '  [data] crop = "centre" is not allowed (did you mean "center"?): it takes one of "center", "squash" '
+        "(`center` keeps the aspect ratio and cuts the longer side, `squash` distorts)",
+        '  [export] has the unknown key "seed" (it belongs to the top, before the first [section])',
+        '  [sampler] has the unknown key "eta"; its keys are use, steps, guidance_scale',
+        '  [vae.losses.kl] has the unknown key "wieght" (did you mean "weight"?)',
+    ]
+
+
+def test_one_mistake_is_one_line(cats: Path) -> None:
+    """A list with one wrong entry is too short as well, for whoever counts the right ones alone."""
+    with pytest.raises(LdmkitError) as error:
+        RecipeFile.read(cats, ["vae.channels=[64, 0]"]).validate()
+    assert str(error.value) == (
+        f"{cats}: [vae] channels[1] = 0 is not allowed: it takes list of integer > 0, at least 2 items (channels of "
+        "the first convolution, then of each level; a level halves the size) (from --set vae.channels=[64, 0])"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[vae\n", "not valid TOML: "),
+        ("a = 1\na = 2\n", "not valid TOML: "),
+        ("", "the section [vae] is missing"),
+        ("vae = 3", "vae = 3 is not allowed: it takes table"),
+        ("[data]\npath = 2020-01-01", "[data] path = 2020-01-01 is a date"),
+        ("[data]\nheld_out = nan", "[data] held_out = NaN is not allowed"),
+        ("[data]\nheld_out = inf", "[data] held_out = Infinity is not allowed"),
+        ("name = 0", "name = 0 is not allowed"),
+        ("name = '../up'", 'name = "../up" is not allowed'),
+        ("plugins = 'x.py'", 'plugins = "x.py" is not allowed'),
+        ("plugins = [3]", "plugins[0] = 3 is not allowed"),
+        ("[vae]\nsteps = 1\nepochs = 1", "[vae] needs exactly one of the keys steps and epochs"),
+        ("[unet]\nbatch_size = 3", "[unet] needs exactly one of the keys steps and epochs"),
+        ("[vae]\nlosses = 'l1'", '[vae] losses = "l1" is not allowed: it takes table'),
+        ("[vae]\nsteps=1\nlosses = { l1 = 'l1' }", '[vae.losses] l1 = "l1" is not allowed: it takes a table'),
+        ("[vae.losses.l1]\nweight = 1", '[vae.losses.l1] lacks the key "use"'),
+        ("[diffusion]\nprediction = 'eps'", '[diffusion] prediction = "eps" has no answer where the signal is zero'),
+        ("[text]\nuse = 3", "[text] use = 3 is not allowed"),
+        ("[text]\ndropout = nan", "[text] dropout = NaN is not allowed"),
+    ],
+)
+def test_texts_that_are_no_recipe(text: str, expected: str, registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(LdmkitError, match=re.escape(expected)) as error:
+        RecipeFile.read(path).validate(registry)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_recipe_saved_by_a_windows_editor(cats: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cats.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + cats.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_recipe(path) == load_recipe(cats)
+    path.write_bytes("# für".encode("latin-1"))
+    with pytest.raises(LdmkitError, match=r"not UTF-8 text \(byte 3\)"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("seed=7", "seed", 7),
+        (" seed = 7 ", "seed", 7),
+        ("vae.learning_rate=3e-4", "vae.learning_rate", 3e-4),
+        ("vae.learning_rate=1", "vae.learning_rate", 1.0),
+        ("data.flip=false", "data.flip", False),
+        ("data.path=my/pictures", "data.path", "my/pictures"),
+        ("data.path=my own pictures", "data.path", "my own pictures"),
+        ("data.path='quoted'", "data.path", "quoted"),
+        ("data.path=2024", "data.path", "2024"),
+        ("data.path=2024-05-01", "data.path", "2024-05-01"),
+        ("data.path=true", "data.path", "true"),
+        ("data.path=a=b#c", "data.path", "a=b#c"),
+        (r"data.path=C:\cats", "data.path", r"C:\cats"),
+        ("data.path=ünï/猫", "data.path", "ünï/猫"),
+        ("data.crop=squash", "data.crop", "squash"),
+        ("vae.channels=[32, 64, 128, 64]", "vae.channels", (32, 64, 128, 64)),
+        ("vae.attention_levels=[]", "vae.attention_levels", ()),
+        ("vae.betas=[0.5, 0.9]", "vae.betas", (0.5, 0.9)),
+        ("vae.losses.kl.weight=1e-5", "vae.losses.kl.weight", 1e-5),
+        ("vae.losses.extra.use=mse", "vae.losses.extra.use", "mse"),
+        ("latents.draw=mean", "latents.draw", "mean"),
+        ("vae.steps=9", "vae.epochs", None),
+        ("vae.epochs=9", "vae.steps", None),
+    ],
+)
+def test_set(override: str, place: str, value: Any, registry: Registry, cats: Path) -> None:
+    for path in cats.parent.glob("*.toml"):
+        found: Any = RecipeFile.read(path, [override]).validate(registry)
+        for part in place.split("."):
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        assert found == value
+        assert type(found) is type(value)
+
+
+def test_set_replaces_what_it_makes_meaningless(cats: Path, registry: Registry) -> None:
+    """The data set's captions need other options; one line on the command line is enough."""
+    assert load_recipe(cats).caption.table().keys() > {"use", "task", "num_beams"}
+    recipe = RecipeFile.read(cats, ["caption.use=filename"]).validate(registry)
+    assert recipe.caption.table() == {"use": "filename"}
+    for both in (
+        ["caption.use=filename", "caption.strip_digits=false"],
+        ["caption.strip_digits=false", "caption.use=filename"],
+    ):
+        options = RecipeFile.read(cats, both).validate(registry).caption.table()
+        assert options == {"use": "filename", "strip_digits": False}
+    kept = RecipeFile.read(cats, ["caption.use=florence2"]).validate(registry)
+    assert kept == load_recipe(cats)
+    sampler = RecipeFile.read(cats, ["sampler.use=ddim"]).validate(registry).sampler
+    assert (sampler.use, sampler.steps) == ("ddim", 30)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["vae.steps"], "--set vae.steps: write it as section.key=value"),
+        (["=3"], "--set =3: write it as"),
+        (["vae..steps=3"], "--set vae..steps=3: write it as"),
+        (["vae.channels=[3"], "--set vae.channels=[3: not valid TOML"),
+        (["data.path='a"], "--set data.path='a: not valid TOML"),
+        (["seed.x=1"], "--set seed.x=1: seed is a key, not a section"),
+        (["data.path=\udcff"], "not UTF-8"),
+        (["data.path="], '[data] path = "" is not allowed'),
+        (["data.flip=False"], '[data] flip = "False" is not allowed: it takes true or false'),
+        (["data.flip=1"], "[data] flip = 1 is not allowed"),
+        (["vae.batch_size=x"], "(from --set vae.batch_size=x)"),
+        (["vae.batch_size=8\nseed=3"], '[vae] batch_size = "8\\nseed=3" is not allowed'),
+        (["vae.btach_size=8"], '[vae] has the unknown key "btach_size" (did you mean "batch_size"?)'),
+        (["vea.steps=8"], 'the recipe has the unknown key "vea" (did you mean "vae"?) (from --set vea.steps=8)'),
+        (["vae.steps=3", "vae.epochs=3"], "[vae] needs exactly one of the keys steps and epochs"),
+        (["vae=3"], "vae = 3 is not allowed: it takes table"),
+        (["vae.losses.kl.wight=3"], '[vae.losses.kl] has the unknown key "wight" (did you mean "weight"?)'),
+        (["sampler.use=dimm"], 'no sampler is called "dimm" (did you mean "ddim"?)'),
+        (["text={use='transformer', heads=3}"], "width = 128 is not a multiple of heads = 3"),
+    ],
+)
+def test_set_refuses(overrides: list[str], expected: str, cats: Path, registry: Registry) -> None:
+    with pytest.raises(LdmkitError) as error:
+        RecipeFile.read(cats, overrides).validate(registry)
+    assert expected in str(error.value)
+
+
+def test_recipes_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("cats") == find_recipe("recipes/cats.toml") == find_recipe("cats.toml")
+    mine = tmp_path / "cats.toml"
+    mine.write_text("")
+    assert find_recipe("cats.toml") == Path("cats.toml")
+    shipped = "the recipes that come with ldmkit are cats, cats-seed, photos-64, toy-cats"
+    for name, expected in {
+        "nothing": f"nothing: no such recipe; {shipped}",
+        "toy-cat": f'toy-cat: no such recipe (did you mean "toy-cats"?); {shipped}',
+        "recipes/photo-64.toml": f'recipes/photo-64.toml: no such recipe (did you mean "photos-64"?); {shipped}',
+        "elsewhere/cats.toml": f'elsewhere/cats.toml: no such recipe (did you mean "cats"?); {shipped}',
+        "cat.toml": f'cat.toml: no such recipe (did you mean "cats.toml"?); {shipped}',
+        str(tmp_path): f"{tmp_path}: is a folder; a recipe is a TOML file, or one of cats, cats-seed",
+    }.items():
+        with pytest.raises(LdmkitError, match=re.escape(expected)):
+            find_recipe(name)
+
+
+def test_plugin_files_lie_beside_the_recipe(cats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = "plugins = ['./jump.py']\n" + cats.read_text().replace('"dpmpp_2m"', '"jump"')
+    assert '"jump"' in text
+    (folder / "mine.toml").write_text(text)
+    (folder / "jump.py").write_text(
+        "from ldmkit import hookimpl\n\n\n"
+        "class Jump:\n"
+        "    def __init__(self, *, steps: int = 1, far: bool = False) -> None: ...\n\n\n"
+        "@hookimpl\n"
+        "def register_samplers():\n    return {'jump': Jump}\n"
+    )
+    file = RecipeFile.read(Path("mine/mine.toml"), ["sampler.far=true"])
+    assert file.plugin_files() == [folder / "jump.py"]
+    recipe = file.validate(Registry.load(file.plugin_files()))
+    assert recipe.sampler.table() == {"use": "jump", "steps": 30, "far": True}
+    # Shown, it goes elsewhere; the plugin stays.
+    assert tomllib.loads(to_toml(recipe))["plugins"] == [str(folder / "jump.py")]
+    named = RecipeFile.read(Path("mine/mine.toml"), ["plugins=['other.py']"])
+    assert named.plugin_files() == [Path("other.py")]

@@ -1,0 +1,198 @@
+"""What a bundle on disk may be, and what is refused before it is used."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from ldmkit.errors import LdmkitError
+from ldmkit.runtime import providers
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.find import bundles_in, default_bundle
+from ldmkit.runtime.manifest import file_entry
+
+MakeBundle = Callable[..., Path]
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def replace_graph(folder: Path, name: str, data: bytes) -> None:
+    """Swaps a graph and makes the manifest agree, as a bundle from a stranger would."""
+    (folder / name).write_bytes(data)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    edit(folder, files={**files, name: file_entry(folder / name).model_dump()})
+
+
+def test_a_newer_format_asks_for_an_update(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    # A newer format may have any keys at all: the version decides first.
+    (folder / "manifest.json").write_text('{"format_version": 2, "whatever": {}}')
+    with pytest.raises(LdmkitError, match=r"format_version is 2, .* up to 1. Update ldmkit"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "nonsense", '{"format_version": "1"}', '{"format_version": true}', "[" * 100_000]
+)
+def test_anything_else_is_not_a_bundle(make_bundle: MakeBundle, content: str) -> None:
+    folder = make_bundle()
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(LdmkitError, match="is not a bundle"):
+        Bundle.load(folder)
+
+
+def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing", Path(__file__)):
+        with pytest.raises(LdmkitError, match=r"is not a bundle: it has no manifest\.json"):
+            Bundle.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"surprise": 1}, "surprise"),
+        ({"prediction": "noise"}, "prediction"),
+        ({"name": "../../evil"}, "name"),
+        ({"created": "yesterday"}, "created"),
+        ({"latent": {"channels": 2, "height": 2, "width": 2, "mean": [0], "std": [1, 1]}}, "latent"),
+        ({"latent": {"channels": 2, "height": 10**9, "width": 2, "mean": [0, 0], "std": [1, 1]}}, "latent.height"),
+        ({"text": None}, "unet_t2i.onnx needs text"),
+        ({"files": {}}, "files must list vae_decoder.onnx"),
+        ({"files": {"../evil.onnx": {"sha256": "0" * 64, "size": 1}}}, "files"),
+        ({"files": {"/etc/passwd": {"sha256": "0" * 64, "size": 1}}}, "files"),
+    ],
+)
+def test_a_wrong_key_is_named(make_bundle: MakeBundle, changes: dict[str, Any], key: str) -> None:
+    folder = make_bundle()
+    edit(folder, **changes)
+    with pytest.raises(LdmkitError, match=r"manifest\.json.*" + key.replace(".", r"\.")):
+        Bundle.load(folder)
+
+
+def test_a_changed_file_is_refused(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    data = bytearray((folder / "unet.onnx").read_bytes())
+    data[-1] ^= 1
+    (folder / "unet.onnx").write_bytes(data)
+    bundle = Bundle.load(folder)
+    with pytest.raises(LdmkitError, match=r"unet\.onnx does not match its SHA-256"):
+        bundle.generate()
+    with pytest.raises(LdmkitError, match=r"unet\.onnx does not match its SHA-256"):
+        bundle.verify()
+    (folder / "unet.onnx").write_bytes(bytes(data) + b"x")
+    with pytest.raises(LdmkitError, match=r"unet\.onnx has .* bytes where manifest\.json says"):
+        Bundle.load(folder)
+    (folder / "unet.onnx").unlink()
+    with pytest.raises(LdmkitError, match=r"not a whole bundle: unet\.onnx"):
+        Bundle.load(folder)
+
+
+def test_links_are_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    folder = make_bundle()
+    (folder / "unet.onnx").rename(tmp_path / "elsewhere.onnx")
+    (folder / "unet.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(LdmkitError, match=r"unet\.onnx is in manifest\.json, but not a file"):
+        Bundle.load(folder)
+
+
+def test_weights_outside_a_graph_are_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    folder = make_bundle()
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="../../secret")
+    shape = ["batch", 2, 2, 2]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["latents", "w"], ["output"])],
+        "g",
+        [helper.make_tensor_value_info("latents", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    replace_graph(folder, "vae_decoder.onnx", model.SerializeToString())
+    with pytest.raises(LdmkitError, match="refers to a file outside itself"):
+        Bundle.load(folder).generate()
+
+
+def test_a_graph_that_onnxruntime_cannot_read_is_named(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    replace_graph(folder, "unet.onnx", b"not a graph")
+    with pytest.raises(LdmkitError, match=r"unet\.onnx cannot be loaded by onnxruntime"):
+        Bundle.load(folder).generate()
+
+
+def test_a_graph_of_another_shape_is_named(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    edit(folder, latent={"channels": 2, "height": 4, "width": 4, "mean": [0, 0], "std": [1, 1]})
+    with pytest.raises(LdmkitError, match=r"unet\.onnx failed on cpu"):
+        Bundle.load(folder, provider="cpu").generate()
+
+
+def test_graphs_are_opened_when_needed(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    session = Bundle._session
+
+    def spy(self: Bundle, name: str) -> Any:
+        opened.append(name)
+        return session(self, name)
+
+    monkeypatch.setattr(Bundle, "_session", spy)
+    bundle = Bundle.load(make_bundle())
+    assert opened == []
+    bundle.generate(steps=1)
+    assert opened == ["unet.onnx", "vae_decoder.onnx"]
+
+
+def test_an_input_that_the_exporter_dropped_is_not_fed(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    model = onnx.load(folder / "unet.onnx")
+    model.graph.node.append(helper.make_node("Identity", ["x_t"], ["output"]))
+    del model.graph.node[:-1]
+    del model.graph.input[1]  # t
+    replace_graph(folder, "unet.onnx", model.SerializeToString())
+    assert len(Bundle.load(folder).generate()) == 1
+
+
+def test_cuda_by_name_is_an_error_where_the_session_lacks_it(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if providers.gpu_may_exist():
+        pytest.skip("a GPU is here")
+    folder = make_bundle()
+    with pytest.raises(LdmkitError, match=r"gave .* only the CPU.*--provider cpu"):
+        Bundle.load(folder, provider="cuda").generate()
+    assert Bundle.load(folder, provider="auto").provider == "cpu"
+    with pytest.raises(LdmkitError, match="provider 'gpu' is unknown; choose from auto, cpu, cuda"):
+        Bundle.load(folder, provider="gpu")
+
+
+def test_auto_falls_back_in_silence_where_the_driver_is_not_enough(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or providers.gpu_may_exist():
+        pytest.skip("needs onnxruntime-gpu on a machine without a GPU")
+    monkeypatch.setattr(providers, "gpu_may_exist", lambda: True)
+    assert Bundle.load(make_bundle()).provider == "cpu"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_newest_bundle_is_the_default(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    old = make_bundle("old", created="2026-01-01T00:00:00Z")
+    # Later although its clock reads less: dates are compared, not text.
+    new = make_bundle("new", created="2025-12-31T23:00:00-05:00")
+    exports = old.parent
+    (exports / "notes").mkdir()
+    (exports / "broken").mkdir()
+    (exports / "broken" / "manifest.json").write_text("{}")
+    (exports / "file").write_text("")
+    assert [path for path, _ in bundles_in(exports)] == [new, old]
+    assert default_bundle(tmp_path / "none", exports) == new
+    with pytest.raises(LdmkitError, match=r"there is no bundle in .*--bundle DIR"):
+        default_bundle(tmp_path / "none", None)

@@ -1,0 +1,135 @@
+"""The caption stage: who wrote what, and going on behind a kill."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldmkit.data.captions import caption_files_hash, captioners, captions_hash, read_captions
+from ldmkit.errors import LdmkitError
+
+PLUGIN = '''
+"""A captioner that notes what it was asked for."""
+import os, signal
+from pathlib import Path
+from ldmkit import hookimpl
+
+class Slow:
+    """Says the number."""
+    def __init__(self, *, prefix: str = "number", die_at: str = ""):
+        self.prefix, self.die_at = prefix, die_at
+
+    def caption(self, pictures):
+        for picture in pictures:
+            with open("asked.txt", "a") as file:
+                file.write(picture.key + "\\n")
+            if picture.key == self.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [None if p.key == "007.png" else f"{self.prefix} {Path(p.key).stem}" for p in pictures]
+
+@hookimpl
+def register_captioners():
+    return {"slow": Slow}
+'''
+
+
+@pytest.fixture
+def many(workshop: Any) -> Any:
+    """150 pictures without captions, and a captioner of the user's own."""
+    shutil.rmtree(workshop.folder / "pictures")
+    (workshop.folder / "pictures").mkdir()
+    for i in range(150):
+        pixels = np.full((8, 8, 3), i, np.uint8)
+        Image.fromarray(pixels).save(workshop.folder / "pictures" / f"{i:03d}.png")
+    (workshop.folder / "slow.py").write_text(PLUGIN)
+    recipe = workshop.folder / "tiny.toml"
+    recipe.write_text('plugins = ["./slow.py"]\n[caption]\nuse = "slow"\nprefix = "picture"\n' + recipe.read_text())
+    return workshop
+
+
+def rows(workshop: Any) -> list[dict[str, Any]]:
+    text = (workshop.run / "captions" / "captions.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_goes_on_behind_a_kill(many: Any, processes: Any) -> None:
+    asked = many.folder / "asked.txt"
+    # The options are part of the inputs; what kills is not, so it is changed behind the pipeline's back.
+    plugin = many.folder / "slow.py"
+    plugin.write_text(PLUGIN.replace('die_at: str = ""', 'die_at: str = "100.png"'))
+    code, output = processes.run(many.folder, ("caption", "tiny.toml"))
+    assert code == -signal.SIGKILL, output
+    assert len(rows(many)) == 64
+    captions = many.run / "captions" / "captions.jsonl"
+    captions.write_bytes(captions.read_bytes()[:-20])  # and the last line did not reach the disk
+    asked.unlink()
+    plugin.write_text(PLUGIN)
+    code, output = processes.run(many.folder, ("caption", "tiny.toml"))
+    assert code == 0, output
+    assert asked.read_text().split() == [f"{i:03d}.png" for i in range(63, 150)]
+    found = rows(many)
+    assert [row["file"] for row in found] == [f"{i:03d}.png" for i in range(150)]
+    expected = {"caption": "picture 100", "captioner": "slow", "options": {"prefix": "picture"}}
+    assert found[100] == {"file": "100.png", **expected}
+    assert found[7] == {"file": "007.png", "caption": None, "captioner": None, "options": {}}
+    record = json.loads((many.run / "captions" / "record.json").read_text())
+    assert record["facts"] == {"captions": {"slow": 149, "none": 1}}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_keep_existing(keep: bool, many: Any, processes: Any) -> None:
+    for name, text in (("003", "by hand"), ("007", "by hand too"), ("009", " \n")):
+        (many.folder / "pictures" / f"{name}.txt").write_text(text)
+    code, output = processes.run(
+        many.folder, ("caption", "tiny.toml", "--set", f"caption.keep_existing={str(keep).lower()}")
+    )
+    assert code == 0, output
+    found = {row["file"]: (row["caption"], row["captioner"]) for row in rows(many)}
+    assert found["009.png"] == ("picture 009", "slow")  # an empty caption is none
+    if keep:
+        assert found["003.png"] == ("by hand", "sidecar")
+        assert found["007.png"] == ("by hand too", "sidecar")
+        assert "003.png" not in (many.folder / "asked.txt").read_text()
+    else:
+        assert found["003.png"] == ("picture 003", "slow")
+        assert found["007.png"] == (None, None)
+
+
+def test_captions_file(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    assert captioners(path) == {}
+    with pytest.raises(LdmkitError, match=r"captions\.jsonl: no captions yet"):
+        read_captions(path)
+    lines = [
+        {"file": "a", "caption": "one", "captioner": "me"},
+        {"file": "b", "caption": None, "captioner": None},
+        {"file": "ü/c", "caption": "line\u2028break", "captioner": "me"},
+        {"file": "a", "caption": "two", "captioner": "you"},
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines) + '{"file": "d", "ca')
+    assert read_captions(path) == {"a": "two", "ü/c": "line\u2028break"}
+    assert captioners(path) == {"a": "you", "b": None, "ü/c": "me"}
+    first = captions_hash(path)
+    path.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines[1:])))
+    assert captions_hash(path) == first  # order and spelling of the file do not matter
+    path.write_text(json.dumps({"file": "a", "caption": "three"}))
+    assert captions_hash(path) != first
+
+
+def test_caption_files_hash(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    found = {caption_files_hash(tmp_path)}
+    for name in ("a.txt", "sub/b.caption", "metadata.jsonl"):
+        (tmp_path / name).write_text("x")
+        found.add(caption_files_hash(tmp_path))
+    (tmp_path / "a.txt").write_text("xy")
+    found.add(caption_files_hash(tmp_path))
+    assert len(found) == 5
+    (tmp_path / "a.png").write_text("x")
+    assert caption_files_hash(tmp_path) in found

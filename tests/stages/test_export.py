@@ -1,0 +1,279 @@
+"""Export: tiny networks as a bundle, against torch and against a sampling loop written here."""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ldmkit.errors import LdmkitError
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.unet import UNet
+from ldmkit.plugins import Registry
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.stages import export
+from ldmkit.stages.export import export_bundle, on_cpu
+from ldmkit.stages.export_graph import compare, write_graph
+
+MEAN, STD = (0.3, -0.2), (1.5, 0.5)
+PROMPTS = ["a red cat", "a blue cat on a mat"]
+STEPS, SCALE = 3, 2.5
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Small random weights everywhere: a fresh U-Net is all zero at its end, and so would prove nothing."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+@dataclass
+class Toy:
+    """What was exported, and where."""
+
+    folder: Path
+    options: dict[str, Any]
+    lines: list[str]
+
+    def __getattr__(self, name: str) -> Any:
+        return self.options[name]
+
+    def session(self, name: str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(self.folder / name, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    torch.manual_seed(0)
+    encoder = Registry.load().build(
+        "text_encoder", {"use": "transformer", "width": 8, "heads": 2, "layers": 1, "max_tokens": 10}, where="[text]"
+    )
+    tokenizer = encoder.build_tokenizer(PROMPTS * 3)
+    unet: dict[str, Any] = {"in_channels": 2, "channels": (8, 16), "num_res_blocks": 1, "attention_levels": (1,)}
+    unet |= {"norm_groups": 4, "time_dim": 16, "num_heads": 2}
+    autoencoder = AutoencoderKL((8, 16), latent_channels=2, num_res_blocks=1, norm_groups=4)
+    options: dict[str, Any] = {
+        "name": "tiny",
+        "autoencoder": randomised(autoencoder),
+        "latent_mean": MEAN,
+        "latent_std": STD,
+        "unet": randomised(UNet(**unet)),
+        "unet_t2i": randomised(UNet(**unet, context_dim=8)),
+        "text_module": randomised(encoder.load_module(tokenizer)),
+        "tokenizer": tokenizer,
+        "schedule_options": {
+            "name": "flow",
+            "num_timesteps": 1000,
+            "beta_start": 1e-4,
+            "beta_end": 0.02,
+            "zero_terminal_snr": False,
+        },
+        "prediction": "flow",
+        "latent_size": 4,
+        "picture_size": 8,
+        "defaults": {"sampler": "euler", "steps": STEPS, "guidance_scale": SCALE},
+        "recipe": {"vae": {"channels": [8, 16]}},
+        "fingerprint": "f" * 8,
+        "notes": {"steps": 0, "command": "pytest"},
+        "preview_prompts": PROMPTS,
+    }
+    folder = tmp_path_factory.mktemp("exports") / "tiny"
+    lines: list[str] = []
+    export_bundle(folder, **options, progress=lines.append)
+    return Toy(folder, options, lines)
+
+
+def test_the_bundle_is_whole(toy: Toy) -> None:
+    graphs = {"vae_decoder.onnx", "unet.onnx", "unet_t2i.onnx", "text_encoder.onnx"}
+    names = {path.name for path in toy.folder.iterdir()}
+    assert names == graphs | {"manifest.json", "tokenizer.json", "preview.png", "README.md"}
+    assert [path.name for path in toy.folder.parent.iterdir()] == ["tiny"]  # nothing temporary is left
+    bundle = Bundle.load(toy.folder)
+    bundle.verify()
+    assert set(bundle.manifest.graphs) == graphs
+    for graph in bundle.manifest.graphs.values():
+        # Exactly 0 would mean that nothing was compared: the two libraries sum in different orders.
+        assert 0 < graph.max_abs_difference < 1e-4
+        assert graph.batch_sizes == (1, 2, 5)
+    assert bundle.manifest.text is not None
+    assert (bundle.manifest.text.max_tokens, bundle.manifest.text.context_dim) == (10, 8)
+    assert "unet_t2i.onnx: comparing with torch" in toy.lines
+
+
+def test_preview_is_what_the_bundle_draws(toy: Toy) -> None:
+    pictures = Bundle.load(toy.folder).generate(PROMPTS * 4)
+    with Image.open(toy.folder / "preview.png") as preview:
+        for k, picture in enumerate(pictures):
+            x, y = k % 4 * 10, k // 4 * 10  # 8 pixels wide, 2 apart
+            assert preview.crop((x, y, x + 8, y + 8)).tobytes() == picture.tobytes()
+
+
+def test_card_says_what_it_is(toy: Toy) -> None:
+    card = (toy.folder / "README.md").read_text()
+    for words in ("8x8 pixels", "from a prompt and without one", PROMPTS[1], "channels: [8, 16]", "command: pytest"):
+        assert words in card
+
+
+@torch.inference_mode()
+def test_a_picture_is_that_of_euler_in_torch(toy: Toy) -> None:
+    """Rectified flow, Liu et al. 2022, with guidance: x += dt * velocity from t = 1 to 0, torch throughout."""
+
+    def context(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        encoding = toy.tokenizer.encode(prompt)
+        mask = torch.tensor([encoding.attention_mask])
+        return toy.text_module(torch.tensor([encoding.ids]), mask), mask
+
+    noise = np.random.Generator(np.random.PCG64(11)).standard_normal((2, 4, 4))
+    x = torch.from_numpy(noise).float()[None]
+    for k in range(STEPS):
+        t = torch.tensor([1000.0 * (1 - k / STEPS)])
+        with_prompt, without = (toy.unet_t2i(x, t, *context(prompt)) for prompt in (PROMPTS[1], ""))
+        x = x - (without + SCALE * (with_prompt - without)) / STEPS
+    z = x * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    pixels = toy.autoencoder.decode(z)[0].clamp(-1, 1)
+    wanted = ((pixels + 1) * 127.5).permute(1, 2, 0).numpy()
+    got = np.asarray(Bundle.load(toy.folder).generate(PROMPTS[1], seed=11)[0]).astype(float)
+    assert np.abs(got - wanted).max() < 0.51  # half a level is the rounding to 8 bits
+    assert got.std() > 5  # not one flat colour
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7])
+def test_batch_is_dynamic(toy: Toy, batch: int) -> None:
+    zeros = {
+        "x_t": np.zeros((batch, 2, 4, 4), np.float32),
+        "t": np.ones(batch, np.float32),
+        "context": np.zeros((batch, 10, 8), np.float32),
+        "context_mask": np.ones((batch, 10), np.int64),
+        "latents": np.zeros((batch, 2, 4, 4), np.float32),
+        "ids": np.zeros((batch, 10), np.int64),
+        "mask": np.ones((batch, 10), np.int64),
+    }
+    for name in ("unet.onnx", "unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"):
+        session = toy.session(name)
+        inputs = {given.name: zeros[given.name] for given in session.get_inputs()}
+        assert session.run(None, inputs)[0].shape[0] == batch
+        assert all(given.shape[0] == "batch" for given in (*session.get_inputs(), *session.get_outputs()))
+
+
+def test_padding_is_masked_in_the_graphs(toy: Toy) -> None:
+    """Without the mask a text encoder mixes padding into its states, and the U-Net attends to it."""
+    rng = np.random.default_rng(0)
+    mask = np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]])
+    text = toy.session("text_encoder.onnx")
+    ids = rng.integers(0, 200, (1, 10))
+    states = text.run(None, {"ids": ids, "mask": mask})[0]
+    other = text.run(None, {"ids": np.where(mask, ids, 5), "mask": mask})[0]
+    np.testing.assert_allclose(states[:, :3], other[:, :3], atol=1e-6)
+    unmasked = text.run(None, {"ids": ids, "mask": np.ones_like(mask)})[0]
+    assert np.abs(states - unmasked)[:, :3].max() > 1e-3
+
+    unet = toy.session("unet_t2i.onnx")
+    fixed = {"x_t": rng.standard_normal((1, 2, 4, 4)).astype(np.float32), "t": np.full(1, 500, np.float32)}
+    drawn = unet.run(None, {**fixed, "context": states, "context_mask": mask})[0]
+    noisy = np.where(mask[..., None], states, 100).astype(np.float32)
+    np.testing.assert_allclose(unet.run(None, {**fixed, "context": noisy, "context_mask": mask})[0], drawn, atol=1e-6)
+    assert np.abs(unet.run(None, {**fixed, "context": noisy, "context_mask": mask * 0 + 1})[0] - drawn).max() > 1e-3
+
+
+def test_graphs_hold_their_weights_and_nothing_of_this_machine(toy: Toy) -> None:
+    for path in toy.folder.glob("*.onnx"):
+        data = path.read_bytes()
+        for words in (b"location", b"/torch/", b"site-packages", str(Path(export.__file__).parent).encode(), b".py"):
+            assert words not in data, f"{path.name} holds {words!r}"
+        model = onnx.load(path, load_external_data=False)
+        assert [opset.version for opset in model.opset_import if opset.domain == ""] == [18]
+        # Each lacks a CPU kernel or comes only with later opsets.
+        assert not {"GroupNormalization", "Attention"} & {node.op_type for node in model.graph.node}
+    assert b"vae_decoder.onnx" in (toy.folder / "manifest.json").read_bytes()
+    assert json.loads((toy.folder / "manifest.json").read_text())["created"].endswith("Z")
+
+
+class Scale(nn.Module):
+    """x times a number: the smallest network."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def ones(batch: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {"x": torch.ones(batch, 2)}
+
+
+def test_a_graph_that_differs_is_named_with_its_difference(tmp_path: Path) -> None:
+    path = tmp_path / "unet.onnx"
+    write_graph(on_cpu(Scale(2.0)), ones, path, opset=18)
+    assert compare(Scale(2.0), ones, path, tolerance=1e-4).max_abs_difference == 0
+    assert compare(Scale(2.0 + 2**-14), ones, path, tolerance=1e-4).max_abs_difference == 2**-14
+    for factor, difference in ((2.0 + 2**-13, "0.000122"), (float("nan"), "nan")):
+        with pytest.raises(
+            LdmkitError, match=rf"unet\.onnx: .* differs from torch by {difference} at batch 1, .*0\.0001"
+        ):
+            compare(Scale(factor), ones, path, tolerance=1e-4)
+
+
+def test_a_fixed_batch_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "unet.onnx"
+    text = '<ir_version: 8, opset_import: ["" : 18]> g (float[2,2] x) => (float[2,2] output) {output = Identity(x)}'
+    onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(LdmkitError, match=r"unet\.onnx: the exported graph fails at batch 1"):
+        compare(Scale(1.0), ones, path, tolerance=1e-4)
+
+
+def test_a_compiled_module_is_unwrapped() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.compile's own imports
+        compiled = torch.compile(Scale(3.0).train())
+    copied = on_cpu(compiled)
+    assert isinstance(copied, Scale)
+    assert list(copied.state_dict()) == ["factor"]
+    assert not copied.training
+    assert compiled.training
+
+
+def test_the_old_bundle_stays_until_the_new_is_whole(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("old")
+    options = {**toy.options, "unet": None, "unet_t2i": None}
+    with pytest.raises(LdmkitError, match="no trained U-Net"):
+        export_bundle(folder, **options)
+    # One graph only, and that one fails its comparison.
+    monkeypatch.setattr(export, "DecoderGraph", lambda autoencoder, latent: Scale(2.0))
+    monkeypatch.setattr(export, "_latent_inputs", lambda latent: ones)
+    with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx: .* differs"):
+        export_bundle(folder, **{**toy.options, "tolerance": -1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    assert (folder / "manifest.json").read_text() == "old"
+
+
+def test_what_is_no_part_of_a_bundle_is_not_overwritten(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(LdmkitError, match=r"holds thesis\.tex, which is no part of a bundle"):
+        export_bundle(tmp_path, **toy.options)
+    with pytest.raises(LdmkitError, match="is not a folder"):
+        export_bundle(tmp_path / "thesis.tex", **toy.options)
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_replacing_moves_the_new_folder_in(tmp_path: Path) -> None:
+    for name in ("new", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "who").write_text(name)
+    export.replace_folder(tmp_path / "new", tmp_path / "target")
+    assert (tmp_path / "target" / "who").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]

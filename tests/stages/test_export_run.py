@@ -1,0 +1,103 @@
+"""A run's bundle holds that run's networks: each graph against the weights on disk."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.unet import UNet
+from ldmkit.plugins import Registry
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Any, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a copy of the trained workshop where `train` made what was missing: the bundle."""
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
+    code, output = processes.run(folder, ("train", "tiny.toml"), ("train", "tiny.toml"))
+    assert code == 0, output
+    begun = [line for line in output.splitlines() if "not made yet" in line]
+    assert begun == ["export: not made yet"]
+    assert output.endswith("tiny: everything is up to date; nothing to do\n")
+    return folder
+
+
+def session(exported: Path, name: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(
+        exported / "exports" / "tiny" / f"{name}.onnx", providers=["CPUExecutionProvider"]
+    )
+
+
+def same(found: np.ndarray, expected: torch.Tensor) -> None:
+    assert float(expected.std()) > 1e-3
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_graphs(exported: Path) -> None:
+    run = exported / "runs" / "tiny"
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((3, 2, 8, 8), dtype=np.float32)
+
+    autoencoder = AutoencoderKL((4, 8), latent_channels=2, num_res_blocks=1, norm_groups=4).eval()
+    autoencoder.load_state_dict(load_file(run / "vae" / "ema.safetensors"))
+    statistics = json.loads((run / "latents" / "statistics.json").read_text())
+    mean, std = (torch.tensor(statistics[key]).reshape(1, 2, 1, 1) for key in ("mean", "std"))
+    same(
+        session(exported, "vae_decoder").run(None, {"latents": latents})[0],
+        autoencoder.decode(torch.from_numpy(latents) * std + mean),
+    )
+
+    options: dict[str, Any] = {"in_channels": 2, "channels": (8, 8), "num_res_blocks": 1, "attention_levels": (1,)}
+    options |= {"time_dim": 8, "norm_groups": 4}
+    unet = UNet(**options).eval()
+    unet.load_state_dict(load_file(run / "unet" / "ema.safetensors"))
+    t = np.array([0.0, 300.5, 999.0], np.float32)
+    inputs = {"x_t": latents, "t": t}
+    same(session(exported, "unet").run(None, inputs)[0], unet(torch.from_numpy(latents), torch.from_numpy(t)))
+
+    tokenizer = Tokenizer.from_file(str(exported / "exports" / "tiny" / "tokenizer.json"))
+    encodings = tokenizer.encode_batch(["a red cat", "", "two cats on a mat"])
+    ids, mask = np.array([e.ids for e in encodings]), np.array([e.attention_mask for e in encodings])
+    context = session(exported, "text_encoder").run(None, {"ids": ids, "mask": mask})[0]
+    unet_t2i = UNet(**options, context_dim=8, num_heads=2).eval()
+    weights = load_file(run / "t2i" / "ema.safetensors")
+    unet_t2i.load_state_dict({k.removeprefix("unet."): v for k, v in weights.items() if k.startswith("unet.")})
+    encoder = Registry.load().build(
+        "text_encoder", {"use": "transformer", "width": 8, "layers": 1, "heads": 2, "max_tokens": 16}, where="[text]"
+    )
+    module = encoder.load_module(tokenizer).eval()
+    prefix = "text_encoder."
+    module.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    shown = mask.astype(bool)  # at padding the states mean nothing
+    same(context[shown], module(torch.from_numpy(ids), torch.from_numpy(mask))[torch.from_numpy(shown)])
+    inputs |= {"context": context, "context_mask": mask}
+    same(
+        session(exported, "unet_t2i").run(None, inputs)[0],
+        unet_t2i(*(torch.from_numpy(inputs[key]) for key in ("x_t", "t", "context", "context_mask"))),
+    )
+
+
+def test_manifest_tells_how_it_was_made(exported: Path) -> None:
+    manifest = json.loads((exported / "exports" / "tiny" / "manifest.json").read_text())
+    stages = manifest["notes"]["stages"]
+    for part in ("vae", "unet", "t2i"):
+        rows = [json.loads(x) for x in (exported / "runs" / "tiny" / part / "metrics.jsonl").read_text().splitlines()]
+        assert stages[part]["seconds"] == rows[-1]["seconds"]
+        assert stages[part]["held_out"] == {key: rows[-1][key] for key in rows[-1] if "held_out" in key}
+    assert manifest["notes"]["num_pictures"] == 20
+    record = json.loads((exported / "runs" / "tiny" / "bundle" / "record.json").read_text())
+    assert manifest["fingerprint"] == record["fingerprint"]
+
+
+def test_again_with_another_sampler_makes_nothing(exported: Path, processes: Any) -> None:
+    code, output = processes.run(exported, ("train", "tiny.toml", "--set", "sampler.steps=9"))
+    assert (code, output) == (0, "tiny: everything is up to date; nothing to do\n")

@@ -1,0 +1,215 @@
+"""Checkpoints: killed at every touch of the disk, damaged in every file, without room."""
+
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldmkit.checkpoint import (
+    Tensors,
+    flatten_optimizer,
+    load_newest,
+    load_weights,
+    restore_optimizer,
+    save_checkpoint,
+    save_weights,
+)
+from ldmkit.errors import LdmkitError
+
+# Python 3.12 warns of any fork beside threads; these children touch none of torch's.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+def tensors(step: int) -> dict[str, Tensors]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "model": {"weight": torch.randn(8, 8, generator=generator), "count": torch.tensor(step)},
+        "optimizer": {"0.exp_avg": torch.randn(8, 8, generator=generator)},
+    }
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(folder, step, tensors(step), {"seconds": step / 3}, keep=keep)
+
+
+def assert_loads(folder: Path, step: int) -> None:
+    newest = load_newest(folder)
+    assert newest is not None
+    found, state = newest
+    assert state["step"] == step
+    assert state["seconds"] == step / 3
+    assert found.keys() == tensors(step).keys()
+    for name, group in tensors(step).items():
+        assert found[name].keys() == group.keys()
+        assert all(torch.equal(found[name][key], value) for key, value in group.items())
+
+
+def in_a_child(work: Callable[[], None]) -> int:
+    """Runs it in a process of its own; 0, 1 after a LdmkitError, or -N where signal N ended it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            work()
+            code = 0
+        except LdmkitError:
+            code = 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_round_trip_and_retention(tmp_path: Path) -> None:
+    assert load_newest(tmp_path / "none") is None
+    for step in (5, 90, 100, 1000):
+        save(tmp_path, step)
+        assert_loads(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000100", "step_00001000"]
+
+
+def test_killed_at_every_touch_of_the_disk(tmp_path: Path) -> None:
+    """What is there afterwards is the old checkpoint or the new one, whole; never neither."""
+
+    def save_and_die(strike: int) -> None:
+        touched = 0
+
+        def watch(event: str, _arguments: object) -> None:
+            nonlocal touched
+            if event.startswith(("open", "os.", "shutil.", "tempfile.")):
+                touched += 1
+                if touched == strike:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        save(folder, 2, keep=1)
+
+    found = set()
+    for strike in range(1, 200):
+        folder = tmp_path / str(strike)
+        save(folder, 1)
+        code = in_a_child(partial(save_and_die, strike))
+        assert code in (-signal.SIGKILL, 0)
+        newest = load_newest(folder)
+        assert newest is not None
+        step = newest[1]["step"]
+        assert_loads(folder, step)
+        found.add(step)
+        assert [p.name for p in folder.glob(".*")] == []  # leftovers are swept
+        shutil.rmtree(folder)
+        if code == 0:
+            break
+    assert code == 0
+    assert strike > 20
+    assert found == {1, 2}
+
+
+def test_no_room_for_a_file(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    codes = set()
+    for size in range(0, 1200, 50):
+
+        def limited(size: int = size) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            save(tmp_path, 2, keep=1)
+
+        code = in_a_child(limited)
+        codes.add(code)
+        if code == 0:
+            break
+        assert code == 1
+        assert_loads(tmp_path, 1)
+        assert len(list(tmp_path.iterdir())) == 1
+    assert codes == {0, 1}
+    assert_loads(tmp_path, 2)
+
+
+def test_disk_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    with pytest.raises(LdmkitError, match=r"1 MiB are free.*make room"):
+        save(tmp_path, 2)
+    assert_loads(tmp_path, 1)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_damaged_file(file: str, damage: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / file
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-3])
+    else:
+        path.unlink()
+    with pytest.warns(UserWarning, match=f"{file if file != 'manifest.json' else ''}.*going back to the one before"):
+        assert_loads(tmp_path, 1)
+    assert (tmp_path / "damaged_step_00000002").is_dir()
+    assert_loads(tmp_path, 1)  # and without a warning from now on
+    save(tmp_path, 2)
+    assert_loads(tmp_path, 2)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    whole = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    for path, data in whole.items():
+        for place in range(0, len(data), 17):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :])
+            with pytest.warns(UserWarning, match="set aside"):
+                assert load_newest(tmp_path) is None
+            (tmp_path / "damaged_step_00000001").rename(checkpoint)
+        path.write_bytes(data)
+    assert_loads(tmp_path, 1)
+
+
+def test_weights_that_share_memory(tmp_path: Path) -> None:
+    table = torch.randn(4, 4)
+    save_weights(tmp_path / "w.safetensors", {"in": table, "out": table, "row": table[1], "turned": table.T})
+    found = load_weights(tmp_path / "w.safetensors")
+    assert torch.equal(found["out"], table)
+    assert torch.equal(found["row"], table[1])
+    assert torch.equal(found["turned"], table.T)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
+def test_unreadable_weights(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LdmkitError, match=r"w\.safetensors"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam])
+def test_optimizer_goes_on_as_if_never_stopped(kind: Any) -> None:
+    def steps(model: torch.nn.Linear, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for i in range(count):
+            optimizer.zero_grad()
+            (model(torch.full((1, 3), float(i + 1))) ** 2).sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.1)
+    steps(model, optimizer, 3)
+    copied = torch.nn.Linear(3, 2)
+    copied.load_state_dict(model.state_dict())
+    resumed = kind(copied.parameters(), lr=0.1)
+    restore_optimizer(resumed, {key: value.clone() for key, value in flatten_optimizer(optimizer).items()})
+    steps(model, optimizer, 3)
+    steps(copied, resumed, 3)
+    assert torch.equal(model.weight, copied.weight)
+    fresh = torch.nn.Linear(3, 2)
+    assert flatten_optimizer(kind(fresh.parameters())) == {}  # nothing before the first step

@@ -1,0 +1,251 @@
+"""What a change makes stale, what a second run does, and what happens to the old parts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ldmkit import pipeline as module
+from ldmkit.errors import LdmkitError
+from ldmkit.pipeline import STAGES, newest_finished_run, recipe_of_run
+
+ALL = {"captions", "vae", "latents", "text", "unet", "t2i", "bundle"}
+FROM_VAE = ALL - {"captions", "text"}
+FROM_LATENTS = FROM_VAE - {"vae"}
+FROM_DIFFUSION = {"unet", "t2i", "bundle"}
+FROM_TEXT = {"text", "t2i", "bundle"}
+
+
+def fake(name: str) -> Callable[[Any, Path], dict[str, Any]]:
+    """Makes a part at no cost: only the files that the pipeline itself looks at."""
+
+    def make(context: Any, bundle_dir: Path) -> dict[str, Any]:
+        if name == "bundle":
+            bundle_dir.mkdir(parents=True, exist_ok=True)
+            (bundle_dir / "manifest.json").write_text("{}")
+            return {}
+        (context.folder(name) / "made").write_text(name)
+        if name == "captions":
+            rows = [json.dumps({"file": e.key, "caption": context.recipe.caption.use}) for e in context.index.entries]
+            (context.folder(name) / "captions.jsonl").write_text("\n".join(rows))
+        return {}
+
+    return make
+
+
+@pytest.fixture
+def made(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The workshop with every part made, by fakes."""
+    monkeypatch.setattr(module, "_maker", fake)
+    workshop.pipeline().run()
+    return workshop
+
+
+def not_done(workshop: Any, *overrides: str) -> set[str]:
+    return {planned.part for planned in workshop.pipeline(*overrides).plan() if planned.status.state != "done"}
+
+
+@pytest.mark.parametrize(
+    ("override", "stale"),
+    [
+        ("seed=1", FROM_VAE),
+        ("data.size=24", FROM_VAE),
+        ("data.crop='squash'", FROM_VAE),
+        ("data.flip=false", FROM_VAE),
+        ("data.held_out=0.5", FROM_VAE),
+        ("data.num_pictures=15", ALL),
+        ("data.num_workers=1", set()),
+        ("data.max_bad=0.5", set()),
+        # Its captions come first; whether anything behind them changes is seen when they are there.
+        ("caption.use='filename'", {"captions"} | FROM_TEXT),
+        ("caption.keep_existing=false", {"captions"} | FROM_TEXT),
+        ("caption.column='title'", {"captions"} | FROM_TEXT),
+        ("caption.missing='skip'", FROM_TEXT),
+        ("text.layers=2", FROM_TEXT),
+        ("vae.learning_rate=0.5", FROM_VAE),
+        ("vae.channels=[8,8]", FROM_VAE),
+        ("vae.precision='bf16'", FROM_VAE),
+        ("vae.losses.kl.weight=0.5", FROM_VAE),
+        ("vae.losses.kl.reduction='mean'", FROM_VAE),
+        ("vae.losses.mse.use='mse'", FROM_VAE),
+        ("vae.losses.gan.start_epoch=1", FROM_VAE),
+        ("latents.dtype='float16'", FROM_LATENTS),
+        ("latents.draw='mean'", FROM_DIFFUSION),
+        ("latents.normalize=false", FROM_DIFFUSION),
+        ("diffusion.schedule='cosine'", FROM_DIFFUSION),
+        ("diffusion.timesteps='uniform'", FROM_DIFFUSION),
+        ("unet.steps=9", {"unet", "bundle"}),
+        ("unet.epochs=1", {"unet", "bundle"}),
+        ("t2i.caption_dropout=0.3", {"t2i", "bundle"}),
+        ("export.opset=19", {"bundle"}),
+        ("export.tolerance=1e-3", {"bundle"}),
+        ("sampler.use='ddpm'", set()),
+        ("sampler.steps=7", set()),
+        ("sampler.eta=0.5", set()),
+        ("sampler.guidance_scale=7.0", set()),
+        *((f"{s}.{key}=7", set()) for s in ("vae", "unet", "t2i") for key in ("log_every", "checkpoint_every")),
+        *((f"vae.{key}=7", set()) for key in ("eval_every", "sample_every", "keep_checkpoints")),
+    ],
+)
+def test_what_a_change_makes_stale(made: Any, override: str, stale: set[str]) -> None:
+    assert not_done(made) == set()
+    assert not_done(made, override) == stale
+
+
+def test_reasons(made: Any) -> None:
+    plan = {p.part: p.status for p in made.pipeline("vae.learning_rate=0.5", "t2i.steps=9").plan()}
+    assert plan["vae"].reason == "vae.learning_rate: 0.01 -> 0.5"
+    assert plan["latents"].reason == "vae changed"
+    assert "t2i.steps: 8 -> 9" in plan["t2i"].reason
+    assert plan["captions"].reason == ""
+
+
+def test_edited_picture(made: Any) -> None:
+    path = made.folder / "pictures" / "03.png"
+    picture = Image.open(path).convert("RGB")
+    picture.putpixel((2, 2), (1, 2, 3))
+    picture.save(path)
+    assert not_done(made) == ALL
+    reasons = {p.part: p.status.reason for p in made.pipeline().plan()}
+    assert reasons["vae"] == "pictures changed"
+
+
+def test_touched_picture_is_the_same_picture(made: Any) -> None:
+    os.utime(made.folder / "pictures" / "03.png", ns=(0, 0))
+    assert not_done(made) == set()
+
+
+def test_removed_and_added_picture(made: Any) -> None:
+    path = made.folder / "pictures" / "03.png"
+    path.rename(path.with_name("99.png"))  # a name is a picture's identity: captions go by it
+    assert not_done(made) == ALL
+    path.with_name("99.png").rename(path)
+    assert not_done(made) == set()
+
+
+def test_edited_caption(made: Any) -> None:
+    (made.folder / "pictures" / "03.txt").write_text("a cat in a hat")
+    assert not_done(made) == {"captions"} | FROM_TEXT
+
+
+def test_new_captions_that_say_the_same_change_nothing_behind_them(made: Any) -> None:
+    """A fake writes the captioner's name as each caption, so other options give the same captions."""
+    made.pipeline("caption.keep_existing=false").run(("caption",))
+    assert not_done(made, "caption.keep_existing=false") == set()
+    made.pipeline("caption.use='filename'").run(("caption",))
+    assert not_done(made, "caption.use='filename'") == FROM_TEXT
+
+
+def test_stale_parts_are_set_aside(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (made.run / "vae" / "made").write_text("by hand")
+    pipeline = made.pipeline("vae.steps=9")
+    pipeline.reporter.quiet = False
+    pipeline.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert not_done(made, "vae.steps=9") == set()
+    assert (made.run / "stale" / "vae-1" / "made").read_text() == "by hand"
+    assert sorted(p.name for p in (made.run / "stale").iterdir() if p.name != "bundle-1") == [
+        "latents-1",
+        "t2i-1",
+        "unet-1",
+        "vae-1",
+    ]
+    begun = [line.split(": made from something else (")[0] for line in lines if "made from something else" in line]
+    assert begun == ["train-vae", "encode latents", "train-unet", "train-t2i", "export"]
+    assert "train-vae: made from something else (vae.steps: 8 -> 9); the old one is kept in" in "\n".join(lines)
+
+
+def test_only_what_is_missing_is_made(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(made.run / "unet")
+    pipeline = made.pipeline()
+    pipeline.reporter.quiet = False
+    pipeline.run()
+    told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "not made yet" in line]
+    assert told == ["train-unet"]
+
+
+def test_again(made: Any) -> None:
+    made.pipeline().run(("train-unet",), forced="train-unet")
+    assert (made.run / "stale" / "unet-1" / "made").read_text() == "unet"
+    assert not_done(made) == set()
+
+
+def test_bundle_elsewhere_and_bundle_removed(made: Any) -> None:
+    made.pipeline().run(("export",), forced="export", bundle_dir=made.folder / "elsewhere")
+    assert (made.folder / "elsewhere" / "manifest.json").is_file()
+    assert not_done(made) == set()
+    shutil.rmtree(made.folder / "exports")
+    assert not_done(made) == {"bundle"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "needed"),
+    [("encode", "train-vae"), ("train-unet", "train-vae"), ("train-t2i", "train-vae"), ("export", "train-vae")],
+)
+def test_stage_whose_inputs_are_not_there(workshop: Any, stage: str, needed: str) -> None:
+    with pytest.raises(LdmkitError, match=rf"runs/tiny/vae: missing.* run `ldmkit {needed} RECIPE`"):
+        workshop.pipeline().run((stage,))
+
+
+def test_stage_whose_input_is_stale(made: Any) -> None:
+    with pytest.raises(LdmkitError, match=r"vae: stale \(vae\.steps: 8 -> 9\), and latents is made from it"):
+        made.pipeline("vae.steps=9").run(("encode",))
+
+
+def test_second_train_does_nothing_without_torch(made: Any) -> None:
+    code = (
+        "import sys\nfrom ldmkit.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'onnxruntime', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    repository = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(repository), str(repository / "plugins")])}
+    overrides = [f"export.path='{made.folder / 'exports'}'", f"data.path='{made.folder / 'pictures'}'"]
+    arguments = ["train", "tiny.toml", *(x for o in overrides for x in ("--set", o))]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=made.folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 3
+    assert done.stdout == "tiny: everything is up to date; nothing to do\n"
+
+
+def test_plan_without_pictures_touches_nothing(workshop: Any) -> None:
+    shutil.rmtree(workshop.folder / "pictures")
+    plan = workshop.pipeline().plan()
+    assert [planned.stage for planned in plan] == [s for s, parts in STAGES.items() for _ in parts]
+    assert {planned.status.state for planned in plan} == {"missing"}
+    assert not (workshop.folder / "runs").exists()
+    with pytest.raises(LdmkitError, match=r"data\.path"):
+        workshop.pipeline().run()
+
+
+def test_recipe_of_run(made: Any) -> None:
+    assert recipe_of_run(made.run) == made.pipeline().recipe
+    with pytest.raises(LdmkitError, match="not a run"):
+        recipe_of_run(made.folder)
+    (made.run / "recipe.json").write_text("{}")
+    with pytest.raises(LdmkitError, match="damaged"):
+        recipe_of_run(made.run)
+
+
+def test_newest_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(LdmkitError, match="no finished run"):
+        newest_finished_run(tmp_path)
+    for i, (name, text) in enumerate(
+        [("a", '{"state": "done"}'), ("b", '{"state": "done"}'), ("c", '{"state": "running"}'), ("d", "{")]
+    ):
+        record = tmp_path / name / "t2i" / "record.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(text)
+        os.utime(record, (i, i))
+    assert newest_finished_run(tmp_path) == tmp_path / "b"

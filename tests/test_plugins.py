@@ -1,0 +1,390 @@
+"""The registry: discovery through real distributions on disk, names, options, failures."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+from ldmkit import LdmkitError, hookspecs
+from ldmkit.cli.plugins import plugins as plugins_command
+from ldmkit.plugins import KINDS, Registry
+
+REPOSITORY = Path(__file__).parents[1]
+
+TALL = '''
+"""A sampler with an option of every form that a recipe can write."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+from pydantic import Field
+from ldmkit import hookimpl
+
+@hookimpl
+def register_samplers():
+    return {"tall": Tall, "plain": plain}
+
+@dataclass(frozen=True, kw_only=True)
+class Tall:
+    """Takes every form of option.
+
+    Second paragraph.
+    """
+    word: Annotated[str, Field(min_length=1)]
+    steps: Annotated[int, Field(gt=0, description="denoising steps")] = 50
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    form: Literal["round", "square"] = "round"
+    widths: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2)
+    pair: tuple[int, float] = (1, 0.5)
+    weights: Path | None = None
+    copy: bool = False
+    gain: float = 1.0
+
+def plain(*, model_dump: int = 3):
+    return model_dump
+'''
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a distribution with one module and one entry point on sys.path, as pip would lay it out."""
+
+    def installed(module: str, code: str, *, distribution: str | None = None, version: str = "2.1") -> Path:
+        distribution = distribution or module.replace("_", "-")
+        site = tmp_path / f"site-{distribution}-{module}"
+        info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{module}.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[ldmkit]\n{module}_entry = {module}\n")
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        return site
+
+    return installed
+
+
+def a_file(folder: Path, name: str, code: str) -> Path:
+    path = folder / name
+    path.write_text(code)
+    return path
+
+
+def sampler_code(name: str) -> str:
+    return f"""
+from ldmkit import hookimpl
+@hookimpl
+def register_samplers():
+    return {{"{name}": Walk}}
+class Walk:
+    def __init__(self, *, steps: int = 3) -> None:
+        self.steps = steps
+"""
+
+
+@pytest.fixture
+def tall(tmp_path: Path) -> Registry:
+    return Registry.load([a_file(tmp_path, "tall.py", TALL)])
+
+
+def test_installed_plugin_is_found_with_its_package(install: Install) -> None:
+    install("third_walk", sampler_code("third"), distribution="third-party", version="2.1")
+    component = Registry.load().get("sampler", "third")
+    assert (component.kind, component.name, component.distribution, component.version) == (
+        "sampler",
+        "third",
+        "third-party",
+        "2.1",
+    )
+    assert component.factory.__name__ == "Walk"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import a_module_that_is_not_there", "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+        (sampler_code("half").replace("steps: int", "steps"), "the option 'steps' has no type"),
+        (sampler_code("half").replace("*, steps: int = 3", "**rest: int"), "cannot be an option"),
+        (sampler_code("half").replace("steps", "use"), "use: int = 3 cannot be an option"),
+        (sampler_code("half").replace("*, steps: int", "*, steps: Unknown"), "NameError: name 'Unknown'"),
+        (sampler_code("half").replace('{"half": Walk}', "Walk"), "must return a mapping"),
+        (sampler_code("half").replace("register_samplers", "register_samplrs"), "unknown hook 'register_samplrs'"),
+        (
+            sampler_code("half") + "@hookimpl\ndef register_losses():\n    raise RuntimeError('later hook')\n",
+            "RuntimeError: later hook",
+        ),
+    ],
+)
+def test_broken_plugin_is_reported_and_stops_nobody(install: Install, code: str, reason: str) -> None:
+    install("aa_broken", code, distribution="broken-party")
+    install("zz_sound", sampler_code("sound"))
+    registry = Registry.load()
+    assert "sound" in registry.names("sampler")
+    assert "half" not in registry.names("sampler")  # not even the hooks that went well
+    assert not registry.manager.has_plugin("broken-party:aa_broken_entry")
+    (failure,) = [failure for failure in registry.failures if failure.plugin.distribution == "broken-party"]
+    assert reason in failure.reason
+    assert "\n" not in failure.reason
+    with pytest.raises(LdmkitError) as raised:
+        registry.get("sampler", "soundd")
+    assert 'did you mean "sound"?' in str(raised.value)
+    assert 'plugin "aa_broken_entry" of broken-party 2.1 failed to load' in str(raised.value)
+    assert reason in str(raised.value)
+
+
+def test_two_plugins_with_one_name_are_both_named(install: Install, tmp_path: Path) -> None:
+    install("first_walk", sampler_code("walk"), distribution="first-party")
+    path = a_file(tmp_path, "second_walk.py", sampler_code("walk"))
+    with pytest.raises(LdmkitError, match=r'two plugins offer the sampler "walk": .*first-party 2\.1.*second_walk\.py'):
+        Registry.load([path])
+
+
+def test_file_plugin_leaves_sys_path_alone_and_has_a_module_of_its_own(tmp_path: Path) -> None:
+    before = list(sys.path)
+    (tmp_path / "other").mkdir()
+    first = a_file(tmp_path, "same.py", sampler_code("one"))
+    second = a_file(tmp_path / "other", "same.py", sampler_code("two"))
+    registry = Registry.load([first, second, first])
+    assert sys.path == before
+    one, two = (registry.get("sampler", name) for name in ("one", "two"))
+    assert one.factory.__module__ != two.factory.__module__
+    assert one.distribution == str(first.resolve())
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("bad.py", "1 / 0", "ZeroDivisionError: division by zero"),
+        ("bad.py", "def (", "SyntaxError"),
+        ("bad.py", "from ldmkit import hookimpl\n@hookimpl\ndef register_samplers():\n  return 3", "not a plugin"),
+        ("bad.txt", "", "must end in .py"),
+    ],
+)
+def test_failing_file_is_an_error_naming_it(tmp_path: Path, name: str, code: str, words: str) -> None:
+    modules = set(sys.modules)
+    with pytest.raises(LdmkitError) as raised:
+        Registry.load([a_file(tmp_path, name, code)])
+    assert str(tmp_path / name) in str(raised.value)
+    assert words in str(raised.value)
+    if "not a plugin" not in words:
+        assert not {module for module in set(sys.modules) - modules if module.startswith("ldmkit_file_")}
+
+
+def test_missing_file_is_an_error_naming_it(tmp_path: Path) -> None:
+    with pytest.raises(LdmkitError, match=r"gone\.py: no such plugin file"):
+        Registry.load([tmp_path / "gone.py"])
+
+
+def test_options_as_toml_writes_them(tall: Registry) -> None:
+    table = tomllib.loads("""
+        use = "tall"
+        word = "x"
+        eta = 1
+        form = "square"
+        widths = [3, 4, 5]
+        pair = [2, 1]
+        weights = "a/b.pth"
+        copy = true
+    """)
+    checked = tall.check("sampler", table, where="[sampler]")
+    assert checked == {
+        "word": "x",
+        "steps": 50,
+        "eta": 1.0,
+        "form": "square",
+        "widths": (3, 4, 5),
+        "pair": (2, 1.0),
+        "weights": Path("a/b.pth"),
+        "copy": True,
+        "gain": 1.0,
+    }
+    assert isinstance(checked["eta"], float)
+    assert tall.build("sampler", table, where="[sampler]").widths == (3, 4, 5)
+
+
+def test_option_may_be_called_like_an_attribute_of_pydantic(tall: Registry) -> None:
+    assert tall.build("sampler", {"use": "plain", "model_dump": 4}, where="[sampler]") == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("steps = 0", "[sampler] steps = 0 is not allowed: the sampler \"tall\" wants integer > 0 (denoising steps)"),
+        ("steps = 2.0", "[sampler] steps = 2.0 is not allowed"),
+        ("steps = true", "[sampler] steps = true is not allowed"),
+        ('steps = "9"', '[sampler] steps = "9" is not allowed'),
+        ("eta = 1.5", "wants float >= 0, <= 1"),
+        ("eta = nan", "[sampler] eta = NaN is not allowed"),
+        ("gain = inf", "[sampler] gain = Infinity is not allowed"),
+        ('form = "squar"', '[sampler] form = "squar" is not allowed (did you mean "square"?)'),
+        ('form = "squar"', 'one of "round", "square"'),
+        ("widths = [1, 0]", "[sampler] widths[1] = 0 is not allowed: the sampler \"tall\" wants list of integer > 0"),
+        ("pair = [1]", "wants list of integer, float 2 items"),
+        ("copy = 1", "wants boolean"),
+        ('word = ""', "wants string not empty"),
+        ("step = 3", 'has the unknown option "step" (did you mean "steps"?): the sampler "tall" takes word, steps'),
+    ],
+)  # fmt: skip
+def test_wrong_option_is_named_with_what_is_allowed(tall: Registry, change: str, words: str) -> None:
+    table = tomllib.loads(f'use = "tall"\n{change}\n') if "word" in change else None
+    table = table or tomllib.loads(f'use = "tall"\nword = "x"\n{change}\n')
+    with pytest.raises(LdmkitError) as raised:
+        tall.check("sampler", table, where="[sampler]")
+    assert words in str(raised.value)
+    # The schema of editors says the same; but JSON has neither nan nor inf, and JSON Schema counts 2.0 as an integer.
+    if change not in ("eta = nan", "gain = inf", "steps = 2.0"):
+        del table["use"]
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(table, tall.option_schema("sampler", "tall"))
+
+
+def test_every_mistake_of_a_table_is_told_at_once(tall: Registry) -> None:
+    with pytest.raises(LdmkitError) as raised:
+        tall.check("sampler", {"use": "tall", "steps": 0, "etta": 1}, where="[sampler]")
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 3
+    assert any('lacks the option "word"' in line for line in lines)
+
+
+@pytest.mark.parametrize("table", [{}, {"use": 3}])
+def test_table_without_use(tall: Registry, table: dict[str, object]) -> None:
+    with pytest.raises(LdmkitError, match=r'\[sampler\] lacks use = "NAME": the sampler, one of .*plain.*tall'):
+        tall.check("sampler", table, where="[sampler]")
+
+
+def test_unknown_name_and_unknown_kind(tall: Registry) -> None:
+    with pytest.raises(LdmkitError, match=r'\[sampler\] use = "tal": no sampler is called "tal" \(did you mean "tall"'):
+        tall.check("sampler", {"use": "tal"}, where="[sampler]")
+    with pytest.raises(LdmkitError, match=r'"samplers" \(did you mean "sampler"\?\): captioner, text_encoder, loss'):
+        tall.names("samplers")
+
+
+def test_what_a_component_finds_wrong_itself_names_the_section(tmp_path: Path) -> None:
+    code = sampler_code("picky").replace("self.steps = steps", "raise LdmkitError('steps must be odd')")
+    path = a_file(tmp_path, "picky.py", code.replace("import hookimpl", "import LdmkitError, hookimpl"))
+    with pytest.raises(LdmkitError, match=r'^\[sampler\] use = "picky": steps must be odd$'):
+        Registry.load([path]).build("sampler", {"use": "picky"}, where="[sampler]")
+
+
+def test_options_in_words_and_schema(tall: Registry) -> None:
+    options = {option.name: option for option in tall.options("sampler", "tall")}
+    assert list(options) == ["word", "steps", "eta", "form", "widths", "pair", "weights", "copy", "gain"]
+    assert options["steps"] == ("steps", "integer", 50, "> 0", "denoising steps", False)
+    assert options["eta"][1:4] == ("float", 0.0, ">= 0, <= 1")
+    assert options["form"][1:4] == ("string", "round", 'one of "round", "square"')
+    assert options["widths"][1] == "list of integer > 0"
+    assert options["weights"][1:3] == ("string", None)
+    assert options["word"].required
+    assert tall.get("sampler", "tall").summary == "Takes every form of option."
+    schema = tall.option_schema("sampler", "tall")
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate({"word": "x", "eta": 1, "widths": [2], "weights": "a"}, schema)
+
+
+def test_log_metrics_reaches_every_plugin(tmp_path: Path) -> None:
+    code = """
+from ldmkit import hookimpl
+seen = []
+@hookimpl
+def log_metrics(run_dir, stage, step, metrics):
+    seen.append((run_dir, stage, step, metrics))
+"""
+    registry = Registry.load([a_file(tmp_path, "logger.py", code)])
+    registry.hook.log_metrics(run_dir=tmp_path, stage="train-vae", step=3, metrics={"loss": 0.5})
+    module = registry.manager.get_plugin(f"{(tmp_path / 'logger.py').resolve()}:logger")
+    assert module.seen == [(tmp_path, "train-vae", 3, {"loss": 0.5})]
+
+
+def test_command_lists_components_options_and_failures(install: Install, tmp_path: Path) -> None:
+    install("aa_broken", "import a_module_that_is_not_there", distribution="broken-party")
+    path = str(a_file(tmp_path, "tall.py", TALL))
+    listed = CliRunner().invoke(plugins_command, ["--plugin", path])
+    assert listed.exit_code == 0
+    (row,) = [line for line in listed.output.splitlines() if line.split()[:2] == ["sampler", "tall"]]
+    assert "Takes every form of option." in row
+    assert "broken-party 2.1 failed to load: ModuleNotFoundError" in listed.output
+
+    described = CliRunner().invoke(plugins_command, ["sampler", "tall", "--plugin", path])
+    (row,) = [line for line in described.output.splitlines() if line.startswith("steps")]
+    assert row.split() == ["steps", "integer", "50", ">", "0", "denoising", "steps"]
+    assert "no options" not in described.output
+
+    found = json.loads(CliRunner().invoke(plugins_command, ["--plugin", path, "--json"]).output)
+    assert {"tall", "plain"} <= {row["name"] for row in found["components"]}
+    (failure,) = [failure for failure in found["failures"] if failure["package"] == "broken-party"]
+    assert failure["version"] == "2.1"
+    one = json.loads(CliRunner().invoke(plugins_command, ["sampler", "tall", "--plugin", path, "--json"]).output)
+    assert [option["name"] for option in one["options"]][:2] == ["word", "steps"]
+
+
+def test_plugins_that_ship_load_from_the_entry_points_of_pyproject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    entry_points = project["project"]["entry-points"]["ldmkit"]
+    info = tmp_path / "ldmkit-9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ldmkit\nVersion: 9\n")
+    lines = [f"{name} = {module}" for name, module in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[ldmkit]", *lines]))
+    monkeypatch.syspath_prepend(REPOSITORY / "plugins")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry.load()
+    assert [str(failure) for failure in registry.failures] == []
+    ours = {
+        "captioner": {"filename", "florence2", "sidecar"},
+        "text_encoder": {"clip", "transformer"},
+        "loss": {"kl", "l1", "lpips", "mse", "patchgan"},
+        "sampler": {"ddim", "ddpm", "dpmpp_2m", "euler", "heun"},
+    }
+    for kind in KINDS:
+        assert ours[kind] <= set(registry.names(kind))
+        for name in ours[kind]:
+            assert registry.get(kind, name).version == "9"
+            assert registry.get(kind, name).summary
+            assert all(option.description for option in registry.options(kind, name))
+
+
+def test_docs_tell_of_every_hook_and_every_kind_and_show_the_example_as_it_is() -> None:
+    page = (REPOSITORY / "docs" / "plugins.md").read_text()
+    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, "ldmkit_spec")]
+    assert len(hooks) == 5
+    assert [hook for hook in hooks if f"### `{hook}" not in page] == []
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+    for name in ("ldmkit_shout.py", "pyproject.toml"):
+        assert (REPOSITORY / "docs" / "examples" / "ldmkit_shout" / name).read_text() in page
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="needs pip")
+def test_third_party_plugin_of_the_docs_installs_with_pip(tmp_path: Path) -> None:
+    source = REPOSITORY / "docs" / "examples" / "ldmkit_shout"
+    code = (source / "ldmkit_shout.py").read_text()
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+    shutil.copytree(source, tmp_path / "shout")  # setuptools builds in the folder itself
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+    only_this = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site")]
+    subprocess.run([*pip, *only_this, str(tmp_path / "shout")], check=True, capture_output=True)
+    command = "from ldmkit.cli.plugins import plugins; plugins()"
+    path = os.pathsep.join(map(str, [REPOSITORY, REPOSITORY / "plugins", tmp_path / "site"]))
+    listed = subprocess.run(
+        [sys.executable, "-c", command, "captioner"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ).stdout
+    (row,) = [line for line in listed.splitlines() if "shout" in line]
+    assert row.split()[:4] == ["captioner", "shout", "ldmkit-shout", "1.0"]
+    assert row.rstrip().endswith("The words of the file's name, in capitals.")

@@ -1,0 +1,64 @@
+"""What a long command shows: on a terminal, in a file, in a second process."""
+
+import os
+import re
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from ldmkit.report import Reporter, duration
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line every ten seconds and at the end; the rate counts what this session did."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Reporter().bar("vae", 40, 10) as bar:
+        for _ in range(30):
+            clock[0] += 1
+            bar.advance(1, {"loss": 0.123456, "kl": 12345.6})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "vae  20/40  1.0/s  20 s left  loss 0.1235  kl 1.235e+04",
+        "vae  30/40  1.0/s  10 s left  loss 0.1235  kl 1.235e+04",
+        "vae  40/40  1.0/s  0 s left  loss 0.1235  kl 1.235e+04",
+    ]
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(quiet=True)
+    reporter.line("hello")
+    with reporter.bar("vae", 2) as bar:
+        bar.advance(2)
+        assert bar.done == 2
+    assert capsys.readouterr().out == ""
+    Reporter().line("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    keyboard, screen = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with os.fdopen(screen, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with Reporter().bar("vae", 40, 10) as bar:
+            bar.advance(5, {"loss": 0.123456})
+            bar.advance(25)
+        monkeypatch.undo()
+        shown = os.read(keyboard, 1 << 16).decode()
+    os.close(keyboard)
+    last: Any = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).split("vae")[-1]
+    assert "40/40" in last
+    assert "/s" in last
+    assert "loss 0.1235" in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
