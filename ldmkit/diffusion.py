@@ -20,7 +20,7 @@ from ldmkit.errors import LdmkitError
 
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "flow"]
 Prediction = Literal["eps", "x0", "v", "flow"]
-Weighting = Literal["none", "min_snr"]
+Weighting = Literal["none", "min_snr", "p2"]
 TimestepDistribution = Literal["uniform", "logit_normal"]
 Floats = npt.NDArray[np.float64]
 Array = Any

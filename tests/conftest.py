@@ -49,7 +49,7 @@ learning_rate = 1e-2
 lr_schedule = "cosine"
 warmup_steps = 2
 precision = "fp32"
-ema_decay = 0.9
+ema_decays = [0.9, 0.8]
 log_every = 1
 eval_every = 4
 checkpoint_every = 3
@@ -79,7 +79,7 @@ steps = 8
 batch_size = 6
 grad_accumulation = 2
 precision = "bf16"
-ema_decay = 0.9
+ema_decays = [0.9, 0.8]
 log_every = 1
 eval_every = 4
 checkpoint_every = 3
@@ -96,10 +96,16 @@ caption_dropout = 0.5
 precision = "fp32"
 steps = 8
 batch_size = 6
-ema_decay = 0.9
+ema_decays = [0.9, 0.8]
 log_every = 1
 eval_every = 4
 checkpoint_every = 3
+
+[gate]
+min_psnr = 0
+min_ssim = 0
+min_latent_signal = 0
+max_latent_kurtosis = 0
 
 [sampler]
 use = "ddim"

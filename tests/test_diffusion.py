@@ -232,7 +232,7 @@ def test_eps_is_refused_where_a_schedule_starts_from_pure_noise():
         (lambda: to_noise("velocity", 1, 1, 1, 1), "unknown prediction 'velocity'"),
         (lambda: check_prediction("velocity", make_schedule("flow")), "unknown prediction 'velocity'"),
         (lambda: loss_weight("min_snr", "velocity", 1.0, 1.0), "unknown prediction 'velocity'"),
-        (lambda: loss_weight("p2", "eps", 1.0, 1.0), "unknown weighting 'p2'; choose one of none, min_snr"),
+        (lambda: loss_weight("p3", "eps", 1.0, 1.0), "unknown weighting 'p3'; choose one of none, min_snr"),
         (lambda: draw_timesteps([0.5], make_schedule("flow"), "beta"), "unknown timestep distribution 'beta'"),
     ],
 )

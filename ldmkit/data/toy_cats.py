@@ -55,6 +55,19 @@ STRIPES: dict[str, Color] = {
     "brown": (62, 36, 22),
     "cream": (190, 138, 78),
 }
+HELD_OUT_PAIRS: tuple[dict[str, str], ...] = (
+    {"fur": "orange", "background": "purple"},
+    {"fur": "white", "background": "teal"},
+    {"fur": "grey", "background": "pink"},
+    {"fur": "black", "background": "yellow"},
+    {"fur": "cream", "eyes": "turquoise"},
+    {"fur": "brown", "eyes": "blue"},
+    {"fur": "white", "eyes": "yellow"},
+    {"eyes": "green", "background": "red"},
+    {"eyes": "blue", "background": "green"},
+    {"fur": "grey", "coat": "tabby"},
+)
+"""attributes that no drawn picture shows together: whether a model composes them can be asked of it afterwards"""
 INK: Color = (38, 33, 38)
 PINK: Color = (238, 150, 158)
 WHITE: Color = (255, 255, 255)
@@ -107,10 +120,12 @@ def make_toy_cats(
     num_pictures: int,
     size: int = 64,
     seed: int = 0,
+    unseen: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Draw `NNNNN.png` of size x size pixels and `metadata.jsonl` (file_name, text, fur, eyes, coat, background).
 
+    No picture shows one of `HELD_OUT_PAIRS`; with `unseen`, every picture shows at least one.
     The folder appears whole or not at all. `progress(done, total)` is called after each picture.
     Raises LdmkitError where the folder already holds something, or a number is out of range.
     """
@@ -121,7 +136,7 @@ def make_toy_cats(
         raise LdmkitError(f"toy cats: size must be 16 to 1024 pixels, not {size}")
     with new_folder(folder) as partial, (partial / "metadata.jsonl").open("w", encoding="utf-8", newline="\n") as rows:
         for number in range(num_pictures):
-            rng, cat, text = _describe(seed, number)
+            rng, cat, text = _describe(seed, number, unseen)
             name = f"{number:05d}.png"
             row = {"file_name": name, "text": text, **asdict(cat)}
             rows.write(json.dumps(row) + "\n")
@@ -135,19 +150,22 @@ def captions(num_pictures: int, seed: int = 0) -> list[str]:
     return [_describe(seed, number)[2] for number in range(num_pictures)]
 
 
-def _describe(seed: int, number: int) -> tuple[Random, ToyCat, str]:
+def _describe(seed: int, number: int, unseen: bool = False) -> tuple[Random, ToyCat, str]:
     """The stream of one picture, behind what its attributes and its caption took of it."""
     rng = Random(f"toy-cats/picture/{seed}/{number}")
-    cat = _draw_attributes(rng)
+    cat = _draw_attributes(rng, unseen)
     return rng, cat, caption(cat, rng)
 
 
-def prompts(num: int, seed: int = 0) -> list[ToyPrompt]:
-    """Prompts that name every attribute, from a stream of their own; the words may still be a training caption's."""
+def prompts(num: int, seed: int = 0, *, unseen: bool = False) -> list[ToyPrompt]:
+    """Prompts that name every attribute, from a stream of their own; the words may still be a training caption's.
+
+    With `unseen` each asks for at least one of `HELD_OUT_PAIRS`, without it for none.
+    """
     found = []
     for number in range(num):
         rng = Random(f"toy-cats/prompt/{seed}/{number}")
-        cat = _draw_attributes(rng)
+        cat = _draw_attributes(rng, unseen)
         text = _pick(rng, COMPLETE_PHRASINGS).format(**{**asdict(cat), "coat": cat.coat + " "})
         found.append(ToyPrompt(text=_articles(text), **asdict(cat)))
     return found
@@ -170,13 +188,21 @@ def _articles(text: str) -> str:
     return " ".join(words)
 
 
-def _draw_attributes(rng: Random) -> ToyCat:
-    return ToyCat(
-        fur=_pick(rng, tuple(FUR)),
-        eyes=_pick(rng, tuple(EYES)),
-        coat=_pick(rng, COATS),
-        background=_pick(rng, tuple(BACKGROUND)),
-    )
+def held_out_pairs(cat: ToyCat) -> list[dict[str, str]]:
+    """Those of `HELD_OUT_PAIRS` that the cat shows."""
+    return [pair for pair in HELD_OUT_PAIRS if all(getattr(cat, name) == value for name, value in pair.items())]
+
+
+def _draw_attributes(rng: Random, unseen: bool) -> ToyCat:
+    while True:
+        cat = ToyCat(
+            fur=_pick(rng, tuple(FUR)),
+            eyes=_pick(rng, tuple(EYES)),
+            coat=_pick(rng, COATS),
+            background=_pick(rng, tuple(BACKGROUND)),
+        )
+        if bool(held_out_pairs(cat)) == unseen:
+            return cat
 
 
 def _pick(rng: Random, choices: Sequence[T]) -> T:

@@ -106,13 +106,18 @@ class Training(Section):
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
-    ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="decay of the moving average of the weights, warmed up; 0: none is kept"
+    ema_decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.999,),
+        max_length=4,
+        description="decays of the moving averages of the weights, warmed up, all kept at once; the first one is "
+        "what later stages and the bundle use; empty: no average",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the networks; `auto` is bf16 on a GPU or CPU that computes in it (CPU: AMX), else fp32"
     )
-    compile: bool = Field(False, description="compile the network with torch.compile (pays off on CUDA)")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
+    )
     log_every: int = Field(
         20, gt=0, description="optimizer steps between two lines of metrics", json_schema_extra=NO_RESULT
     )
@@ -141,6 +146,30 @@ class VaeLoss(Component):
     weight: float = Field(1.0, ge=0, description="factor of this term")
     start_step: int = Field(0, ge=0, description="optimizer step from which the term counts")
     start_epoch: int = Field(0, ge=0, description="epoch from which the term counts (the later of the two holds)")
+    start_on_plateau: bool = Field(
+        False,
+        description="start once the held-out reconstruction stops getting better (see vae.guard), and not before "
+        "start_step and start_epoch; of an adversarial loss",
+    )
+    ramp_steps: int = Field(0, ge=0, description="optimizer steps over which the weight rises from 0 after the start")
+
+
+class GanGuard(Section):
+    """Keeps an adversarial loss from ruining the reconstructions."""
+
+    plateau_evaluations: int = Field(
+        3, gt=0, description="evaluations (see eval_every) without a better held-out PSNR that make a plateau"
+    )
+    plateau_psnr: float = Field(0.1, ge=0, description="dB; a gain of less counts as none")
+    max_psnr_drop: float = Field(
+        1.0, ge=0, description="dB below the best held-out PSNR before the weights go back to it; 0: never"
+    )
+    max_lpips_rise: float = Field(
+        0.03, ge=0, description="above the best held-out LPIPS before the weights go back to it; 0: never"
+    )
+    weight_factor: float = Field(
+        0.5, ge=0, lt=1, description="factor of the adversarial weight each time the weights went back"
+    )
 
 
 class Vae(Training):
@@ -163,6 +192,7 @@ class Vae(Training):
     max_adaptive_weight: float = Field(
         1.0, gt=0, description="upper bound of the adaptive weight of an adversarial loss (Esser et al. 2021, eq. 7)"
     )
+    guard: GanGuard = Field(default_factory=lambda: GanGuard(), description="the guard over adversarial losses")
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `AutoencoderKL`."""
@@ -186,6 +216,26 @@ class Latents(Section):
     dtype: Literal["float32", "float16"] = Field("float32", description="of the cached mean and std")
 
 
+class Gate(Section):
+    """What the autoencoder must reach before a U-Net trains on its latents."""
+
+    min_psnr: float = Field(18.0, ge=0, description="dB, least held-out PSNR; 0: not looked at")
+    min_ssim: float = Field(0.4, ge=0, le=1, description="least held-out SSIM; 0: not looked at")
+    max_lpips: float = Field(
+        0.5, ge=0, description="largest held-out LPIPS, where the recipe has that loss; 0: not looked at"
+    )
+    min_latent_signal: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="least share of a latent channel's variance that comes from the pictures and not from the "
+        "posterior's noise; below it the channel is dead; 0: not looked at",
+    )
+    max_latent_kurtosis: float = Field(
+        20.0, ge=0, description="largest excess kurtosis of a latent channel (0: a Gaussian's); 0: not looked at"
+    )
+
+
 class Diffusion(Section):
     schedule: Literal["linear", "scaled_linear", "cosine", "flow"] = Field("flow", description="noise schedule")
     num_timesteps: int = Field(1000, gt=1, le=100_000, description="T, timesteps of the schedule")
@@ -193,8 +243,10 @@ class Diffusion(Section):
     beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of linear and scaled_linear")
     zero_terminal_snr: bool = Field(False, description="rescale the betas to zero terminal SNR (Lin et al. 2024)")
     prediction: Literal["eps", "x0", "v", "flow"] = Field("flow", description="what the U-Net predicts")
-    weighting: Literal["none", "min_snr"] = Field("none", description="weight of the loss by timestep")
+    weighting: Literal["none", "min_snr", "p2"] = Field("none", description="weight of the loss by timestep")
     min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr (Hang et al. 2023)")
+    p2_k: float = Field(1.0, gt=0, description="k of p2 (Choi et al. 2022)")
+    p2_gamma: float = Field(1.0, ge=0, description="gamma of p2 (Choi et al. 2022); 0: weighting of eps")
     timesteps: Literal["uniform", "logit_normal"] = Field(
         "logit_normal", description="how training timesteps are drawn"
     )
@@ -268,6 +320,7 @@ class Recipe(Section):
     text: Text = Field(default_factory=lambda: Text(), description="the text encoder")
     vae: Vae = Field(description="the autoencoder and its training")
     latents: Latents = Field(default_factory=Latents, description="the cached latents")
+    gate: Gate = Field(default_factory=lambda: Gate(), description="the gate before the U-Nets")
     diffusion: Diffusion = Field(default_factory=Diffusion, description="the noise process")
     unet: UNetTraining = Field(description="the unconditional U-Net and its training")
     t2i: T2I = Field(description="the text-to-image U-Net and its training")

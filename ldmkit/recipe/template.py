@@ -54,11 +54,14 @@ def template() -> str:
     for name, section in sections.items():
         lines += ["", f"# {Recipe.model_fields[name].description}", f"[{name}]"]
         for key in keys_of(type(section)).values():
-            if key.name != "losses":
+            if key.name not in ("losses", "guard"):
                 lines += _explained(key, START.get(name, {}).get(key.name))
     lines += ["", f"# {type(recipe.vae).model_fields['losses'].description}"]
     for loss, chosen in recipe.vae.losses.items():
         lines += [f"[vae.losses.{loss}]", f'use = "{chosen.use}"', f"weight = {_value(chosen.weight)}", ""]
+    lines += [f"# {type(recipe.vae).model_fields['guard'].description}", "[vae.guard]"]
+    for key in keys_of(type(recipe.vae.guard)).values():
+        lines += _explained(key, None)
     return "\n".join(lines).strip() + "\n"
 
 

@@ -1,16 +1,17 @@
 """What `train-unet` and `train-t2i` share: the denoising loss, its held-out value and the sample grids."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from ldmkit.diffusion import add_noise, draw_timesteps, loss_weight, make_schedule, target, to_x0
+from ldmkit.diffusion import add_noise, draw_timesteps, loss_weight, make_schedule, target
 from ldmkit.randomness import derive
 from ldmkit.recipe.sections import UNetTraining
 from ldmkit.stages.context import StageContext
-from ldmkit.stages.ema import ema_of
+from ldmkit.stages.drawing import Text, draw_latents
+from ldmkit.stages.ema import emas_of
 from ldmkit.stages.latent_set import LatentSet
 from ldmkit.stages.networks import load_autoencoder
 from ldmkit.stages.plots import grid
@@ -19,9 +20,6 @@ from ldmkit.stages.training import Metrics, Trainer
 MAX_HELD_OUT = 512
 """held-out latents that an evaluation looks at"""
 NUM_PREVIEWS = 16
-
-Text = tuple[torch.Tensor, ...]
-"""() without text; (ids or states, mask) with it"""
 
 
 class DenoisingTask:
@@ -46,8 +44,9 @@ class DenoisingTask:
         self.schedule = make_schedule(**self.recipe.diffusion.schedule_options())
         self.sampler = context.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
         self.autoencoder = load_autoencoder(self.recipe, context.folder("vae"))
-        self.ema = ema_of(network, section.ema_decay).to(trainer.device) if section.ema_decay else None
-        if section.compile:
+        self.emas = emas_of(network, section.ema_decays, trainer.device)
+        self.memory: dict[str, Any] = {}
+        if trainer.compiles:
             network.compile()  # in place: the keys of the state dict stay as they are
         optimizer = trainer.optimizer(network.parameters(), section.learning_rate)
         self.model, self.optimizer = trainer.accelerator.prepare(network, optimizer)
@@ -112,7 +111,7 @@ class DenoisingTask:
         """Held-out loss at fixed noise and evenly spread timesteps, raw and averaged weights."""
         if not len(self.held_out):
             return {}
-        networks = {"": self.modules["model"]} | ({"_ema": self.ema.module} if self.ema is not None else {})
+        networks = {"": self.modules["model"]} | {f"_{name}": ema.module for name, ema in self.emas.items()}
         count = len(self.held_out)
         t = draw_timesteps((np.arange(count) + 0.5) / count, self.schedule, "uniform")
         metrics: Metrics = {}
@@ -129,10 +128,13 @@ class DenoisingTask:
             metrics[f"held_out_loss{suffix}"] = total / count
         return metrics
 
+    def judge(self, step: int, metrics: Metrics) -> list[str]:
+        return []
+
     @torch.no_grad()
     def draw(self, step: int) -> dict[str, torch.Tensor]:
         """Grids of raw and averaged weights from the same noise."""
-        networks = {"raw": self.modules["model"]} | ({"ema": self.ema.module} if self.ema is not None else {})
+        networks = {"raw": self.modules["model"]} | {name: ema.module for name, ema in self.emas.items()}
         return {name: grid(self._sample(network), columns=4) for name, network in networks.items()}
 
     def _sample(self, network: torch.nn.Module) -> torch.Tensor:
@@ -145,29 +147,17 @@ class DenoisingTask:
             return torch.randn(x.shape, generator=generator, device=device)
 
         x_T = torch.randn((NUM_PREVIEWS, *self.latents.shape), generator=generator, device=device)  # noqa: N806 - the field's name
-        denoise = self._denoiser(network)
-        latents = self.sampler.sample(denoise, x_T, self.schedule, randn_like)
+        latents = draw_latents(
+            network,
+            x_T,
+            sampler=self.sampler,
+            schedule=self.schedule,
+            prediction=self.recipe.diffusion.prediction,
+            randn_like=randn_like,
+            text=self.preview_text(),
+            guidance_scale=self.recipe.sampler.guidance_scale,
+            autocast=self.trainer.accelerator.autocast,
+        )
         mean, std = self.latents.channel_mean.to(device), self.latents.channel_std.to(device)
         pixels: torch.Tensor = self.autoencoder.to(device).decode(latents * std + mean)
         return pixels
-
-    def _denoiser(self, network: torch.nn.Module) -> Callable[[torch.Tensor, float], torch.Tensor]:
-        """denoise(x_t, t) -> x0 with classifier-free guidance, Ho and Salimans 2022, eq. 6."""
-        prompts = self.preview_text()
-        scale = self.recipe.sampler.guidance_scale
-
-        def denoise(x_t: torch.Tensor, t: float) -> torch.Tensor:
-            times = torch.full((len(x_t),), t, device=x_t.device)
-            with self.trainer.accelerator.autocast():
-                if prompts is None:
-                    output = network(x_t, times)
-                else:
-                    output = network(x_t, times, *prompts[0])
-                    if scale != 1:
-                        empty = network(x_t, times, *prompts[1])
-                        output = empty + scale * (output - empty)
-            alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
-            x0: torch.Tensor = to_x0(self.recipe.diffusion.prediction, output.float(), x_t, alpha, sigma)
-            return x0
-
-        return denoise

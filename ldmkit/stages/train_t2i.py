@@ -8,7 +8,8 @@ from ldmkit.atomic import write_atomic, write_json
 from ldmkit.components import TextEncoder
 from ldmkit.errors import LdmkitError
 from ldmkit.stages.context import StageContext
-from ldmkit.stages.denoising import NUM_PREVIEWS, DenoisingTask, Text
+from ldmkit.stages.denoising import NUM_PREVIEWS, DenoisingTask
+from ldmkit.stages.drawing import Text
 from ldmkit.stages.latent_set import LatentSet, TextSet
 from ldmkit.stages.networks import build_text_to_image
 from ldmkit.stages.training import Metrics, Trainer

@@ -13,7 +13,7 @@ from ldmkit.components import AdversarialLoss, Reconstruction
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.stages.adaptive_weight import adaptive_weight
 from ldmkit.stages.context import StageContext
-from ldmkit.stages.ema import ema_of
+from ldmkit.stages.ema import emas_of
 from ldmkit.stages.networks import build_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
 from ldmkit.stages.plots import grid
@@ -52,8 +52,9 @@ class VaeTask:
             name: context.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
             for name, loss in self.section.losses.items()
         }
-        self.ema = ema_of(autoencoder, self.section.ema_decay).to(trainer.device) if self.section.ema_decay else None
-        if self.section.compile:
+        self.emas = emas_of(autoencoder, self.section.ema_decays, trainer.device)
+        self.memory: dict[str, Any] = {}
+        if trainer.compiles:
             autoencoder.compile()  # in place: the keys of the state dict stay as they are
         optimizer = trainer.optimizer(autoencoder.parameters(), self.section.learning_rate)
         self.autoencoder = autoencoder
@@ -183,6 +184,9 @@ class VaeTask:
             metrics[f"held_out_psnr{suffix}"] = psnr / len(self.held_out)
         return metrics
 
+    def judge(self, step: int, metrics: Metrics) -> list[str]:
+        return []
+
     @torch.no_grad()
     def draw(self, step: int) -> dict[str, torch.Tensor]:
         chosen = (self.held_out if len(self.held_out) else self.train)[:8]
@@ -195,7 +199,7 @@ class VaeTask:
         return {"original_" + "_".join(networks): grid(torch.cat(rows), columns=len(chosen))}
 
     def _networks(self) -> dict[str, AutoencoderKL]:
-        averaged = {} if self.ema is None else {"ema": cast(AutoencoderKL, self.ema.module)}
+        averaged = {name: cast(AutoencoderKL, average.module) for name, average in self.emas.items()}
         return {"raw": self.autoencoder, **averaged}
 
     def _held_out_pixels(self) -> Iterator[torch.Tensor]:

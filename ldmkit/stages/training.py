@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.optim.swa_utils import AveragedModel
 
 from ldmkit.checkpoint import (
@@ -39,16 +40,22 @@ class Task(Protocol):
 
     modules: dict[str, torch.nn.Module]
     """bare networks whose weights make up a checkpoint; `model` is the one that is trained and averaged"""
-    ema: AveragedModel | None
+    emas: dict[str, AveragedModel]
+    """moving averages of `model` by name (see `emas_of`); the first is what later stages use"""
     optimizers: dict[str, torch.optim.Optimizer]
     learning_rates: dict[str, float]
     """peak learning rate of each optimizer"""
+    memory: dict[str, Any]
+    """JSON values that a checkpoint keeps and a resumed run gets back"""
 
     def train_step(self, step: int) -> dict[str, torch.Tensor]:
         """One optimizer step (step counts from 0); detached scalars, `loss` among them."""
 
     def evaluate(self) -> Metrics:
-        """Held-out metrics, the same pictures and noise each time."""
+        """Held-out metrics, the same pictures and noise each time; asked of the first process alone."""
+
+    def judge(self, step: int, metrics: Metrics) -> list[str]:
+        """What the task makes of an evaluation, in every process: lines for the user; may change weights."""
 
     def draw(self, step: int) -> dict[str, torch.Tensor]:
         """Sample grids by name, (H, W, 3) uint8."""
@@ -68,6 +75,9 @@ class Trainer:
         self.accelerator = start_engine(section.precision)
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
+        # Compiling takes a minute or more, which a short run does not earn back.
+        auto = self.device.type == "cuda" and self.num_steps >= 5000
+        self.compiles = auto if section.compile == "auto" else section.compile == "on"
         if section.batch_size % (self.accelerator.num_processes * section.grad_accumulation):
             raise LdmkitError(
                 f"{part.name}: batch_size = {section.batch_size} must be a multiple of the number of processes "
@@ -186,9 +196,11 @@ class Trainer:
                     row |= newest
                     row["learning_rate"] = self.learning_rate(step, task.learning_rates["model"])
                     row["seconds"] = round(seconds + time.monotonic() - clock, 2)
-                if (done % self.section.eval_every == 0 or last) and log is not None:
-                    evaluated = task.evaluate()
+                if done % self.section.eval_every == 0 or last:
+                    evaluated = self._from_main(task.evaluate() if log is not None else {})
                     row |= evaluated
+                    for line in task.judge(done, evaluated):
+                        reporter.line(f"{name}: step {done}: {line}")
                 if log is not None and row:
                     log.write(done, row)
                     for key, value in row.items():
@@ -209,8 +221,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             for key, module in task.modules.items():
                 save_weights(folder / f"{key}.safetensors", module.state_dict())
-            if task.ema is not None:
-                save_weights(folder / "ema.safetensors", task.ema.module.state_dict())
+            for key, average in task.emas.items():
+                save_weights(folder / f"{key}.safetensors", average.module.state_dict())
         self.accelerator.wait_for_everyone()
         return evaluated
 
@@ -231,8 +243,8 @@ class Trainer:
                 f"pixels; {self.part.name}.grad_accumulation = {section.grad_accumulation * 2} computes the same "
                 "update in smaller parts; the last checkpoint is good"
             ) from None
-        if task.ema is not None:
-            task.ema.update_parameters(task.modules["model"])
+        for average in task.emas.values():
+            average.update_parameters(task.modules["model"])
         return scalars
 
     def _everywhere(self, number: int) -> int:
@@ -240,6 +252,13 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.device)).max())
+
+    def _from_main(self, metrics: Metrics) -> Metrics:
+        """The first process's metrics, in every process."""
+        shared = [metrics]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(shared)
+        return shared[0]
 
     def _draw(self, task: Task, writer: Any, step: int) -> None:
         for key, picture in task.draw(step).items():
@@ -264,9 +283,11 @@ class Trainer:
             module.load_state_dict(tensors[name])
         for name, optimizer in task.optimizers.items():
             restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
-        if task.ema is not None:
-            task.ema.module.load_state_dict(tensors["ema"])
-            task.ema.n_averaged.fill_(state["num_averaged"])
+        for name, average in task.emas.items():
+            average.module.load_state_dict(tensors[name])
+            average.n_averaged.fill_(state["num_averaged"])
+        task.memory.clear()
+        task.memory.update(state["memory"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if state["world_size"] != self.accelerator.num_processes or state["threads"] != torch.get_num_threads():
@@ -287,11 +308,11 @@ class Trainer:
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
                 "fingerprint": self.part.fingerprint,
-                "num_averaged": 0,
+                "num_averaged": max((int(average.n_averaged) for average in task.emas.values()), default=0),
+                "memory": task.memory,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             }
-            if task.ema is not None:
-                tensors["ema"] = task.ema.module.state_dict()
-                state["num_averaged"] = int(task.ema.n_averaged)
+            for name, average in task.emas.items():
+                tensors[name] = average.module.state_dict()
             save_checkpoint(self.part.folder / "checkpoints", step, tensors, state, keep=self.section.keep_checkpoints)
         self.accelerator.wait_for_everyone()
