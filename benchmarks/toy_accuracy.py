@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 from toy_attributes import ATTRIBUTES, read_attributes
 
-from ldmkit.data.toy_cats import captions, make_toy_cats, prompts
+from ldmkit.data.toy_cats import ToyPrompt, captions, make_toy_cats, prompts
 from ldmkit.errors import LdmkitError
 
 # No recipe trains with these seeds: training pictures and prompts come from small ones.
@@ -77,6 +77,18 @@ def score_reader(num: int) -> Score:
         return score_folder(folder)
 
 
+def new_prompts(num: int, *, trained_on: Iterable[str], unseen: bool = False) -> list[ToyPrompt]:
+    """Prompts whose words stand in no caption of `trained_on`; with `unseen`, of compositions held out of the set.
+
+    Raises LdmkitError where there are not as many.
+    """
+    known = {text.lower() for text in trained_on}
+    found = [p for p in prompts(20 * num, HELD_OUT_SEED, unseen=unseen) if p.text.lower() not in known][:num]
+    if len(found) < num:
+        raise LdmkitError(f"--num {num}: only {len(found)} prompts were not trained on; ask for fewer")
+    return found
+
+
 def generate(bundle_dir: Path, folder: Path, *, num: int, seed: int, steps: int | None, guidance: float | None) -> None:
     """Draw `num` held-out prompts with a bundle into `folder`, with a metadata.jsonl.
 
@@ -85,10 +97,7 @@ def generate(bundle_dir: Path, folder: Path, *, num: int, seed: int, steps: int 
     from ldmkit.runtime.bundle import Bundle
 
     bundle = Bundle.load(bundle_dir)
-    trained_on = {text.lower() for text in captions(int(bundle.manifest.notes["num_pictures"]))}
-    wanted = [p for p in prompts(20 * num, HELD_OUT_SEED) if p.text.lower() not in trained_on][:num]
-    if len(wanted) < num:
-        raise LdmkitError(f"--num {num}: only {len(wanted)} prompts were not trained on; ask for fewer")
+    wanted = new_prompts(num, trained_on=captions(int(bundle.manifest.notes["num_pictures"])))
     images = bundle.generate(
         [prompt.text for prompt in wanted],
         seed=seed,

@@ -1,0 +1,149 @@
+"""Which schedule, prediction, weighting and timesteps: one U-Net trained with each on the same latents and text.
+
+python benchmarks/ablation.py runs/NAME --stage train-t2i --steps 600 --seeds 0 1 2 [--only NAME ...] [--num 500]
+    [--out DIR] [--reference DIR --kid SCRIPT] [--list]
+python benchmarks/ablation.py runs/NAME --held-out-to DIR          pictures for --reference, as the run prepares them
+python benchmarks/ablation.py runs/NAME --all-to DIR
+
+The run needs finished captions, vae, latents and text: `ldmkit train RECIPE --only caption`, then train-vae, encode.
+A toy-cats run is scored by how often a picture shows what its prompt asks for. SCRIPT measures KID: it is called as
+`python SCRIPT REFERENCE GENERATED --json` and prints {"kid_x1000": ..., "std": ...}. Each result is a line of
+DIR/results.jsonl; the same command again goes on where it stopped.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from variants import STAGES, Results, Row, Variant, export_pictures, open_run, short_run, with_overrides
+
+from ldmkit.errors import LdmkitError
+
+
+def _diffusion(
+    schedule: str, prediction: str, weighting: str = "none", timesteps: str = "uniform", *, zero_snr: bool = False
+) -> dict[str, Any]:
+    return {
+        "diffusion.schedule": schedule,
+        "diffusion.prediction": prediction,
+        "diffusion.weighting": weighting,
+        "diffusion.timesteps": timesteps,
+        "diffusion.zero_terminal_snr": zero_snr,
+    }
+
+
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    "linear eps": _diffusion("linear", "eps"),  # DDPM, Ho et al. 2020
+    "linear eps p2": _diffusion("linear", "eps", "p2"),
+    "scaled_linear eps min_snr": _diffusion("scaled_linear", "eps", "min_snr"),
+    "linear v": _diffusion("linear", "v"),
+    "linear zero_snr v": _diffusion("linear", "v", zero_snr=True),  # Lin et al. 2024
+    "cosine v": _diffusion("cosine", "v"),  # Salimans and Ho 2022
+    "cosine v min_snr": _diffusion("cosine", "v", "min_snr"),
+    "cosine v p2": _diffusion("cosine", "v", "p2"),
+    "cosine x0": _diffusion("cosine", "x0"),
+    "flow uniform": _diffusion("flow", "flow"),  # Liu et al. 2022
+    "flow logit_normal": _diffusion("flow", "flow", timesteps="logit_normal"),  # Esser et al. 2024
+}
+"""name -> keys of the recipe"""
+
+
+def summary(rows: Sequence[Row], value: str) -> tuple[float, float] | None:
+    """Mean over the seeds, and its spread: their standard deviation, or one seed's own error.
+
+    `value` is `kid_x1000`, whose own error is that over the subsets, or `right`, whose own is binomial.
+    """
+    values = [row["right"]["all"] if value == "right" else row[value] for row in rows if row.get(value) is not None]
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    if len(values) > 1:
+        return mean, statistics.stdev(values)
+    own = rows[0]["kid_std"] if value == "kid_x1000" else (mean * (1 - mean) / rows[0]["num"]) ** 0.5
+    return mean, own
+
+
+def table(by_name: Mapping[str, Sequence[Row]]) -> str:
+    """Markdown, a line for each combination."""
+    attributes = ("fur", "eyes", "coat", "background")
+    toy = any("right" in row for rows in by_name.values() for row in rows)
+    distances = any(row.get("kid_x1000") is not None for rows in by_name.values() for row in rows)
+    heads = ["combination", "seeds"]
+    heads += ["all right", *attributes] * toy + ["KID x1000"] * distances + ["seconds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, rows in by_name.items():
+        cells = [name, str(len(rows))]
+        if toy:
+            right = summary(rows, "right")
+            cells.append(f"{right[0]:.1%} ± {right[1]:.1%}" if right else "")
+            cells += [f"{statistics.fmean(row['right'][a] for row in rows):.1%}" for a in attributes]
+        if distances:
+            found = summary(rows, "kid_x1000")
+            cells.append(f"{found[0]:.2f} ± {found[1]:.2f}" if found else "")
+        cells.append(f"{statistics.fmean(row['seconds'] for row in rows):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="runs/NAME with finished captions, vae, latents and text")
+    parser.add_argument("--stage", choices=STAGES, default="train-t2i", help="which U-Net (train-t2i)")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each (600)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=COMBINATIONS, default=list(COMBINATIONS))
+    parser.add_argument("--num", type=int, default=500, help="pictures to draw of each (500)")
+    parser.add_argument("--out", type=Path, help="results and pictures (RUN/ablation)")
+    parser.add_argument("--reference", type=Path, help="folder of pictures that KID compares with")
+    parser.add_argument("--kid", type=Path, metavar="SCRIPT", help="program that measures KID")
+    parser.add_argument("--held-out-to", type=Path, metavar="DIR", help="only write the run's held-out pictures")
+    parser.add_argument("--all-to", type=Path, metavar="DIR", help="only write all pictures of the run")
+    parser.add_argument("--list", action="store_true", help="only print the names of the combinations")
+    chosen = parser.parse_args(argv)
+    if (chosen.reference is None) != (chosen.kid is None):
+        parser.error("--reference and --kid go together")
+    if min(chosen.steps, chosen.num) < 1:
+        parser.error("--steps and --num must be at least 1")
+    return chosen
+
+
+def run(chosen: argparse.Namespace) -> None:
+    shared = open_run(chosen.run)
+    if chosen.held_out_to or chosen.all_to:
+        for folder, held_out in ((chosen.held_out_to, True), (chosen.all_to, False)):
+            if folder:
+                print(f"{folder}: {export_pictures(shared, folder, held_out=held_out)} pictures")
+        return
+    results = Results(out=chosen.out or chosen.run / "ablation", reference=chosen.reference, kid_script=chosen.kid)
+    by_name: dict[str, list[Row]] = {}
+    for seed in chosen.seeds:
+        keys = short_run(shared.recipe, chosen.stage, steps=chosen.steps, seed=seed)
+        for name in chosen.only:
+            recipe = with_overrides(shared.recipe, {**keys, **COMBINATIONS[name]})
+            variant = Variant(name=name, recipe=recipe, stage=chosen.stage, num=chosen.num)
+            row = results.measure(shared, variant)
+            by_name.setdefault(name, []).append(row)
+            scores = {"right": row["right"]["all"] if "right" in row else None, "KID": row.get("kid_x1000")}
+            told = "  ".join(f"{key} {value:.4g}" for key, value in scores.items() if value is not None)
+            print(f"seed {seed}  {name:<26} {row['seconds']:.0f} s  {told}", file=sys.stderr, flush=True)
+    print(table(by_name))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = parse(argv)
+    if chosen.list:
+        print(*COMBINATIONS, sep="\n")
+        return 0
+    try:
+        run(chosen)
+    except LdmkitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
