@@ -5,7 +5,6 @@ checkpoints are ldmkit's, derived from (seed, purpose, step): a resumed run repe
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.randomness import SampleOrder, derive, numpy_generator
 from ldmkit.recipe.sections import Training
 from ldmkit.run import MetricsLog, Part
+from ldmkit.stages.clock import Clock
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.engine import start_engine
 from ldmkit.stages.plots import plot_losses, save_picture
@@ -84,6 +84,7 @@ class Trainer:
                 f"({self.accelerator.num_processes}) times grad_accumulation ({section.grad_accumulation})"
             )
         self.order = SampleOrder(self.seed, num_samples)
+        self.clock = Clock()
 
     # --- what a task asks for ------------------------------------------------------------------------------
 
@@ -109,6 +110,13 @@ class Trainer:
         """(batch_size, *shape) unit Gaussian noise of the whole batch, on the device."""
         generator = torch.Generator(self.device).manual_seed(derive(self.seed, purpose, step))
         return torch.randn((self.section.batch_size, *shape), generator=generator, device=self.device)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Goes around fetching a batch: the time inside counts as waiting for data (`loader_wait`).
+
+        On a GPU an upper bound: it may be busy with the step before meanwhile.
+        """
+        return self.clock.waiting()
 
     def micro_batches(self) -> Iterator[tuple[slice, bool]]:
         """(this process's part of the whole batch, whether it is the last before the optimizer's step)."""
@@ -178,7 +186,7 @@ class Trainer:
             start, seconds = self._resume(task)
         log = MetricsLog(folder / "metrics.jsonl", start) if self.accelerator.is_main_process else None
         writer = self._tensorboard(start)
-        clock = time.monotonic()
+        self.clock.start(seconds)
         newest: Metrics = {}
         evaluated: Metrics = {}
         if start:
@@ -195,7 +203,8 @@ class Trainer:
                     newest = {key: float(value) for key, value in self.accelerator.reduce(scalars, "mean").items()}
                     row |= newest
                     row["learning_rate"] = self.learning_rate(step, task.learning_rates["model"])
-                    row["seconds"] = round(seconds + time.monotonic() - clock, 2)
+                    row["seconds"] = round(self.clock.seconds(), 2)
+                    row["loader_wait"] = round(self.clock.share_since_mark(), 4)
                 if done % self.section.eval_every == 0 or last:
                     evaluated = self._from_main(task.evaluate() if log is not None else {})
                     row |= evaluated
@@ -212,7 +221,7 @@ class Trainer:
                     self._draw(task, writer, done)
                 stop = self._everywhere(signals.number)
                 if stop or done % self.section.checkpoint_every == 0 or last:
-                    self._save(task, done, seconds + time.monotonic() - clock)
+                    self._save(task, done, self.clock.seconds())
                 bar.advance(1, newest)
                 if stop:
                     error = Interrupted(f"{name}: saved at step {done} of {self.num_steps}; the same command goes on")

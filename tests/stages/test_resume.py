@@ -25,7 +25,9 @@ def before(trained: Any, part: str, folder: Path) -> Path:
 def curve(part: Path) -> list[dict[str, str]]:
     """Every logged number of every step to the last bit, but for the time."""
     rows = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
-    return [{key: float(value).hex() for key, value in row.items() if key != "seconds"} for row in rows]
+    return [
+        {key: float(value).hex() for key, value in row.items() if key not in ("seconds", "loader_wait")} for row in rows
+    ]
 
 
 def weights(part: Path) -> dict[str, str]:

@@ -1,0 +1,42 @@
+"""What a training stage's time goes into."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Seconds of a stage, those before a resumed run began among them, and the share spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self, seconds: float = 0.0) -> None:
+        """Begins to count; `seconds` went into the stage before."""
+        self._before = seconds
+        self._began = self._marked = time.monotonic()
+        self._waited = self._waited_at_mark = 0.0
+
+    def seconds(self) -> float:
+        """Spent on the stage, over all runs that it took."""
+        return self._before + time.monotonic() - self._began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block's time counts as waiting; blocks do not nest."""
+        entered = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - entered
+
+    def share_since_mark(self) -> float:
+        """Share of the time since the last call that was waiting, in [0, 1]; marks the time for the next call."""
+        now = time.monotonic()
+        share = (self._waited - self._waited_at_mark) / max(now - self._marked, 1e-9)
+        self._marked, self._waited_at_mark = now, self._waited
+        return share
+
+    def share(self) -> float:
+        """Share of the time since `start` that was waiting, in [0, 1]."""
+        return self._waited / max(time.monotonic() - self._began, 1e-9)
