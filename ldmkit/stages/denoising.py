@@ -102,7 +102,15 @@ class DenoisingTask:
         with self.trainer.accelerator.autocast():
             output = network(x_t, torch.from_numpy(t.astype(np.float32)).to(x0.device), *text)
         error = (output.float() - target(diffusion.prediction, x0, noise, alpha, sigma)) ** 2
-        weight = loss_weight(diffusion.weighting, diffusion.prediction, alpha, sigma, diffusion.min_snr_gamma)
+        weight = loss_weight(
+            diffusion.weighting,
+            diffusion.prediction,
+            alpha,
+            sigma,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            p2_k=diffusion.p2_k,
+            p2_gamma=diffusion.p2_gamma,
+        )
         loss: torch.Tensor = (weight * error).mean()
         return loss
 
