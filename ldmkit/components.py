@@ -43,6 +43,20 @@ class Reconstruction:
     """(B, C, h, w) log-variance of the posterior, clamped to [-30, 20]"""
 
 
+@dataclass(frozen=True)
+class DiscriminatorLoss:
+    """What a discriminator makes of one batch; all scalars."""
+
+    loss: Array
+    """to be minimised by the discriminator, its penalty left out; near 0: it tells everything apart"""
+    real: Array
+    """mean logit of the targets, high where they are taken for pictures"""
+    fake: Array
+    """mean logit of the reconstructions"""
+    penalty: Array | None = None
+    """its regularisation, weighted, to be minimised along with the loss"""
+
+
 @runtime_checkable
 class Captioner(Protocol):
     """Writes captions for pictures."""
@@ -95,8 +109,10 @@ class AdversarialLoss(Loss, Protocol):
 
     discriminator: "torch.nn.Module"
 
-    def discriminator_loss(self, reconstruction: Reconstruction) -> Array:
-        """A scalar to be minimised by the discriminator; `reconstruction.output` is detached in it."""
+    def discriminator_loss(self, reconstruction: Reconstruction) -> DiscriminatorLoss:
+        """The discriminator's own loss, once for each part of a training batch; `reconstruction.output` is detached
+        in it. What it remembers from call to call belongs into buffers of the discriminator: a resumed run gets
+        those back."""
         ...
 
 

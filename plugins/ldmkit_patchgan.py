@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldmkit import AdversarialLoss, Reconstruction, hookimpl
+from ldmkit import AdversarialLoss, DiscriminatorLoss, Reconstruction, hookimpl
 
 
 @hookimpl
@@ -27,6 +27,16 @@ class PatchGAN:
 
     softplus(-D) is binary cross entropy against 1, softplus(D) against 0. Hinge: Lim & Ye 2017; both
     halved as in taming-transformers.
+
+    Regularisation of the discriminator, w being `regularization_weight`:
+
+    | regularization | penalty | |
+    |---|---|---|
+    | "r1" | w / 2 E[|grad D(target)|^2] | Mescheder et al. 2018, eq. 9; D of a picture is the mean over its patches |
+    | "lecam" | w (E[(D(target) - a_fake)^2] + E[(D(output) - a_real)^2]) | R_LC of Tseng et al. 2021 |
+
+    The anchors a_real and a_fake are moving averages of the mean logits, from 0, this batch's included. They are
+    buffers of the discriminator, so that they are saved and restored with it.
     """
 
     form: Annotated[
@@ -39,13 +49,30 @@ class PatchGAN:
     norm_groups: Annotated[
         int, Field(gt=0, description="groups of the discriminator's norms; divides every width but the first")
     ] = 32
+    regularization: Annotated[
+        Literal["none", "r1", "lecam"],
+        Field(description="of the discriminator; r1: flat around pictures; lecam: logits kept near each other's mean"),
+    ] = "none"
+    regularization_weight: Annotated[
+        float | None,
+        Field(gt=0, description="factor of the regularisation; left out: that of its paper, 10 for r1, 0.3 for lecam"),
+    ] = None
+    lecam_decay: Annotated[
+        float, Field(ge=0, lt=1, description="decay of lecam's moving averages of the logits, a part of a batch each")
+    ] = 0.99
     discriminator: Any = field(init=False, repr=False)
     """the PatchDiscriminator; the trainer may put it on a device or wrap it"""
 
     def __post_init__(self) -> None:
+        import torch
+
         from ldmkit import PatchDiscriminator
 
         self.discriminator = PatchDiscriminator(channels=self.channels, norm_groups=self.norm_groups)
+        self._bare = self.discriminator
+        if self.regularization == "lecam":
+            for name in ("anchor_real", "anchor_fake"):
+                self._bare.register_buffer(name, torch.zeros(()))
 
     def __call__(self, reconstruction: Reconstruction) -> Any:
         """The generator's term, a scalar. Its gradient also reaches the discriminator's parameters."""
@@ -56,12 +83,36 @@ class PatchGAN:
             return -fake.mean()
         return softplus(-fake).mean()
 
-    def discriminator_loss(self, reconstruction: Reconstruction) -> Any:
-        """The discriminator's own term, a scalar; no gradient reaches the autoencoder."""
+    def discriminator_loss(self, reconstruction: Reconstruction) -> DiscriminatorLoss:
+        """The discriminator's own loss; no gradient reaches the autoencoder."""
         from torch.nn.functional import relu, softplus
 
-        real = self.discriminator(reconstruction.target).float()  # (B, 1, h, w)
+        target = reconstruction.target
+        if self.regularization == "r1":
+            target = target.detach().requires_grad_()
+        real = self.discriminator(target).float()  # (B, 1, h, w)
         fake = self.discriminator(reconstruction.output.detach()).float()
         if self.form == "hinge":
-            return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
-        return (softplus(-real).mean() + softplus(fake).mean()) / 2
+            loss = (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
+        else:
+            loss = (softplus(-real).mean() + softplus(fake).mean()) / 2
+        penalty = self._penalty(target, real, fake)
+        return DiscriminatorLoss(loss, real.detach().mean(), fake.detach().mean(), penalty)
+
+    def _penalty(self, target: Any, real: Any, fake: Any) -> Any:
+        import torch
+
+        if self.regularization == "r1":
+            weight = 10.0 if self.regularization_weight is None else self.regularization_weight
+            # Of the sum, then divided in fp32: of the mean it might be too small for half precision.
+            (gradient,) = torch.autograd.grad(real.sum(), target, create_graph=True)
+            gradient = gradient.float() / real[0].numel()
+            return weight / 2 * gradient.square().flatten(1).sum(1).mean()
+        if self.regularization == "lecam":
+            weight = 0.3 if self.regularization_weight is None else self.regularization_weight
+            anchor_real, anchor_fake = self._bare.anchor_real, self._bare.anchor_fake
+            with torch.no_grad():
+                anchor_real.lerp_(real.mean(), 1 - self.lecam_decay)
+                anchor_fake.lerp_(fake.mean(), 1 - self.lecam_decay)
+            return weight * ((real - anchor_fake).square().mean() + (fake - anchor_real).square().mean())
+        return None

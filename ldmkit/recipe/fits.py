@@ -61,9 +61,22 @@ def _batches(recipe: "Recipe") -> Iterator[str]:
 
 
 def _losses(recipe: "Recipe") -> Iterator[str]:
-    first = [loss for loss in recipe.vae.losses.values() if loss.weight > 0 and not loss.start_step + loss.start_epoch]
+    first = [
+        loss
+        for loss in recipe.vae.losses.values()
+        if loss.weight > 0 and not (loss.start_step or loss.start_epoch or loss.start_on_plateau or loss.ramp_steps)
+    ]
     if not first:
-        yield "[vae.losses] needs a loss that counts from the first step: weight above 0, start_step and start_epoch 0"
+        yield (
+            "[vae.losses] needs a loss that counts from the first step: weight above 0, start_step, start_epoch and "
+            "ramp_steps 0, start_on_plateau false"
+        )
+    for name, loss in recipe.vae.losses.items():
+        if loss.start_on_plateau and not recipe.data.held_out:
+            yield (
+                f"[vae.losses.{name}] start_on_plateau = true judges by pictures held out: "
+                "[data] held_out = 0.0 must be above 0, or give a start_step"
+            )
 
 
 def _noise(recipe: "Recipe") -> Iterator[str]:

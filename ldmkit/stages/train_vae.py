@@ -1,22 +1,25 @@
 """Stage `train-vae`: pictures -> `vae/`. The composite loss of Rombach et al. 2021, app. G."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ldmkit.atomic import write_json
 from ldmkit.components import AdversarialLoss, Reconstruction
+from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.stages.adaptive_weight import adaptive_weight
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.ema import emas_of
+from ldmkit.stages.gan_guard import LossGuard
 from ldmkit.stages.networks import build_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
 from ldmkit.stages.plots import grid
+from ldmkit.stages.reconstruction_metrics import reconstruction_metrics
 from ldmkit.stages.training import Metrics, Trainer
 
 MAX_HELD_OUT = 256
@@ -52,14 +55,18 @@ class VaeTask:
             name: context.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
             for name, loss in self.section.losses.items()
         }
-        self.emas = emas_of(autoencoder, self.section.ema_decays, trainer.device)
         self.memory: dict[str, Any] = {}
+        self.guard = self._guard()
+        self.emas = emas_of(autoencoder, self.section.ema_decays, trainer.device)
+        best = deepcopy(autoencoder).requires_grad_(False) if self.guard.adversarial else None  # in main memory
         if trainer.compiles:
             autoencoder.compile()  # in place: the keys of the state dict stay as they are
         optimizer = trainer.optimizer(autoencoder.parameters(), self.section.learning_rate)
         self.autoencoder = autoencoder
         self.model, self.optimizer = trainer.accelerator.prepare(autoencoder, optimizer)
         self.modules: dict[str, torch.nn.Module] = {"model": autoencoder}
+        if best is not None:
+            self.modules["best"] = best
         self.optimizers: dict[str, torch.optim.Optimizer] = {"model": self.optimizer}
         self.learning_rates = {"model": self.section.learning_rate}
         for name, term in self.terms.items():
@@ -77,7 +84,8 @@ class VaeTask:
         pixels = self._next_pixels(step)
         noise = trainer.noise("posterior", step, (self.latent_channels, self.latent_size, self.latent_size))
         flip = torch.from_numpy(trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0))
-        active = {name: term for name, term in self.terms.items() if self._has_started(name, step)}
+        found = {name: self.guard.weight(name, step) for name in self.terms}
+        weights = {name: weight for name, weight in found.items() if weight is not None}
         scalars: dict[str, torch.Tensor] = {}
         reconstructions = []
         self.model.train()
@@ -94,21 +102,22 @@ class VaeTask:
                 reconstruction = Reconstruction(
                     target, output.float(), posterior.mean.float(), posterior.logvar.float()
                 )
-                loss = self._generator_loss(active, reconstruction, scalars, share=len(own) / len(pixels))
+                loss = self._generator_loss(weights, reconstruction, scalars, share=len(own) / len(pixels))
                 trainer.check_finite(loss, partial(self._names, step, part))
                 trainer.backward(loss)
             reconstructions.append(reconstruction)
         scalars["grad_norm"] = trainer.step_optimizer(
             self.optimizer, self.model.parameters(), lambda: self._names(step)
         )
-        for name, term in active.items():
-            if isinstance(term, AdversarialLoss):
-                self._step_discriminator(step, name, term, reconstructions, scalars)
+        for name, weight in weights.items():
+            if name in self.guard.adversarial:
+                scalars[f"{name}_weight"] = torch.tensor(weight, device=trainer.device)
+                self._step_discriminator(step, name, reconstructions, scalars)
         return scalars
 
     def _generator_loss(
         self,
-        active: dict[str, Any],
+        weights: Mapping[str, float],
         reconstruction: Reconstruction,
         scalars: dict[str, torch.Tensor],
         *,
@@ -120,72 +129,77 @@ class VaeTask:
             scalars[name] = scalars.get(name, torch.zeros((), device=value.device)) + share * value.detach()
 
         total = torch.zeros((), device=reconstruction.target.device)
-        for name, term in active.items():
-            if not isinstance(term, AdversarialLoss):
-                value = term(reconstruction)
+        for name, weight in weights.items():
+            if name not in self.guard.adversarial:
+                value = self.terms[name](reconstruction)
                 note(name, value)
-                total = total + self.section.losses[name].weight * value
-        for name, term in active.items():
-            if isinstance(term, AdversarialLoss):
+                total = total + weight * value
+        for name, weight in weights.items():
+            if name in self.guard.adversarial:
+                term = self.terms[name]
                 term.discriminator.requires_grad_(False)  # this pass trains the autoencoder alone
                 value = term(reconstruction)
                 last_layer = self.autoencoder.decoder.conv_out.weight
-                weight = adaptive_weight(total, value, last_layer, self.section.max_adaptive_weight)
+                adaptive = adaptive_weight(total, value, last_layer, self.section.max_adaptive_weight)
                 note(name, value)
-                note(f"{name}_adaptive_weight", weight)
-                total = total + self.section.losses[name].weight * weight * value
+                note(f"{name}_adaptive_weight", adaptive)
+                total = total + weight * adaptive * value
         note("loss", total)
         return total
 
     def _step_discriminator(
-        self,
-        step: int,
-        name: str,
-        term: AdversarialLoss,
-        reconstructions: list[Reconstruction],
-        scalars: dict[str, torch.Tensor],
+        self, step: int, name: str, reconstructions: list[Reconstruction], scalars: dict[str, torch.Tensor]
     ) -> None:
+        """One step of the term's discriminator on what the autoencoder made in this step."""
+        trainer, term = self.trainer, self.terms[name]
         term.discriminator.requires_grad_(True)
-        trainer, key = self.trainer, f"{name}_discriminator"
+        sums: dict[str, torch.Tensor] = {}
         parts = zip(reconstructions, trainer.micro_batches(), strict=True)
         for reconstruction, (part, last) in parts:
             with trainer.exchange(term.discriminator, last=last):
-                loss = term.discriminator_loss(reconstruction)
-                trainer.check_finite(loss, partial(self._names, step, part), what=f"loss of {key}")
+                found = term.discriminator_loss(reconstruction)
+                loss = found.loss if found.penalty is None else found.loss + found.penalty
+                trainer.check_finite(loss, partial(self._names, step, part), what=f"loss of {name}_discriminator")
                 trainer.backward(loss)
-            share = loss.detach() / len(reconstructions)
-            scalars[key] = scalars.get(key, torch.zeros((), device=loss.device)) + share
+            values = {"discriminator": found.loss, "logits_real": found.real, "logits_fake": found.fake}
+            if found.penalty is not None:
+                values["penalty"] = found.penalty
+            for key, value in values.items():
+                sums[key] = sums.get(key, 0) + value.detach() / len(reconstructions)
         trainer.step_optimizer(
             self.optimizers[f"discriminator_{name}"], term.discriminator.parameters(), lambda: self._names(step)
         )
+        scalars |= {f"{name}_{key}": value for key, value in sums.items()}
+        watched = torch.stack([sums[key] for key in ("discriminator", "logits_real", "logits_fake")]).tolist()
+        self.guard.note(name, loss=watched[0], real=watched[1], fake=watched[2])
 
-    @torch.no_grad()
     def evaluate(self) -> Metrics:
         if not len(self.held_out):
             return {}
-        networks = {"" if name == "raw" else f"_{name}": network for name, network in self._networks().items()}
         metrics: Metrics = {}
-        for suffix, network in networks.items():
-            network.eval()
-            psnr, loss = 0.0, 0.0
-            for batch in self._held_out_pixels():
-                target = batch.to(self.trainer.device)
-                posterior = network.encode(target)
-                output = network.decode(posterior.mean)
-                reconstruction = Reconstruction(target, output, posterior.mean, posterior.logvar)
-                for name, term in self.terms.items():
-                    if not isinstance(term, AdversarialLoss):
-                        loss += self.section.losses[name].weight * float(term(reconstruction)) * len(batch)
-                one = peak_signal_noise_ratio(
-                    output.clamp(-1, 1), target, data_range=2.0, dim=(1, 2, 3), reduction="sum"
-                )
-                psnr += float(one)
-            metrics[f"held_out_loss{suffix}"] = loss / len(self.held_out)
-            metrics[f"held_out_psnr{suffix}"] = psnr / len(self.held_out)
+        for name, network in self._networks().items():
+            found = reconstruction_metrics(
+                network,
+                self._held_out_pixels(),
+                terms=self.terms,
+                losses=self.section.losses,
+                device=self.trainer.device,
+            )
+            suffix = "" if name == "raw" else f"_{name}"
+            metrics |= {f"held_out_{key}{suffix}": value for key, value in found.items()}
         return metrics
 
     def judge(self, step: int, metrics: Metrics) -> list[str]:
-        return []
+        judged = self.guard.judge(step, metrics)
+        if judged.is_best:
+            self.modules["best"].load_state_dict(self.autoencoder.state_dict())
+        if judged.go_back:
+            best = self.modules["best"].state_dict()
+            for network in self._networks().values():
+                network.load_state_dict(best)
+            # Its moments are those of the way that went wrong: the first steps would take it again.
+            self.optimizer.state.clear()
+        return judged.lines
 
     @torch.no_grad()
     def draw(self, step: int) -> dict[str, torch.Tensor]:
@@ -219,9 +233,25 @@ class VaeTask:
             self._pixels = picture_batches(self.pictures, self.recipe.data, orders)
         return next(self._pixels)
 
-    def _has_started(self, name: str, step: int) -> bool:
-        loss = self.section.losses[name]
-        return step >= max(loss.start_step, loss.start_epoch * len(self.train) // self.section.batch_size)
+    def _guard(self) -> LossGuard:
+        """Raises LdmkitError where the losses cannot be guarded or balanced as the recipe says."""
+        losses = self.section.losses
+        adversarial = [name for name, term in self.terms.items() if isinstance(term, AdversarialLoss)]
+        if len(adversarial) == len(losses):
+            raise LdmkitError("[vae.losses] needs a loss beside the adversarial one, which is weighed against it")
+        for name in losses:
+            if losses[name].start_on_plateau and name not in adversarial:
+                raise LdmkitError(
+                    f"[vae.losses.{name}] start_on_plateau = true is for adversarial losses, and "
+                    f"{losses[name].use} is none; give it a start_step or start_epoch"
+                )
+        size = self.section.batch_size
+        earliest = {
+            name: max(loss.start_step, loss.start_epoch * len(self.train) // size) for name, loss in losses.items()
+        }
+        return LossGuard(
+            losses, adversarial=adversarial, earliest=earliest, settings=self.section.guard, memory=self.memory
+        )
 
     def _names(self, step: int, part: slice = slice(None)) -> list[str]:
         return [self.pictures[i].key for i in self.train[self.trainer.positions(step)][part]]

@@ -30,7 +30,11 @@ def test_seed_form_is_binary_cross_entropy(reconstruction: Reconstruction) -> No
     bce = functional.binary_cross_entropy_with_logits
     torch.testing.assert_close(loss(reconstruction), bce(fake, torch.ones_like(fake)))
     expected = (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))) / 2
-    torch.testing.assert_close(loss.discriminator_loss(reconstruction), expected)
+    found = loss.discriminator_loss(reconstruction)
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close((found.real, found.fake), (real.mean(), fake.mean()))
+    assert found.penalty is None
+    assert not found.real.requires_grad
 
 
 def test_hinge_form_by_hand(reconstruction: Reconstruction) -> None:
@@ -42,13 +46,13 @@ def test_hinge_form_by_hand(reconstruction: Reconstruction) -> None:
     loss.discriminator = Given()  # as a trainer that wraps it would
     assert loss(reconstruction).item() == pytest.approx(0.875)  # -(-2 + 0.25) / 2
     # real: (0 + 0.5) / 2; fake: (0 + 1.25) / 2; halved
-    assert loss.discriminator_loss(reconstruction).item() == pytest.approx((0.25 + 0.625) / 2)
+    assert loss.discriminator_loss(reconstruction).loss.item() == pytest.approx((0.25 + 0.625) / 2)
 
 
 @pytest.mark.parametrize("form", ["seed", "hinge"])
 def test_gradients_go_where_they_belong(reconstruction: Reconstruction, form: str) -> None:
     loss = small(form)
-    loss.discriminator_loss(reconstruction).backward()
+    loss.discriminator_loss(reconstruction).loss.backward()
     assert reconstruction.output.grad is None
     assert all(parameter.grad is not None for parameter in loss.discriminator.parameters())
     loss(reconstruction).backward()
@@ -59,12 +63,12 @@ def test_gradients_go_where_they_belong(reconstruction: Reconstruction, form: st
 def test_discriminator_learns_to_tell_and_the_generator_feels_it(reconstruction: Reconstruction, form: str) -> None:
     loss = small(form)
     optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=1e-2)
-    first, generator_first = loss.discriminator_loss(reconstruction).item(), loss(reconstruction).item()
+    first, generator_first = loss.discriminator_loss(reconstruction).loss.item(), loss(reconstruction).item()
     for _ in range(60):
         optimizer.zero_grad()
-        loss.discriminator_loss(reconstruction).backward()
+        loss.discriminator_loss(reconstruction).loss.backward()
         optimizer.step()
-    assert loss.discriminator_loss(reconstruction).item() < 0.3 * first
+    assert loss.discriminator_loss(reconstruction).loss.item() < 0.3 * first
     assert loss(reconstruction).item() > generator_first
 
 
@@ -84,7 +88,7 @@ def test_equal_odds_cost_log_two(reconstruction: Reconstruction) -> None:
     for parameter in loss.discriminator.parameters():
         nn.init.zeros_(parameter)
     assert loss(reconstruction).item() == pytest.approx(math.log(2))
-    assert loss.discriminator_loss(reconstruction).item() == pytest.approx(math.log(2))
+    assert loss.discriminator_loss(reconstruction).loss.item() == pytest.approx(math.log(2))
 
 
 def test_widths_that_the_norms_cannot_group() -> None:

@@ -288,7 +288,8 @@ def test_adversarial_term_starts_late(start: str, first: int, again: Any) -> Non
     part = again("gan", "train-vae", start, *overrides, "vae.checkpoint_every=1", "vae.keep_checkpoints=9")
     for row in rows(part):
         gan = {key for key in row if key.startswith("gan")}
-        assert gan == ({"gan", "gan_discriminator", "gan_adaptive_weight"} if row["step"] >= first else set())
+        parts = ("", "_weight", "_adaptive_weight", "_discriminator", "_logits_real", "_logits_fake")
+        assert gan == ({f"gan{part}" for part in parts} if row["step"] >= first else set())
         if gan:
             assert 0 <= row["gan_adaptive_weight"] <= 1
             total = row["l1"] + 1e-4 * row["kl"] + 0.1 * row["gan_adaptive_weight"] * row["gan"]
