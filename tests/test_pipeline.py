@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,19 @@ FROM_VAE = ALL - {"captions", "text"}
 FROM_LATENTS = FROM_VAE - {"vae"}
 FROM_DIFFUSION = {"unet", "t2i", "bundle"}
 FROM_TEXT = {"text", "t2i", "bundle"}
+QUALITY = {
+    "held_out": {"num_pictures": 4, "psnr": 20.0, "ssim": 0.75},
+    "channels": [
+        {"mean": 0.5, "std": 2.0, "kurtosis": 1.5, "signal": 0.9},
+        {"mean": 0.0, "std": 1.0, "kurtosis": -0.5, "signal": 0.01},
+    ],
+}
 
 
 def fake(name: str) -> Callable[[Any, Path], dict[str, Any]]:
     """Makes a part at no cost: only the files that the pipeline itself looks at."""
 
-    def make(context: Any, bundle_dir: Path) -> dict[str, Any]:
+    def make(context: Any, bundle_dir: Path = Path()) -> dict[str, Any]:
         if name == "bundle":
             bundle_dir.mkdir(parents=True, exist_ok=True)
             (bundle_dir / "manifest.json").write_text("{}")
@@ -36,6 +42,8 @@ def fake(name: str) -> Callable[[Any, Path], dict[str, Any]]:
         if name == "captions":
             rows = [json.dumps({"file": e.key, "caption": context.recipe.caption.use}) for e in context.index.entries]
             (context.folder(name) / "captions.jsonl").write_text("\n".join(rows))
+        if name == "latents":
+            (context.folder(name) / "quality.json").write_text(json.dumps(QUALITY))
         return {}
 
     return make
@@ -85,6 +93,9 @@ def not_done(workshop: Any, *overrides: str) -> set[str]:
         ("unet.steps=9", {"unet", "bundle"}),
         ("unet.epochs=1", {"unet", "bundle"}),
         ("t2i.caption_dropout=0.3", {"t2i", "bundle"}),
+        ("t2i.mask_padding=false", {"t2i", "bundle"}),  # the text as well where the encoder is frozen
+        ("gate.min_psnr=30", set()),
+        ("gate.max_latent_kurtosis=30", set()),
         ("export.opset=19", {"bundle"}),
         ("export.tolerance=1e-3", {"bundle"}),
         ("sampler.use='ddpm'", set()),
@@ -210,12 +221,10 @@ def test_second_train_does_nothing_without_torch(made: Any) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(repository), str(repository / "plugins")])}
     overrides = [f"export.path='{made.folder / 'exports'}'", f"data.path='{made.folder / 'pictures'}'"]
     arguments = ["train", "tiny.toml", *(x for o in overrides for x in ("--set", o))]
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=made.folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 3
     assert done.stdout == "tiny: everything is up to date; nothing to do\n"
 
 

@@ -80,6 +80,7 @@ def hold(folder: Path, rest: str) -> "subprocess.Popen[str]":
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-c", head + "".join(f"    {line}\n" for line in rest.splitlines())],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path},
@@ -102,13 +103,15 @@ def test_lock(tmp_path: Path) -> None:
 
 
 def test_lock_ends_with_its_holder_and_not_with_the_holders_children(tmp_path: Path) -> None:
-    child = "    print('born', flush=True); os.close(1); time.sleep(3); os._exit(0)"
-    with hold(tmp_path / "run", f"if os.fork() == 0:\n{child}\nos.close(1); time.sleep(60)") as holder:
+    # The child lives until the test closes its end of the pipe, so it does for as long as the lock is tried.
+    child = "    print('born', flush=True); os.read(0, 1); os._exit(0)"
+    with hold(tmp_path / "run", f"if os.fork() == 0:\n{child}\ntime.sleep(60)") as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "born\n"
         holder.kill()
-    with locked(tmp_path / "run"):
-        pass
+        holder.wait()
+        with locked(tmp_path / "run"):
+            pass
 
 
 def test_lock_where_nothing_can_be_written(tmp_path: Path) -> None:
