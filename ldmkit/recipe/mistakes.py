@@ -84,7 +84,7 @@ def unknown_key(table: tuple[str, ...], key: str, known: list[str]) -> str:
     near = did_you_mean(key, known)
     if near:
         return f'{where} has the unknown key "{key}"{near}'
-    homes = [f"[{name}]" for name, field in Recipe.model_fields.items() if key in _keys_of_section(field.annotation)]
+    homes = [f"[{'.'.join(place)}]" for place, model in _sections(Recipe) if key in model.model_fields]
     if table and key in Recipe.model_fields:
         homes.insert(0, "the top, before the first [section]")
     rest = f" (it belongs to {', '.join(homes)})" if homes else f"; its keys are {', '.join(known)}"
@@ -108,8 +108,8 @@ def _component(
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     use = section.get("use", model.model_fields["use"].default)
     if not isinstance(use, str):  # said already, since it is a declared key; it may be there, misspelt
-        for key in section.keys() - model.model_fields.keys():
-            if did_you_mean(key, model.model_fields):
+        for key in section:
+            if key not in model.model_fields and did_you_mean(key, model.model_fields):
                 yield (*place, key), unknown_key(place, key, list(model.model_fields))
         return
     where = _table(place)
@@ -120,8 +120,9 @@ def _component(
         return
     given = {key: value for key, value in section.items() if key not in model.model_fields}
     known = list(dict.fromkeys([*model.model_fields, *options]))
-    for key in given.keys() - set(options):
-        yield (*place, key), unknown_key(place, key, known)
+    for key in given:
+        if key not in options:
+            yield (*place, key), unknown_key(place, key, known)
     try:
         registry.check(kind, {"use": use, **{k: v for k, v in given.items() if k in options}}, where=where)
     except LdmkitError as error:
@@ -163,6 +164,9 @@ def _choices(model: type[BaseModel] | None, key: str) -> list[str]:
     return [word for word in get_args(field.annotation) if isinstance(word, str)] if field is not None else []
 
 
-def _keys_of_section(annotation: Any) -> set[str]:
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return set(annotation.model_fields) if is_section else set()
+def _sections(model: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """(place, model) of each table within a model whose name is fixed, those within others too."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield (*place, name), field.annotation
+            yield from _sections(field.annotation, (*place, name))

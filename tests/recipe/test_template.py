@@ -11,7 +11,7 @@ import pytest
 
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, RecipeFile, load_recipe
-from ldmkit.recipe.sections import Section
+from ldmkit.recipe.sections import Section, VaeLoss
 from ldmkit.recipe.template import template, to_toml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -38,10 +38,11 @@ def test_hostile_words_survive_being_shown(cats: Path) -> None:
     word = 'a "quoted" \\ back\nline\ttab \x7f\x01 ünï 猫 # = [x]'
     recipe["data"]["path"] = word
     recipe["plugins"] = [word]
+    declared = VaeLoss(use="third").model_dump(mode="json")  # shown with every default, so written out here as well
     recipe["vae"]["losses"] |= {
-        "a.b": {"use": "third", "weight": 1.0, "start_step": 0, "start_epoch": 0},
-        "": {"use": word, "weight": 0.0, "start_step": 0, "start_epoch": 0, "deep": {word: [1, {"x": [True, 2.5]}]}},
-        "empty": {"use": "third", "weight": 1.0, "start_step": 0, "start_epoch": 0, "options": {}},
+        "a.b": declared,
+        "": {**declared, "use": word, "weight": 0.0, "deep": {word: [1, {"x": [True, 2.5]}]}},
+        "empty": {**declared, "options": {}},
     }
     assert tomllib.loads(to_toml(Recipe.model_validate_json(json.dumps(recipe)))) == recipe
 
