@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ldmkit import gate
 from ldmkit.atomic import write_json
-from ldmkit.data.captions import caption_files_hash, captions_hash
+from ldmkit.components import TextEncoder
+from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.parts import parts_of
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.report import Reporter, duration
@@ -29,8 +33,20 @@ STAGES = {
     "export": ("bundle",),
 }
 """the parts that each stage makes, in order"""
+MAKERS = {
+    "captions": "ldmkit.stages.caption:caption",
+    "vae": "ldmkit.stages.train_vae:train_vae",
+    "latents": "ldmkit.stages.encode:encode_latents",
+    "text": "ldmkit.stages.encode:encode_text",
+    "unet": "ldmkit.stages.train_unet:train_unet",
+    "t2i": "ldmkit.stages.train_t2i:train_t2i",
+    "bundle": "ldmkit.stages.export_run:export_run",
+}
+"""module:function that makes a part; each is handed a StageContext, that of the bundle its folder as well"""
 TRAINED = ("vae", "unet", "t2i")
 """the parts that several processes make together"""
+BEHIND_THE_GATE = ("unet", "t2i")
+"""the parts that are worth no more than the autoencoder is"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class Pipeline:
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
         self._index: PictureIndex | None = None
+        self._gate_is_open = self._ignore_gate = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -81,6 +98,11 @@ class Pipeline:
     def _caption_files(self) -> str:
         return caption_files_hash(Path(self.recipe.data.path))
 
+    @cached_property
+    def _frozen(self) -> bool:
+        encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+        return not encoder.trainable
+
     def has_pictures(self) -> bool:
         """Whether the pictures are there without fetching or drawing them."""
         return Path(self.recipe.data.path).exists()
@@ -89,45 +111,9 @@ class Pipeline:
 
     def parts(self) -> dict[str, Part]:
         """Every part with the inputs that it would be made from now."""
-        recipe, pictures = self.recipe, self.index.hash
-        data = recipe.data.fingerprint_keys()
-        split = {"held_out": recipe.data.held_out, "seed": recipe.seed}
-        pixels = {key: data[key] for key in ("size", "crop", "flip")}
-        parts: dict[str, Part] = {}
-
-        def add(name: str, **inputs: Any) -> None:
-            parts[name] = Part(self.run_dir / name, name, inputs)
-
-        add(
-            "captions",
-            pictures=pictures,
-            caption={k: v for k, v in recipe.caption.fingerprint_keys().items() if k != "missing"},
-            caption_files=self._caption_files,
+        return parts_of(
+            self.recipe, self.run_dir, pictures=self.index.hash, caption_files=self._caption_files, frozen=self._frozen
         )
-        add("vae", pictures=pictures, data={**pixels, **split}, vae=recipe.vae.fingerprint_keys())
-        add("latents", vae=parts["vae"].fingerprint, latents={"dtype": recipe.latents.dtype}, data={**pixels, **split})
-        captions = self.run_dir / "captions" / "captions.jsonl"
-        done = parts["captions"].status().state == "done"
-        add(
-            "text",
-            captions=captions_hash(captions) if done else "not yet written",
-            text=recipe.text.fingerprint_keys(),
-            missing=recipe.caption.missing,
-            pictures=pictures,
-        )
-        denoising = {
-            "latents": parts["latents"].fingerprint,
-            "use": {k: v for k, v in recipe.latents.fingerprint_keys().items() if k != "dtype"},
-            "diffusion": recipe.diffusion.fingerprint_keys(),
-            "data": {**pixels, **split},
-        }
-        add("unet", **denoising, unet=recipe.unet.fingerprint_keys())
-        add("t2i", **denoising, text=parts["text"].fingerprint, t2i=recipe.t2i.fingerprint_keys())
-        bundle = {name: parts[name].fingerprint for name in ("vae", "latents", "unet", "t2i", "text")}
-        # Its own part, though the files lie in exports/: the sampler is left out, since it makes nothing stale.
-        export = {"opset": recipe.export.opset, "tolerance": recipe.export.tolerance}
-        add("bundle", **bundle, export=export)
-        return parts
 
     def plan(self, stages: Sequence[str] = tuple(STAGES)) -> list[Planned]:
         """Each part of these stages and its state; a part behind one that will be made is made too."""
@@ -147,14 +133,21 @@ class Pipeline:
     # --- doing it ------------------------------------------------------------------------------------------
 
     def run(
-        self, stages: Sequence[str] = tuple(STAGES), *, forced: str | None = None, bundle_dir: Path | None = None
+        self,
+        stages: Sequence[str] = tuple(STAGES),
+        *,
+        forced: str | None = None,
+        bundle_dir: Path | None = None,
+        ignore_gate: bool = False,
     ) -> None:
         """Makes what is missing or stale of these stages, in order; `forced` names one to run again from nothing.
 
-        A bundle goes to `bundle_dir` where one is given.
+        A bundle goes to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like.
 
-        Raises LdmkitError where a stage before them is not finished.
+        Raises LdmkitError where a stage before them is not finished, or the autoencoder does not pass the gate.
         """
+        self._gate_is_open = False
+        self._ignore_gate = ignore_gate
         started = time.monotonic()
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
@@ -166,7 +159,7 @@ class Pipeline:
             made = 0
             for stage in stages:
                 for name in STAGES[stage]:
-                    made += self._make(stage, name, forced=stage == forced, asked=stages)
+                    made += self._make(stage, name, forced=stage == forced)
             if not made:
                 self.reporter.line(f"{self.recipe.name}: everything is up to date; nothing to do")
             else:
@@ -198,14 +191,16 @@ class Pipeline:
 
             processes().wait_for_everyone()
 
-    def _make(self, stage: str, name: str, *, forced: bool, asked: Sequence[str]) -> bool:
+    def _make(self, stage: str, name: str, *, forced: bool) -> bool:
         """Makes one part where needed; True if it did."""
         parts = self.parts()
         part = parts[name]
         status = self._status(name, parts)
         if status.state == "done" and not forced:
             return False
-        self._check_inputs(name, parts, asked)
+        self._check_inputs(name, parts)
+        if name in BEHIND_THE_GATE:
+            self._pass_gate(parts["latents"])
         label = f"{stage} {name}" if len(STAGES[stage]) > 1 else stage
         kept = "a new one takes its place" if name == "bundle" else f"the old one is kept in {self.run_dir / 'stale'}"
         why = {
@@ -226,7 +221,7 @@ class Pipeline:
             from ldmkit.stages.context import StageContext
 
             context = StageContext(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
-            facts = _maker(name)(context, self.bundle_dir)
+            facts = _maker(name)(context, *([self.bundle_dir] if name == "bundle" else []))
             if self._main:
                 part.finish(time.monotonic() - began, facts=facts)
                 told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
@@ -234,7 +229,22 @@ class Pipeline:
         self._barrier()
         return True
 
-    def _check_inputs(self, name: str, parts: dict[str, Part], asked: Sequence[str]) -> None:
+    def _pass_gate(self, latents: Part) -> None:
+        """Shows what the autoencoder is like before the first U-Net trains; every process comes to the same end.
+
+        Raises LdmkitError where it is not good enough.
+        """
+        if self._gate_is_open:
+            return
+        quality = gate.read_quality(latents.folder)
+        rows = gate.check(quality, self.recipe.gate)
+        for line in gate.table(quality, rows):
+            self.reporter.line(line)
+        if not self._ignore_gate:
+            gate.require(rows)
+        self._gate_is_open = True
+
+    def _check_inputs(self, name: str, parts: dict[str, Part]) -> None:
         needs = {"latents": ["vae"], "text": ["captions"], "unet": ["vae", "latents"]}
         needs |= {"t2i": ["vae", "latents", "text"], "bundle": ["vae", "latents", "text", "unet", "t2i"]}
         for needed in needs.get(name, []):
@@ -248,35 +258,11 @@ class Pipeline:
                 )
 
 
-def _maker(name: str) -> Callable[[Any, Path], dict[str, Any]]:
-    """What makes a part; imported here, since it brings torch."""
-    if name == "captions":
-        from ldmkit.stages.caption import caption
-
-        return lambda context, _: caption(context)
-    if name == "vae":
-        from ldmkit.stages.train_vae import train_vae
-
-        return lambda context, _: train_vae(context)
-    if name == "latents":
-        from ldmkit.stages.encode import encode_latents
-
-        return lambda context, _: encode_latents(context)
-    if name == "text":
-        from ldmkit.stages.encode import encode_text
-
-        return lambda context, _: encode_text(context)
-    if name == "unet":
-        from ldmkit.stages.train_unet import train_unet
-
-        return lambda context, _: train_unet(context)
-    if name == "t2i":
-        from ldmkit.stages.train_t2i import train_t2i
-
-        return lambda context, _: train_t2i(context)
-    from ldmkit.stages.export_run import export_run
-
-    return export_run
+def _maker(name: str) -> Callable[..., dict[str, Any]]:
+    """The function that makes a part; imported here, since it brings torch."""
+    module, function = MAKERS[name].split(":")
+    found: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
+    return found
 
 
 def recipe_of_run(folder: Path) -> Recipe:

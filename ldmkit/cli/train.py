@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 STAGE_NAMES = ("caption", "train-vae", "encode", "train-unet", "train-t2i", "export")
 
 _recipe = click.argument("recipe")
+_force = click.option("--force", is_flag=True, help="Train U-Nets although the autoencoder does not pass the gate.")
 _set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
 
 
@@ -34,7 +35,10 @@ def open_pipeline(name: str, overrides: tuple[str, ...] = ()) -> "Pipeline":
 @click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage and those behind it.")
 @_set
 @click.option("--dry-run", is_flag=True, help="Print what would run, and why, and do nothing.")
-def train(recipe: str, only: str | None, first: str | None, overrides: tuple[str, ...], dry_run: bool) -> None:
+@_force
+def train(
+    recipe: str, only: str | None, first: str | None, overrides: tuple[str, ...], dry_run: bool, force: bool
+) -> None:
     """Run what is missing or stale of RECIPE, from pictures to a bundle; go on with what was interrupted.
 
     RECIPE is a TOML file or the name of a recipe that comes with ldmkit (`toy-cats`).
@@ -47,7 +51,7 @@ def train(recipe: str, only: str | None, first: str | None, overrides: tuple[str
         _print_plan(pipeline, stages)
     else:
         require(*TRAINING, *(EXPORT if "export" in stages else ()))
-        pipeline.run(stages)
+        pipeline.run(stages, ignore_gate=force)
 
 
 def _stage(name: str, text: str) -> click.Command:
@@ -55,12 +59,12 @@ def _stage(name: str, text: str) -> click.Command:
     @_recipe
     @_set
     @click.option("--again", is_flag=True, help="Run it anew even if it is up to date; the old result is kept aside.")
-    def command(recipe: str, overrides: tuple[str, ...], again: bool) -> None:
+    def command(recipe: str, overrides: tuple[str, ...], again: bool, force: bool = False) -> None:
         pipeline = open_pipeline(recipe, overrides)
         require(*TRAINING)
-        pipeline.run((name,), forced=name if again else None)
+        pipeline.run((name,), forced=name if again else None, ignore_gate=force)
 
-    return command
+    return _force(command) if name in ("train-unet", "train-t2i") else command
 
 
 caption = _stage("caption", "Caption the pictures that have no caption.")

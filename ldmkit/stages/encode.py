@@ -4,60 +4,109 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from tokenizers import Tokenizer
 
 from ldmkit.atomic import write_json
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import read_captions
 from ldmkit.errors import LdmkitError
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.report import Reporter
+from ldmkit.stages.clock import Clock
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.engine import start_engine
+from ldmkit.stages.latent_quality import LatentMoments, held_out_quality
+from ldmkit.stages.latent_set import real_lengths
 from ldmkit.stages.networks import load_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
+from ldmkit.stages.shards import ShardedArrays
 
+SHARD = 512
+"""pictures, or captions, that a killed run may have to do again"""
 BATCH = 64
+CPU_PIXELS = 2**18
+"""most pixels of a batch on a CPU: 64 pictures of 64x64, 4 of 256x256; more of them leave the cache"""
 
 
 @torch.no_grad()
 def encode_latents(context: StageContext) -> dict[str, float]:
-    """Writes mean and std of every picture's posterior, plain and mirrored, and their statistics.
+    """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
 
-    `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order;
-    `statistics.json` holds each channel's mean and std of z over the whole set, both draws and copies counted.
+    `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
+    in shards, and a next run goes on behind the last whole one. `statistics.json` holds each channel's mean and std of
+    z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
+    precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
     recipe, folder = context.recipe, context.folder("latents")
     pictures = context.index.pictures()
     device = start_engine().device
-    autoencoder = load_autoencoder(recipe, context.folder("vae")).to(device)
+    autoencoder = load_autoencoder(recipe, context.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = recipe.data.size // autoencoder.downsample
-    shape = (len(pictures), 2 if recipe.data.flip else 1, autoencoder.latent_channels, size, size)
-    dtype = np.dtype(recipe.latents.dtype)
-    files = {name: folder / f".{name}.npy.tmp" for name in ("mean", "std")}
-    arrays = {name: open_memmap(file, mode="w+", dtype=dtype, shape=shape) for name, file in files.items()}
-    batches = [range(i, min(i + BATCH, len(pictures))) for i in range(0, len(pictures), BATCH)]
-    total, squares = np.zeros(shape[2]), np.zeros(shape[2])
-    with context.reporter.bar("encode", len(pictures)) as bar:
-        for batch, pixels in zip(batches, picture_batches(pictures, recipe.data, batches), strict=True):
-            for copy in range(shape[1]):
-                own = pixels.to(device)
-                posterior = autoencoder.encode(own.flip(-1) if copy else own)
-                mean, std = (x.double().cpu().numpy() for x in (posterior.mean, posterior.std))
-                arrays["mean"][batch.start : batch.stop, copy] = mean.astype(dtype)
-                arrays["std"][batch.start : batch.stop, copy] = std.astype(dtype)
-                total += mean.sum(axis=(0, 2, 3))
-                squares += (mean**2 + std**2).sum(axis=(0, 2, 3))
-            bar.advance(len(batch))
-    count = shape[0] * shape[1] * size * size
-    channel_mean = total / count
-    channel_std = np.sqrt(squares / count - channel_mean**2)
-    for name, file in files.items():
-        arrays[name].flush()
-        file.replace(folder / f"{name}.npy")
-    statistics = {"mean": channel_mean.tolist(), "std": channel_std.tolist(), "num_pictures": len(pictures)}
+    copies, channels = (2 if recipe.data.flip else 1), autoencoder.latent_channels
+    whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, size, size))
+    encoder = _Encoder(autoencoder, device, context.reporter)
+    batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
+    clock = Clock()
+    with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards:
+        moments = LatentMoments(channels, shards.memory.get("moments"))
+        first = shards.done
+        if 0 < first < len(pictures):
+            context.reporter.line(f"encode latents: going on behind picture {first} of {len(pictures)}")
+        batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
+        loaded = picture_batches(pictures, recipe.data, batches)
+        with context.reporter.bar("encode", len(pictures), first) as bar:
+            clock.start()
+            for number, own in enumerate(batches, 1):
+                with clock.waiting():
+                    pixels = next(loaded)
+                encoded = [encoder(pixels.flip(-1) if copy else pixels) for copy in range(copies)]
+                mean, std = (np.stack(copy, axis=1) for copy in zip(*encoded, strict=True))  # (B, F, C, h, w)
+                moments.add(mean, std)
+                shards.append(mean=mean, std=std)
+                if number % -(-SHARD // batch) == 0 or own.stop == len(pictures):
+                    shards.save({"moments": moments.sums.tolist()})
+                bar.advance(len(own))
+            loader_wait = clock.share() if batches else 0.0
+    rows = moments.channels(len(pictures) * copies * size * size)
+    statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
     write_json(context.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
-    return {f"std_{i}": float(value) for i, value in enumerate(channel_std)}
+    write_json(folder / "quality.json", {"held_out": held_out_quality(context, autoencoder, device), "channels": rows})
+    return {**{f"std_{i}": row["std"] for i, row in enumerate(rows)}, "loader_wait": loader_wait}
+
+
+class _Encoder:
+    """Pixels (B, 3, H, W) -> mean and std of the posterior, (B, C, h, w) float32; parts that fit into the memory."""
+
+    def __init__(self, autoencoder: AutoencoderKL, device: torch.device, reporter: Reporter) -> None:
+        self.autoencoder = autoencoder
+        self.device = device
+        self.reporter = reporter
+        self.largest = BATCH
+
+    def __call__(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            found = [self._part(part) for part in torch.split(pixels, self.largest)]
+        except torch.OutOfMemoryError:
+            if self.largest == 1:
+                raise LdmkitError(
+                    f"encode: out of memory with one picture of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; "
+                    "close what else uses the GPU, or lower data.size"
+                ) from None
+        else:
+            mean, std = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+            return mean, std
+        # Outside of the except block, which would hold on to the tensors of the failed attempt.
+        self.largest = min(self.largest, len(pixels)) // 2 or 1
+        torch.cuda.empty_cache()
+        self.reporter.line(f"encode: out of memory; going on with {self.largest} pictures at a time")
+        return self(pixels)
+
+    def _part(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        own = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        posterior = self.autoencoder.encode(own)
+        return posterior.mean.cpu().numpy(), posterior.std.cpu().numpy()
 
 
 @torch.no_grad()
@@ -65,7 +114,9 @@ def encode_text(context: StageContext) -> dict[str, float]:
     """Writes each distinct caption's tokens once, and its states where the encoder is frozen.
 
     `captions.json`: the U distinct captions, the empty one first; `index.npy` (N,): each picture's caption in it,
-    -1 for none; `ids.npy`, `mask.npy` (U, L); `states.npy` (U, L, D); `tokenizer.json`.
+    -1 for none; `ids.npy`, `mask.npy` (U, L); `tokenizer.json`. Of a frozen encoder `states.npy` (S, D), all captions'
+    states one behind the other, and `offsets.npy` (U + 1,), where each begins. The states of padding are left out,
+    unless a U-Net without `mask_padding` is to attend to them.
     """
     recipe, folder = context.recipe, context.folder("text")
     captions = read_captions(context.folder("captions") / "captions.jsonl")
@@ -85,17 +136,15 @@ def encode_text(context: StageContext) -> dict[str, float]:
             index[i] = distinct.setdefault(caption, len(distinct))
     encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = encoder.build_tokenizer([caption for caption in distinct if caption])
-    encodings = tokenizer.encode_batch(list(distinct))
-    ids = np.array([e.ids for e in encodings], dtype=np.int64)
-    mask = np.array([e.attention_mask for e in encodings], dtype=np.int64)
-    if not encoder.trainable:
-        _save(folder / "states.npy", _states(context, encoder, tokenizer, ids, mask))
+    ids, mask, cut = _tokens(tokenizer, list(distinct), encoder.max_tokens)
     _save(folder / "ids.npy", ids)
     _save(folder / "mask.npy", mask)
     _save(folder / "index.npy", index)
     write_json(folder / "captions.json", list(distinct))
     tokenizer.save(str(folder / "tokenizer.json"))
-    cut = sum(bool(e.overflowing) for e in encodings)
+    if not encoder.trainable:
+        lengths = real_lengths(mask) if recipe.t2i.mask_padding else np.full(len(mask), mask.shape[1])
+        _write_states(context, encoder, tokenizer, ids, mask, lengths)
     return {
         "distinct_captions": float(len(distinct) - 1),
         "without_caption": float(len(missing)),
@@ -104,20 +153,44 @@ def encode_text(context: StageContext) -> dict[str, float]:
     }
 
 
-def _states(
-    context: StageContext, encoder: TextEncoder, tokenizer: object, ids: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
-    """(U, L, D) float32 states of a frozen encoder."""
-    device = start_engine().device
-    module = encoder.load_module(tokenizer).to(device).eval()  # type: ignore[arg-type]
-    states = np.empty((*ids.shape, encoder.context_dim), dtype=np.float32)
-    with context.reporter.bar("encode text", len(ids)) as bar:
-        for i in range(0, len(ids), BATCH):
-            part = slice(i, min(i + BATCH, len(ids)))
-            inputs = (torch.from_numpy(x[part]).to(device) for x in (ids, mask))
-            states[part] = module(*inputs).float().cpu().numpy()
-            bar.advance(part.stop - part.start)
-    return states
+def _tokens(tokenizer: Tokenizer, captions: list[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids (U, L) int32, mask (U, L) uint8, and the number of captions that were cut to L."""
+    ids = np.empty((len(captions), max_tokens), dtype=np.int32)
+    mask = np.empty((len(captions), max_tokens), dtype=np.uint8)
+    cut = 0
+    for i in range(0, len(captions), SHARD):
+        encodings = tokenizer.encode_batch(captions[i : i + SHARD])
+        ids[i : i + SHARD] = [e.ids for e in encodings]
+        mask[i : i + SHARD] = [e.attention_mask for e in encodings]
+        cut += sum(bool(e.overflowing) for e in encodings)
+    return ids, mask, cut
+
+
+def _write_states(
+    context: StageContext,
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    lengths: np.ndarray,
+) -> None:
+    """`states.npy` and `offsets.npy` of a frozen encoder: the first `lengths` (U,) states of each caption, float32."""
+    folder, device = context.folder("text"), start_engine().device
+    module = encoder.load_module(tokenizer).to(device).eval()
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    _save(folder / "offsets.npy", offsets)
+    whole = (np.dtype(np.float32), (int(offsets[-1]), encoder.context_dim))
+    with ShardedArrays(folder, {"states": whole}) as shards:
+        first = int(np.searchsorted(offsets, shards.done))
+        with context.reporter.bar("encode text", len(ids), first) as bar:
+            for i in range(first, len(ids), BATCH):
+                stop = min(i + BATCH, len(ids))
+                inputs = (torch.from_numpy(x[i:stop].astype(np.int64)).to(device) for x in (ids, mask))
+                states = module(*inputs).float().cpu().numpy()
+                shards.append(states=np.concatenate([own[:n] for own, n in zip(states, lengths[i:stop], strict=True)]))
+                if stop % SHARD == 0 or stop == len(ids):
+                    shards.save({})
+                bar.advance(stop - i)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

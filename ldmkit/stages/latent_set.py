@@ -61,15 +61,39 @@ def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, tor
 class TextSet:
     """Each picture's caption as token ids or cached states; caption 0 is the empty one."""
 
-    def __init__(self, folder: Path) -> None:
-        states = folder / "states.npy"
-        source = states if states.is_file() else folder / "ids.npy"
-        self.texts = np.load(source, mmap_mode="r", allow_pickle=False)  # (U, L) ids or (U, L, D) states
-        self.mask = np.load(folder / "mask.npy", allow_pickle=False)  # (U, L)
+    def __init__(self, folder: Path, *, cut_padding: bool = False) -> None:
+        """`cut_padding`: batches end with their longest caption, and not all at the same length L.
+
+        For whoever masks padding and takes any length, which saves the work on it; states that are cached without
+        their padding come with zeros in its place otherwise.
+        """
+        self.cut_padding = cut_padding
+        self.mask = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False)  # (U, L)
         self.index = np.load(folder / "index.npy", allow_pickle=False)  # (N,)
         self.captions: list[str] = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+        self.offsets: np.ndarray | None = None
+        if (folder / "states.npy").is_file():
+            self.texts = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)  # (S, D)
+            self.offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)  # (U + 1,)
+        else:
+            self.texts = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)  # (U, L)
 
     def batch(self, captions: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (B, L) or states (B, L, D), and mask (B, L), of these captions by number."""
-        texts = torch.from_numpy(np.array(self.texts[captions]))
-        return texts.to(device), torch.from_numpy(self.mask[captions]).to(device)
+        """Ids (B, L) int64 or states (B, L, D) float32, and mask (B, L) int64, of these captions by number."""
+        mask = np.array(self.mask[captions], dtype=np.int64)
+        if self.cut_padding:
+            mask = mask[:, : real_lengths(mask).max()]
+        length = mask.shape[1]
+        if self.offsets is None:
+            texts = np.array(self.texts[captions, :length], dtype=np.int64)
+        else:
+            texts = np.zeros((len(captions), length, self.texts.shape[1]), dtype=np.float32)
+            for row, first, end in zip(texts, self.offsets[captions], self.offsets[captions + 1], strict=True):
+                row[: end - first] = self.texts[first:end][:length]
+        return torch.from_numpy(texts).to(device), torch.from_numpy(mask).to(device)
+
+
+def real_lengths(mask: np.ndarray) -> np.ndarray:
+    """(U,) tokens of each caption up to its last real one, at least 1; `mask` (U, L), 1 = token."""
+    last = mask.shape[1] - np.argmax(mask[:, ::-1] != 0, axis=1)
+    return np.where(mask.any(axis=1), last, 1)

@@ -1,7 +1,9 @@
 """Decoded pictures in batches, in an order that the caller owns."""
 
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -10,6 +12,11 @@ from torch.utils.data import DataLoader
 from ldmkit.components import Picture
 from ldmkit.data.pictures import prepare
 from ldmkit.recipe.sections import Data
+
+AHEAD = 2
+"""batches that the thread decodes while the network is at one"""
+
+Batch = Sequence[int] | np.ndarray
 
 
 class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
@@ -22,7 +29,7 @@ class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
 
 
 class _Batches(torch.utils.data.Sampler[list[int]]):
-    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
+    def __init__(self, batches: Iterable[Batch]) -> None:
         self.batches = batches
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -30,20 +37,47 @@ class _Batches(torch.utils.data.Sampler[list[int]]):
             yield [int(i) for i in batch]
 
 
-def picture_batches(
-    pictures: Sequence[Picture], data: Data, batches: Iterable[Sequence[int] | np.ndarray]
-) -> Iterator[torch.Tensor]:
-    """(B, 3, size, size) float pixels in [-1, 1] for each batch of positions in `pictures`."""
-    loader = DataLoader(
-        _Prepared(pictures, data),
-        batch_sampler=_Batches(batches),  # type: ignore[arg-type]
-        num_workers=data.num_workers,
-        worker_init_fn=_ignore_interrupt if data.num_workers else None,
-        generator=torch.Generator(),  # its own: a worker's seed must not come out of the global stream
-        pin_memory=torch.cuda.is_available(),
-    )
-    for batch in loader:
+def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+    """(B, 3, size, size) float pixels in [-1, 1] for each batch of positions in `pictures`.
+
+    Decoded ahead of their use: by `num_workers` processes, or by a thread where there are to be none.
+    """
+    if data.num_workers == 0:
+        loaded = _by_thread(pictures, data, batches)
+    else:
+        loaded = iter(
+            DataLoader(
+                _Prepared(pictures, data),
+                batch_sampler=_Batches(batches),
+                num_workers=data.num_workers,
+                worker_init_fn=_ignore_interrupt,
+                generator=torch.Generator(),  # its own: a worker's seed must not come out of the global stream
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+    for batch in loaded:
         yield to_pixels(batch)
+
+
+def _by_thread(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+    """(B, size, size, 3) uint8. Pillow decodes without the interpreter's lock, and torch computes without it."""
+
+    def load(batch: Batch) -> torch.Tensor:
+        pixels = np.stack([prepare(pictures[int(i)].load(), data.size, data.crop) for i in batch])
+        tensor = torch.from_numpy(pixels)
+        return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
+    waiting: deque[Future[torch.Tensor]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(load, batch))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # reached as well when whoever iterates stops halfway
+        pool.shutdown(cancel_futures=True)
 
 
 def to_pixels(uint8: torch.Tensor) -> torch.Tensor:

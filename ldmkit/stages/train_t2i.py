@@ -12,7 +12,8 @@ from ldmkit.stages.denoising import NUM_PREVIEWS, DenoisingTask
 from ldmkit.stages.drawing import Text
 from ldmkit.stages.latent_set import LatentSet, TextSet
 from ldmkit.stages.networks import build_text_to_image
-from ldmkit.stages.training import Metrics, Trainer
+from ldmkit.stages.task import Metrics
+from ldmkit.stages.training import Trainer
 
 
 def train_t2i(context: StageContext) -> Metrics:
@@ -24,6 +25,8 @@ def train_t2i(context: StageContext) -> Metrics:
     if not len(train):
         raise LdmkitError(f"{recipe.data.path}: no picture has a caption; see [caption]")
     trainer = Trainer(context, context.parts["t2i"], recipe.t2i, num_samples=len(train), seed=recipe.seed)
+    # A compiled network wants every batch of one shape.
+    texts.cut_padding = recipe.t2i.mask_padding and not trainer.compiles
     torch.manual_seed(trainer.seed)  # the networks' first weights
     encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = Tokenizer.from_file(str(context.folder("text") / "tokenizer.json"))
