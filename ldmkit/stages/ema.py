@@ -1,23 +1,35 @@
 """Moving averages of the weights, with warm-up."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
 
-def emas_of(model: torch.nn.Module, decays: Sequence[float], device: torch.device) -> dict[str, AveragedModel]:
+class Ema(AveragedModel):
+    """Average with decay min(decay, (1 + n) / (10 + n)) after n updates, so that early grids are not noise.
+
+    The first update takes the weights whole. AveragedModel's own update asks a GPU for n three times a step; here n
+    stays in main memory, so that the next batch can be made while the GPU is still at work.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float, device: torch.device | None = None) -> None:
+        super().__init__(model, device)
+        self.decay = decay
+        self.n_averaged = self.n_averaged.cpu()
+
+    @torch.no_grad()
+    def update_parameters(self, model: torch.nn.Module) -> None:
+        """One more update with the model's weights; buffers are taken as they are."""
+        n = int(self.n_averaged)
+        kept = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - kept)
+        for averaged, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            averaged.copy_(current)
+        self.n_averaged += 1
+
+
+def emas_of(model: torch.nn.Module, decays: Sequence[float], device: torch.device) -> dict[str, Ema]:
     """Averages by name: `ema` has the first decay, what later stages use; `ema_0.99` and so on the others."""
     names = ["ema", *(f"ema_{decay:g}" for decay in decays[1:])]
-    return {name: ema_of(model, decay).to(device) for name, decay in zip(names, decays, strict=False)}
-
-
-def ema_of(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """Average with decay min(decay, (1 + n) / (10 + n)) after n updates, so that early grids are not noise."""
-
-    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
-        n = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return AveragedModel(model, multi_avg_fn=average)
+    return {name: Ema(model, decay, device) for name, decay in zip(names, decays, strict=False)}

@@ -1,11 +1,21 @@
 """The pictures that training leaves behind: grids and loss curves."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from ldmkit.run import read_metrics
+
+PANELS = (
+    ("held-out loss by timestep", r"held_out_loss_t\d+", "log"),
+    ("PSNR (dB)", r"held_out_psnr(_ema.*)?", "linear"),
+    ("SSIM", r"held_out_ssim(_ema.*)?", "linear"),
+    ("LPIPS", r"held_out_lpips(_ema.*)?", "linear"),
+)
+"""(axis, keys of the metrics, scale) of the panels below the losses"""
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
@@ -28,25 +38,42 @@ def save_picture(path: Path, picture: torch.Tensor) -> None:
 
 
 def plot_losses(stage_dir: Path, title: str) -> None:
-    """`loss.png`: the training loss (thin, smoothed) and the held-out losses against the optimizer step."""
+    """`loss.png`: training and held-out losses against the optimizer step; below it what else was held out.
+
+    A panel of the held-out loss by timestep (`held_out_loss_t1`, ...) and one each of PSNR, SSIM and LPIPS are there
+    where the metrics have them.
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     rows = read_metrics(stage_dir / "metrics.jsonl")
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    train = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    if train:
-        steps, values = zip(*train, strict=True)
-        axes.plot(steps, values, linewidth=0.6, alpha=0.4, color="tab:blue", label="training")
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    panels = [("loss", [key for key in keys if re.fullmatch(r"held_out_loss(_ema.*)?", key)], "log")]
+    for name, pattern, scale in PANELS:
+        if matching := sorted(key for key in keys if re.fullmatch(pattern, key)):
+            panels.append((name, matching, scale))
+    figure = Figure(figsize=(8, 1.3 + 3.2 * len(panels)), layout="constrained")
+    every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, shown, scale) in zip(every, panels, strict=True):
+        if name == "loss":
+            _plot_training(axes, [(row["step"], row["loss"]) for row in rows if "loss" in row])
+        for i, key in enumerate(shown):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            label = key.removeprefix("held_out_").replace("_", " ")
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=f"C{i + 1}", label=f"held out: {label}")
+        axes.set(ylabel=name, yscale=scale)
+        axes.grid(alpha=0.3, which="both")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    every[-1].set(xlabel="optimizer step")
+    figure.suptitle(title)
+    figure.savefig(stage_dir / "loss.png", dpi=110)
+
+
+def _plot_training(axes: Any, points: list[tuple[float, float]]) -> None:
+    """Each logged loss, thin, and the mean of the newest ones, about a fiftieth of all."""
+    if points:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, linewidth=0.6, alpha=0.4, color="C0", label="training")
         width = max(1, len(values) // 50)
         smooth = [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
-        axes.plot(steps, smooth, color="tab:blue", label=f"training, mean of {width}")
-    for key, colour in (("held_out_loss", "tab:orange"), ("held_out_loss_ema", "tab:green")):
-        held_out = [(row["step"], row[key]) for row in rows if key in row]
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o-", markersize=3, color=colour, label=key.replace("_", " "))
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-    figure.savefig(stage_dir / "loss.png", dpi=110)
+        axes.plot(steps, smooth, color="C0", label=f"training, mean of {width}")

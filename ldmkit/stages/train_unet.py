@@ -7,7 +7,8 @@ from ldmkit.stages.context import StageContext
 from ldmkit.stages.denoising import DenoisingTask
 from ldmkit.stages.latent_set import LatentSet
 from ldmkit.stages.networks import build_unet
-from ldmkit.stages.training import Metrics, Trainer
+from ldmkit.stages.task import Metrics
+from ldmkit.stages.training import Trainer
 
 
 def train_unet(context: StageContext) -> Metrics:

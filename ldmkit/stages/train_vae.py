@@ -20,7 +20,8 @@ from ldmkit.stages.networks import build_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
 from ldmkit.stages.plots import grid
 from ldmkit.stages.reconstruction_metrics import reconstruction_metrics
-from ldmkit.stages.training import Metrics, Trainer
+from ldmkit.stages.task import Metrics
+from ldmkit.stages.training import Trainer
 
 MAX_HELD_OUT = 256
 """held-out pictures that an evaluation looks at"""
@@ -134,6 +135,8 @@ class VaeTask:
                 value = self.terms[name](reconstruction)
                 note(name, value)
                 total = total + weight * value
+        if any(name in self.guard.adversarial for name in weights):
+            note("loss_reconstruction", total)  # what the held-out loss compares with
         for name, weight in weights.items():
             if name in self.guard.adversarial:
                 term = self.terms[name]

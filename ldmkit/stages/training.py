@@ -5,60 +5,29 @@ checkpoints are ldmkit's, derived from (seed, purpose, step): a resumed run repe
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.optim.swa_utils import AveragedModel
 
-from ldmkit.checkpoint import (
-    Tensors,
-    flatten_optimizer,
-    load_newest,
-    restore_optimizer,
-    save_checkpoint,
-    save_weights,
-)
+from ldmkit.checkpoint import save_weights
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.randomness import SampleOrder, derive, numpy_generator
 from ldmkit.recipe.sections import Training
-from ldmkit.run import MetricsLog, Part
+from ldmkit.run import MetricsLog, Part, read_metrics
+from ldmkit.stages.checkpointing import is_repeatable, resume, save
 from ldmkit.stages.clock import Clock
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.engine import start_engine
+from ldmkit.stages.facts import MAX_WAIT, about_waiting, describe
+from ldmkit.stages.finite import FiniteCheck, Names
+from ldmkit.stages.overfitting import find_overfitting
 from ldmkit.stages.plots import plot_losses, save_picture
 from ldmkit.stages.signals import StopSignals
-
-Metrics = dict[str, float]
-
-
-class Task(Protocol):
-    """What a training stage brings to the loop."""
-
-    modules: dict[str, torch.nn.Module]
-    """bare networks whose weights make up a checkpoint; `model` is the one that is trained and averaged"""
-    emas: dict[str, AveragedModel]
-    """moving averages of `model` by name (see `emas_of`); the first is what later stages use"""
-    optimizers: dict[str, torch.optim.Optimizer]
-    learning_rates: dict[str, float]
-    """peak learning rate of each optimizer"""
-    memory: dict[str, Any]
-    """JSON values that a checkpoint keeps and a resumed run gets back"""
-
-    def train_step(self, step: int) -> dict[str, torch.Tensor]:
-        """One optimizer step (step counts from 0); detached scalars, `loss` among them."""
-
-    def evaluate(self) -> Metrics:
-        """Held-out metrics, the same pictures and noise each time; asked of the first process alone."""
-
-    def judge(self, step: int, metrics: Metrics) -> list[str]:
-        """What the task makes of an evaluation, in every process: lines for the user; may change weights."""
-
-    def draw(self, step: int) -> dict[str, torch.Tensor]:
-        """Sample grids by name, (H, W, 3) uint8."""
+from ldmkit.stages.task import Metrics, Task
 
 
 class Trainer:
@@ -85,6 +54,8 @@ class Trainer:
             )
         self.order = SampleOrder(self.seed, num_samples)
         self.clock = Clock()
+        self._finite = FiniteCheck(part.name)
+        self._skipped: list[torch.optim.Optimizer] = []
 
     # --- what a task asks for ------------------------------------------------------------------------------
 
@@ -135,37 +106,35 @@ class Trainer:
         """Adds the micro-batch's share of the gradient."""
         self.accelerator.backward(loss / self.section.grad_accumulation)
 
+    def check_finite(self, value: torch.Tensor, names: Names, *, what: str = "loss") -> None:
+        """Has the next `step_optimizer` raise LdmkitError, naming the batch's files, where the value is not finite."""
+        self._finite.add(value, names, what)
+
     def step_optimizer(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Iterator[torch.nn.Parameter],
-        names: Callable[[], list[str]],
+        self, optimizer: torch.optim.Optimizer, parameters: Iterator[torch.nn.Parameter], names: Names
     ) -> torch.Tensor:
         """Clips, steps and clears the gradient; returns its norm before clipping.
 
-        Raises LdmkitError as `check_finite` does; under fp16 the scaler skips such a step instead.
+        Raises LdmkitError where the norm or a value of `check_finite` is not finite, before any weight changes. Under
+        fp16 the scaler skips a step whose gradient overflowed and halves its scale, as long as that can help.
         """
         norm = self.accelerator.clip_grad_norm_(list(parameters), self.section.grad_clip or math.inf)
         assert isinstance(norm, torch.Tensor)
-        if self.accelerator.scaler is None:
-            self.check_finite(norm, names, what="gradient")
+        number = self._finite.settle(norm)
+        if not math.isfinite(number):
+            scaler = self.accelerator.scaler
+            if scaler is None or scaler.get_scale() < 1:
+                raise self._finite.error("gradient", number, names())
+            self._skipped.append(optimizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm.detach()
 
-    def check_finite(self, value: torch.Tensor, names: Callable[[], list[str]], *, what: str = "loss") -> None:
-        """Raises LdmkitError naming the batch's files where the value is not finite; before any weight changes."""
-        if not bool(torch.isfinite(value)):
-            files = names()
-            more = f" and {len(files) - 16} more" if len(files) > 16 else ""
-            raise LdmkitError(
-                f"{self.part.name}: the {what} is {value.item()}; nothing was changed by this batch. Its pictures: "
-                f'{", ".join(files[:16])}{more}. A lower learning_rate or precision = "fp32" often helps; '
-                "the last checkpoint is good"
-            )
-
     def learning_rate(self, step: int, peak: float) -> float:
-        """Linear warm-up, then constant or a cosine to 0, counted in optimizer steps."""
+        """Linear warm-up, then constant or a cosine to 0, counted in optimizer steps.
+
+        A step that the fp16 scaler skips counts too: the cosine ends with the run.
+        """
         section = self.section
         if step < section.warmup_steps:
             return peak * (step + 1) / section.warmup_steps
@@ -182,15 +151,22 @@ class Trainer:
         Raises Interrupted after saving where a signal asked to stop.
         """
         folder, reporter, name = self.part.folder, self.context.reporter, self.part.name
+        section = self.section
+        reporter.line(
+            f"{name}: " + describe(task, self.accelerator, section, compiles=self.compiles, num_steps=self.num_steps)
+        )
         with self.accelerator.main_process_first():  # who also sweeps and sets aside
-            start, seconds = self._resume(task)
+            state = resume(folder / "checkpoints", task, self.accelerator)
+        start = state["step"] if state else 0
+        if state:
+            same = is_repeatable(state, self.accelerator)
+            unlike = "; with another number of processes or threads: not equal to the last bit"
+            reporter.line(f"{name}: going on from step {start} of {self.num_steps}{'' if same else unlike}")
+        self.clock.start(state["seconds"] if state else 0.0)
         log = MetricsLog(folder / "metrics.jsonl", start) if self.accelerator.is_main_process else None
         writer = self._tensorboard(start)
-        self.clock.start(seconds)
         newest: Metrics = {}
         evaluated: Metrics = {}
-        if start:
-            reporter.line(f"{name}: going on from step {start} of {self.num_steps}")
         if start == self.num_steps and log is not None:  # stopped between the last checkpoint and the end
             evaluated = task.evaluate()
         signals = StopSignals(name, quiet=reporter.quiet, launched=self.accelerator.num_processes > 1)
@@ -199,13 +175,17 @@ class Trainer:
                 scalars = self._step(task, step)
                 done, last = step + 1, step + 1 == self.num_steps
                 row: Metrics = {}
-                if done % self.section.log_every == 0 or last:
-                    newest = {key: float(value) for key, value in self.accelerator.reduce(scalars, "mean").items()}
+                if done % section.log_every == 0 or last:
+                    newest = self._numbers(scalars)
                     row |= newest
                     row["learning_rate"] = self.learning_rate(step, task.learning_rates["model"])
                     row["seconds"] = round(self.clock.seconds(), 2)
                     row["loader_wait"] = round(self.clock.share_since_mark(), 4)
-                if done % self.section.eval_every == 0 or last:
+                draws = (done % section.sample_every == 0 or last) and log is not None
+                if draws:  # before the evaluation, which reports on the newest samples
+                    self._draw(task, writer, done)
+                evaluates = done % section.eval_every == 0 or last
+                if evaluates:
                     evaluated = self._from_main(task.evaluate() if log is not None else {})
                     row |= evaluated
                     for line in task.judge(done, evaluated):
@@ -217,16 +197,28 @@ class Trainer:
                     self.context.registry.hook.log_metrics(
                         run_dir=self.context.run_dir, stage=name, step=done, metrics=row
                     )
-                if (done % self.section.sample_every == 0 or last) and log is not None:
-                    self._draw(task, writer, done)
+                if evaluates and log is not None and (found := find_overfitting(read_metrics(log.path))):
+                    reporter.line(f"{name}: step {done}: {found.line(name)}")
+                if draws:
+                    plot_losses(folder, f"{self.context.recipe.name}: {name}")
                 stop = self._everywhere(signals.number)
-                if stop or done % self.section.checkpoint_every == 0 or last:
-                    self._save(task, done, self.clock.seconds())
+                if stop or done % section.checkpoint_every == 0 or last:
+                    save(
+                        folder / "checkpoints",
+                        task,
+                        self.accelerator,
+                        step=done,
+                        seconds=self.clock.seconds(),
+                        fingerprint=self.part.fingerprint,
+                        keep=section.keep_checkpoints,
+                    )
                 bar.advance(1, newest)
                 if stop:
                     error = Interrupted(f"{name}: saved at step {done} of {self.num_steps}; the same command goes on")
                     error.exit_code = 128 + stop
                     raise error
+        if (share := self.clock.share()) > MAX_WAIT:
+            reporter.line(f"{name}: {about_waiting(share, stage=name, data=self.context.recipe.data)}")
         if self.accelerator.is_main_process:
             for key, module in task.modules.items():
                 save_weights(folder / f"{key}.safetensors", module.state_dict())
@@ -252,9 +244,18 @@ class Trainer:
                 f"pixels; {self.part.name}.grad_accumulation = {section.grad_accumulation * 2} computes the same "
                 "update in smaller parts; the last checkpoint is good"
             ) from None
-        for average in task.emas.values():
-            average.update_parameters(task.modules["model"])
+        skipped, self._skipped = self._skipped, []
+        if not any(optimizer is task.optimizers["model"] for optimizer in skipped):
+            for average in task.emas.values():
+                average.update_parameters(task.modules["model"])
         return scalars
+
+    def _numbers(self, scalars: dict[str, torch.Tensor]) -> Metrics:
+        """Means over the processes. Under fp16 with the scale, and without the norm of a step that was skipped."""
+        found = {key: float(value) for key, value in self.accelerator.reduce(scalars, "mean").items()}
+        if self.accelerator.scaler is not None:
+            found["fp16_scale"] = self.accelerator.scaler.get_scale()
+        return {key: value for key, value in found.items() if math.isfinite(value)}  # JSON has no infinity
 
     def _everywhere(self, number: int) -> int:
         """The largest of all processes' numbers: a signal may reach one of them alone."""
@@ -273,7 +274,6 @@ class Trainer:
         for key, picture in task.draw(step).items():
             save_picture(self.part.folder / "samples" / f"step_{step:06d}_{key}.png", picture)
             writer.add_image(f"{self.part.name}/{key}", picture, step, dataformats="HWC")
-        plot_losses(self.part.folder, f"{self.context.recipe.name}: {self.part.name}")
 
     def _tensorboard(self, start: int) -> Any:
         from torch.utils.tensorboard.writer import SummaryWriter
@@ -281,47 +281,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             return SummaryWriter(self.part.folder / "tensorboard", purge_step=start + 1)
         return None
-
-    def _resume(self, task: Task) -> tuple[int, float]:
-        """(steps done, seconds spent) of the newest good checkpoint, loaded into the task."""
-        newest = load_newest(self.part.folder / "checkpoints")
-        if newest is None:
-            return 0, 0.0
-        tensors, state = newest
-        for name, module in task.modules.items():
-            module.load_state_dict(tensors[name])
-        for name, optimizer in task.optimizers.items():
-            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
-        for name, average in task.emas.items():
-            average.module.load_state_dict(tensors[name])
-            average.n_averaged.fill_(state["num_averaged"])
-        task.memory.clear()
-        task.memory.update(state["memory"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if state["world_size"] != self.accelerator.num_processes or state["threads"] != torch.get_num_threads():
-            self.context.reporter.line(
-                f"{self.part.name}: resumed with another number of processes or threads: "
-                "the result will not be equal to the last bit"
-            )
-        return int(state["step"]), float(state["seconds"])
-
-    def _save(self, task: Task, step: int, seconds: float) -> None:
-        if self.accelerator.is_main_process:
-            tensors: dict[str, Tensors] = {name: module.state_dict() for name, module in task.modules.items()}
-            for name, optimizer in task.optimizers.items():
-                tensors[f"optimizer_{name}"] = flatten_optimizer(optimizer)
-            state: dict[str, Any] = {
-                "seconds": seconds,
-                "world_size": self.accelerator.num_processes,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "fingerprint": self.part.fingerprint,
-                "num_averaged": max((int(average.n_averaged) for average in task.emas.values()), default=0),
-                "memory": task.memory,
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
-            }
-            for name, average in task.emas.items():
-                tensors[name] = average.module.state_dict()
-            save_checkpoint(self.part.folder / "checkpoints", step, tensors, state, keep=self.section.keep_checkpoints)
-        self.accelerator.wait_for_everyone()

@@ -21,7 +21,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Training
 from ldmkit.run import locked
 from ldmkit.stages.context import StageContext
-from ldmkit.stages.ema import ema_of
+from ldmkit.stages.ema import Ema, emas_of
 from ldmkit.stages.training import Trainer
 
 # Losses that fail on their fifth call, and a hook that writes down what it is told.
@@ -127,21 +127,29 @@ def test_learning_rate_reaches_the_optimizers(trained: Any) -> None:
     assert rates == pytest.approx([5e-3, 1e-2, *cosine])
 
 
-@pytest.mark.parametrize("decay", [0.9, 0.2])
-def test_average_is_the_recurrence(decay: float) -> None:
-    model = torch.nn.Linear(3, 2)
-    average = ema_of(model, decay)
+def test_averages_are_the_recurrence() -> None:
+    """Both decays at once, in closed form: each weight counts by its own share times all that was kept after it."""
+    model = torch.nn.BatchNorm1d(3)  # it has buffers
+    averages = emas_of(model, (0.9, 0.2), torch.device("cpu"))
+    assert list(averages) == ["ema", "ema_0.2"]
+    assert all(isinstance(average, Ema) for average in averages.values())
     rng = np.random.default_rng(0)
-    expected = np.zeros((2, 3))
+    weights = rng.standard_normal((60, 3))
     for n in range(60):
-        weights = rng.standard_normal((2, 3))
         with torch.no_grad():
-            model.weight.copy_(torch.from_numpy(weights))
-        average.update_parameters(model)
-        # n updates came before: the first is taken whole, then (1 + n) / (10 + n) up to the decay.
-        kept = min(decay, (1 + n) / (10 + n)) if n else 0.0
-        expected = kept * expected + (1 - kept) * weights
-        np.testing.assert_allclose(average.module.weight.detach().numpy(), expected, atol=1e-5)
+            model.weight.copy_(torch.from_numpy(weights[n]))
+            model.running_mean.fill_(n)
+        for average in averages.values():
+            average.update_parameters(model)
+        for decay, average in zip((0.9, 0.2), averages.values(), strict=True):
+            # n updates came before: the first is taken whole, then (1 + n) / (10 + n) up to the decay.
+            kept = np.array([min(decay, (1 + i) / (10 + i)) if i else 0.0 for i in range(n + 1)])
+            shares = (1 - kept) * np.append(np.cumprod(kept[:0:-1])[::-1], 1.0)
+            assert shares.sum() == pytest.approx(1)
+            expected = shares @ weights[: n + 1]
+            np.testing.assert_allclose(average.module.weight.detach().numpy(), expected, atol=1e-5)
+            assert average.module.running_mean.tolist() == [n, n, n]
+            assert int(average.n_averaged) == n + 1
 
 
 def test_average_in_training_lags_behind(trained: Any) -> None:
@@ -268,14 +276,14 @@ def test_log_metrics_hook_and_tensorboard(failing: Any, processes: Any) -> None:
     assert list(last.values()) == written
 
     events = EventAccumulator(str(part / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
-    for key in ("loss", "l1", "kl", "grad_norm", "learning_rate", "held_out_loss", "held_out_psnr_ema"):
+    for key in ("loss", "l1", "kl", "grad_norm", "learning_rate", "held_out_loss", "held_out_psnr_ema_0.8"):
         expected = [(row["step"], row[key]) for row in written if key in row]
         found = [(event.step, event.value) for event in events.Scalars(f"vae/{key}")]
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)
-    (image,) = events.Images("vae/original_raw_ema")
-    assert (image.step, image.height, image.width) == (8, 3 * 16 + 4 * 2, 2 * 16 + 3 * 2)  # two are held out
-    with Image.open(part / "samples" / "step_000008_original_raw_ema.png") as grid:
+    (image,) = events.Images("vae/original_raw_ema_ema_0.8")
+    assert (image.step, image.height, image.width) == (8, 4 * 16 + 5 * 2, 2 * 16 + 3 * 2)  # two are held out
+    with Image.open(part / "samples" / "step_000008_original_raw_ema_ema_0.8.png") as grid:
         assert grid.size == (image.width, image.height)
     with Image.open(part / "loss.png") as plot:
         assert plot.width > 300
