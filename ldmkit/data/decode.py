@@ -5,8 +5,6 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -20,7 +18,7 @@ from ldmkit.errors import LdmkitError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_BYTES = 256 * 2**20
-# Below the size at which Pillow itself warns of a decompression bomb.
+# Below the size at which Pillow itself warns of a decompression bomb, a warning that is silenced here.
 MAX_PIXELS = 80_000_000
 
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
@@ -43,26 +41,19 @@ def load_picture(path: Path) -> Image.Image:
     except OSError as error:
         raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}.") from error
     try:
-        with picture_warnings():
-            return decode(data)[0]
+        return decode(data)[0]
     except DecodeError as error:
         raise LdmkitError(f"{path}: {error}.") from error
 
 
-@contextmanager
-def picture_warnings() -> Iterator[None]:
-    """Pillow's remarks on odd metadata are silenced; its warning of a decompression bomb becomes an error.
-
-    Wrapped around whole scans and single decodes rather than each `decode`, since warning filters are global state.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def decode(data: bytes) -> tuple[Image.Image, str | None]:
-    """A file's bytes to (RGB picture, note); the note says what of the file was left out. Raises DecodeError."""
+    """A file's bytes to (RGB picture, note); the note says what of the file was left out. Raises DecodeError.
+
+    May be called by several threads at once.
+    """
+    # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
+    # began it, what one of them set stays for all.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if not data:
         raise DecodeError("an empty file")
     if len(data) > MAX_BYTES:
@@ -80,7 +71,7 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
             return _to_srgb(ImageOps.exif_transpose(image), image.format), note
     except DecodeError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise DecodeError(f"more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise DecodeError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from error

@@ -12,8 +12,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ldmkit.atomic import write_atomic
 from ldmkit.components import Picture
-from ldmkit.data.decode import MAX_BYTES, SUFFIXES, DecodeError, decode, load_picture, picture_warnings, prepare
+from ldmkit.data.decode import MAX_BYTES, SUFFIXES, DecodeError, decode, load_picture, prepare
 from ldmkit.errors import LdmkitError
 
 __all__ = ["Entry", "PictureIndex", "load_picture", "prepare", "scan"]
@@ -144,7 +145,7 @@ def scan(
         if (row := cached.get(key)) is not None and row["size"] == size and row["mtime_ns"] == mtime_ns
     }
     unknown = [key for key in files if key not in known]
-    with picture_warnings(), ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         measured = pool.map(lambda key: _measure(folder / key, *files[key]), unknown)
         for count, (key, row) in enumerate(zip(unknown, measured, strict=True), 1):
             known[key] = row
@@ -232,15 +233,10 @@ def _read_cache(path: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
 def _write_cache(path: Path, folder: Path, pictures: dict[str, dict[str, Any]]) -> None:
     # ASCII JSON keeps keys whose bytes are no UTF-8.
     table = {"version": _CACHE_VERSION, "folder": str(folder), "pictures": dict(sorted(pictures.items()))}
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path.write_text(json.dumps(table), encoding="ascii")
-        partial_path.replace(path)
+        write_atomic(path, json.dumps(table).encode("ascii"))
     except OSError as error:
         raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}.") from error
-    finally:
-        partial_path.unlink(missing_ok=True)
 
 
 def _key_bytes(key: str) -> bytes:
