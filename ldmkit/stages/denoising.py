@@ -7,18 +7,22 @@ import numpy as np
 import torch
 
 from ldmkit.diffusion import add_noise, draw_timesteps, loss_weight, make_schedule, target
-from ldmkit.randomness import derive
+from ldmkit.randomness import derive, numpy_generator
 from ldmkit.recipe.sections import UNetTraining
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.drawing import Text, draw_latents
 from ldmkit.stages.ema import emas_of
 from ldmkit.stages.latent_set import LatentSet
+from ldmkit.stages.neighbours import Neighbours
 from ldmkit.stages.networks import load_autoencoder
 from ldmkit.stages.plots import grid
-from ldmkit.stages.training import Metrics, Trainer
+from ldmkit.stages.task import Metrics
+from ldmkit.stages.training import Trainer
 
 MAX_HELD_OUT = 512
-"""held-out latents that an evaluation looks at"""
+"""held-out latents that an evaluation looks at, a random choice of more"""
+MIN_EVALUATED = 128
+"""pairs of a held-out picture and a timestep that an evaluation looks at, at least: 32 in each quarter"""
 NUM_PREVIEWS = 16
 
 
@@ -40,7 +44,14 @@ class DenoisingTask:
         self.recipe = context.recipe
         self.latents = latents
         self.train = train
-        self.held_out = held_out[:MAX_HELD_OUT]
+        # Shuffled: pictures are in the order of their names, which often go by subject.
+        self.held_out = numpy_generator(trainer.seed, "held-out-order", 0).permutation(held_out)[:MAX_HELD_OUT]
+        self.neighbours = Neighbours(latents, train, self.held_out, seed=trainer.seed, device=trainer.device)
+        if len(self.neighbours.train) < len(train):
+            context.reporter.line(
+                f"{trainer.part.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
+                "training pictures, chosen at random"
+            )
         self.schedule = make_schedule(**self.recipe.diffusion.schedule_options())
         self.sampler = context.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
         self.autoencoder = load_autoencoder(self.recipe, context.folder("vae"))
@@ -64,18 +75,20 @@ class DenoisingTask:
 
     def train_step(self, step: int) -> dict[str, torch.Tensor]:
         trainer, diffusion = self.trainer, self.recipe.diffusion
-        indices = self.train[trainer.positions(step)]
-        mirrored = trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
-        t = draw_timesteps(trainer.uniform("timestep", step), self.schedule, diffusion.timesteps)
         noise = trainer.noise("noise", step, self.latents.shape)
         posterior_noise = trainer.noise("posterior", step, self.latents.shape)
-        text = self.text(indices, step)
+        t = draw_timesteps(trainer.uniform("timestep", step), self.schedule, diffusion.timesteps)
+        mirrored = trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
+        with trainer.waiting():
+            indices = self.train[trainer.positions(step)]
+            text = self.text(indices, step)
         self.model.train()
         total = torch.zeros((), device=trainer.device)
         for part, last in trainer.micro_batches():
-            x0 = self.latents.batch(indices[part], mirrored[part], posterior_noise[part])
+            with trainer.waiting():
+                x0 = self.latents.batch(indices[part], mirrored[part], posterior_noise[part])
             with trainer.exchange(self.model, last=last):
-                loss = self._loss(self.model, x0, t[part], noise[part], tuple(x[part] for x in text))
+                loss = self._losses(self.model, x0, t[part], noise[part], tuple(x[part] for x in text)).mean()
                 trainer.check_finite(loss, partial(self._suspects, indices[part], x0))
                 trainer.backward(loss)
             total = total + loss.detach() / trainer.section.grad_accumulation
@@ -89,10 +102,10 @@ class DenoisingTask:
         bad = (~torch.isfinite(x0)).flatten(1).any(1).cpu().numpy()
         return [self.latents.keys[i] for i in (indices[bad] if bad.any() else indices)]
 
-    def _loss(
+    def _losses(
         self, network: torch.nn.Module, x0: torch.Tensor, t: np.ndarray, noise: torch.Tensor, text: Text
     ) -> torch.Tensor:
-        """Weighted mean squared error of the prediction."""
+        """(B,) weighted mean squared error of the prediction for each picture, in float32 whatever the precision."""
         diffusion = self.recipe.diffusion
         alpha, sigma = (
             torch.from_numpy(np.asarray(f(t), dtype=np.float32)).to(x0.device)[:, None, None, None]
@@ -111,42 +124,71 @@ class DenoisingTask:
             p2_k=diffusion.p2_k,
             p2_gamma=diffusion.p2_gamma,
         )
-        loss: torch.Tensor = (weight * error).mean()
-        return loss
+        losses: torch.Tensor = (weight * error).flatten(1).mean(1)
+        return losses
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
-        """Held-out loss at fixed noise and evenly spread timesteps, raw and averaged weights."""
-        if not len(self.held_out):
-            return {}
-        networks = {"": self.modules["model"]} | {f"_{name}": ema.module for name, ema in self.emas.items()}
-        count = len(self.held_out)
-        t = draw_timesteps((np.arange(count) + 0.5) / count, self.schedule, "uniform")
-        metrics: Metrics = {}
-        for suffix, network in networks.items():
-            network.eval()
-            generator = torch.Generator(self.trainer.device).manual_seed(derive(self.trainer.seed, "held-out", 0))
-            total = 0.0
-            for i in range(0, count, 128):
-                indices = self.held_out[i : i + 128]
-                x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.trainer.device)
-                noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-                text = self.text(indices, None)
-                total += float(self._loss(network, x0, t[i : i + 128], noise, text)) * len(indices)
-            metrics[f"held_out_loss{suffix}"] = total / count
+        """Held-out loss at fixed noise and evenly spread timesteps; how near the newest grid is to training pictures.
+
+        held_out_loss: raw weights; held_out_loss_ema, ...: averages. held_out_loss_t1 .. _t4: the first average's, or
+        else the raw weights', within each quarter of the timesteps, t1 the least noisy. All weighted as in training.
+        The neighbours' metrics: see `Neighbours.compare`.
+        """
+        metrics: Metrics = dict(self.memory.get("neighbours", {}))
+        if len(self.held_out):
+            networks = {"": self.modules["model"]} | {f"_{name}": ema.module for name, ema in self.emas.items()}
+            losses = {suffix: self._held_out_losses(network) for suffix, network in networks.items()}
+            metrics |= {f"held_out_loss{suffix}": float(found.mean()) for suffix, found in losses.items()}
+            quarters = np.array_split(losses[next((f"_{name}" for name in self.emas), "")], 4)
+            metrics |= {f"held_out_loss_t{i}": float(quarter.mean()) for i, quarter in enumerate(quarters, 1)}
         return metrics
 
+    def _held_out_losses(self, network: torch.nn.Module) -> np.ndarray:
+        """(N,) losses of held-out pictures at timesteps that rise evenly from 0 to T; few pictures come several times.
+
+        A picture that comes k times comes once in each k-th of the timesteps.
+        """
+        repeats = -(-MIN_EVALUATED // len(self.held_out))
+        pictures = np.tile(self.held_out, repeats)
+        t = draw_timesteps((np.arange(len(pictures)) + 0.5) / len(pictures), self.schedule, "uniform")
+        generator = torch.Generator(self.trainer.device).manual_seed(derive(self.trainer.seed, "held-out", 0))
+        network.eval()
+        losses = []
+        for i in range(0, len(pictures), 128):
+            indices = pictures[i : i + 128]
+            x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.trainer.device)
+            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+            losses.append(self._losses(network, x0, t[i : i + 128], noise, self.text(indices, None)).cpu().numpy())
+        return np.concatenate(losses).astype(np.float64)
+
     def judge(self, step: int, metrics: Metrics) -> list[str]:
-        return []
+        """Warns of memorised samples, again only where they have become more."""
+        line = self.neighbours.warning(metrics, NUM_PREVIEWS)
+        if line is None or metrics["neighbour_copies"] <= self.memory.get("copies_told", 0.0):
+            return []
+        self.memory["copies_told"] = metrics["neighbour_copies"]
+        return [line]
 
     @torch.no_grad()
     def draw(self, step: int) -> dict[str, torch.Tensor]:
-        """Grids of raw and averaged weights from the same noise."""
+        """Grids of raw and averaged weights from the same noise.
+
+        `neighbours` shows the samples of the weights that later stages use, each with its nearest training picture on
+        its right; their distances are kept for the next evaluation.
+        """
         networks = {"raw": self.modules["model"]} | {name: ema.module for name, ema in self.emas.items()}
-        return {name: grid(self._sample(network), columns=4) for name, network in networks.items()}
+        latents = {name: self._sample(network) for name, network in networks.items()}
+        pixels = {name: self._decode(samples) for name, samples in latents.items()}
+        first = next(iter(self.emas), "raw")
+        distances, nearest = self.neighbours.nearest(latents[first])
+        self.memory["neighbours"] = self.neighbours.compare(distances)
+        pairs = torch.stack([pixels[first], self._decode(nearest)], dim=1).flatten(0, 1)
+        grids = {name: grid(samples, columns=4) for name, samples in pixels.items()}
+        return grids | {"neighbours": grid(pairs, columns=8)}
 
     def _sample(self, network: torch.nn.Module) -> torch.Tensor:
-        """(16, 3, H, W) pixels at fixed seeds."""
+        """(16, C, h, w) normalised latents at fixed seeds."""
         device = self.trainer.device
         network.eval()
         generator = torch.Generator(device).manual_seed(derive(self.trainer.seed, "preview", 0))
@@ -155,7 +197,7 @@ class DenoisingTask:
             return torch.randn(x.shape, generator=generator, device=device)
 
         x_T = torch.randn((NUM_PREVIEWS, *self.latents.shape), generator=generator, device=device)  # noqa: N806 - the field's name
-        latents = draw_latents(
+        return draw_latents(
             network,
             x_T,
             sampler=self.sampler,
@@ -166,6 +208,10 @@ class DenoisingTask:
             guidance_scale=self.recipe.sampler.guidance_scale,
             autocast=self.trainer.accelerator.autocast,
         )
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) normalised latents to (B, 3, H, W) pixels."""
+        device = self.trainer.device
         mean, std = self.latents.channel_mean.to(device), self.latents.channel_std.to(device)
-        pixels: torch.Tensor = self.autoencoder.to(device).decode(latents * std + mean)
+        pixels: torch.Tensor = self.autoencoder.to(device).decode(latents.to(device) * std + mean)
         return pixels

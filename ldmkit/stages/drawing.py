@@ -34,15 +34,13 @@ def draw_latents(
     def denoise(x_t: torch.Tensor, t: float) -> torch.Tensor:
         times = torch.full((len(x_t),), t, device=x_t.device)
         with autocast():
-            if text is None:
-                output = network(x_t, times)
-            else:
-                output = network(x_t, times, *text[0])
-                if guidance_scale != 1:
-                    empty = network(x_t, times, *text[1])
-                    output = empty + guidance_scale * (output - empty)
+            output = network(x_t, times, *(text[0] if text else ())).float()
+            if text is not None and guidance_scale != 1:
+                empty = network(x_t, times, *text[1]).float()
+                # Outside of half precision, whose rounding the scale would magnify.
+                output = empty + guidance_scale * (output - empty)
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-        x0: torch.Tensor = to_x0(prediction, output.float(), x_t, alpha, sigma)
+        x0: torch.Tensor = to_x0(prediction, output, x_t, alpha, sigma)
         return x0
 
     latents: torch.Tensor = sampler.sample(denoise, x_T, schedule, randn_like)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ldmkit.diffusion import make_schedule
 from ldmkit.errors import LdmkitError
-from ldmkit.stages.denoising import DenoisingTask
+from ldmkit.stages.denoising import MIN_EVALUATED, DenoisingTask
+from ldmkit.stages.drawing import draw_latents
 from ldmkit.stages.engine import start_engine
 from ldmkit.stages.networks import trained_weights
 from ldmkit.stages.picture_batches import picture_batches
@@ -23,7 +24,8 @@ def task(workshop: Any, *overrides: str) -> DenoisingTask:
     made = object.__new__(DenoisingTask)
     made.recipe = workshop.pipeline(*overrides).recipe
     made.schedule = make_schedule(**made.recipe.diffusion.schedule_options())
-    made.trainer = SimpleNamespace(accelerator=start_engine("fp32"))  # type: ignore[assignment]
+    made.trainer = SimpleNamespace(accelerator=start_engine("fp32"), device=torch.device("cpu"), seed=0)  # type: ignore[assignment]
+    made.memory = {}
     return made
 
 
@@ -46,39 +48,103 @@ NOISE = torch.randn(2, 2, 2, 2, generator=torch.Generator().manual_seed(0))
 
 def test_flow_loss(workshop: Any) -> None:
     network, t = Constant(0.25), np.array([250.0, 900.0])
-    loss = task(workshop)._loss(network, X0, t, NOISE, ())
-    torch.testing.assert_close(loss, ((0.25 - (NOISE - X0)) ** 2).mean())
+    losses = task(workshop)._losses(network, X0, t, NOISE, ())
+    torch.testing.assert_close(losses, ((0.25 - (NOISE - X0)) ** 2).mean((1, 2, 3)))
     x_t, times = network.asked[0]
     sigma = torch.tensor([0.25, 0.9]).reshape(2, 1, 1, 1)
     torch.testing.assert_close(x_t, (1 - sigma) * X0 + sigma * NOISE)
     assert times.tolist() == [250.0, 900.0]
 
 
-def test_v_loss_with_min_snr(workshop: Any) -> None:
-    """Hang et al. 2023: min(SNR, gamma) / (SNR + 1) for v; linear betas written out."""
-    overrides = ("diffusion.schedule='linear'", "diffusion.prediction='v'", "diffusion.weighting='min_snr'")
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+def test_weighted_v_loss(weighting: str, workshop: Any) -> None:
+    """Hang et al. 2023: min(SNR, gamma) / (SNR + 1) for v; Choi et al. 2022: SNR / (SNR + 1) / (k + SNR)^gamma.
+
+    Linear betas written out.
+    """
+    options = ("min_snr_gamma=2.5", "p2_k=0.5", "p2_gamma=0.7")
+    chosen = ("schedule='linear'", "prediction='v'", f"weighting='{weighting}'", *options)
     network, t = Constant(0.25), np.array([10.0, 700.0])
-    loss = task(workshop, *overrides)._loss(network, X0, t, NOISE, ())
+    losses = task(workshop, *(f"diffusion.{key}" for key in chosen))._losses(network, X0, t, NOISE, ())
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[10, 700]]
     alpha, sigma = (torch.from_numpy(np.sqrt(x)).float().reshape(2, 1, 1, 1) for x in (bar, 1 - bar))
-    snr = torch.from_numpy(bar / (1 - bar)).float().reshape(2, 1, 1, 1)
+    snr = torch.from_numpy(bar / (1 - bar)).float()
+    weight = torch.clamp(snr, max=2.5) / (snr + 1) if weighting == "min_snr" else snr / (snr + 1) / (0.5 + snr) ** 0.7
     error = (0.25 - (alpha * NOISE - sigma * X0)) ** 2
-    torch.testing.assert_close(loss, (torch.clamp(snr, max=5) / (snr + 1) * error).mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses, weight * error.mean((1, 2, 3)), rtol=1e-4, atol=0)
     torch.testing.assert_close(network.asked[0][0], alpha * X0 + sigma * NOISE)
 
 
 @pytest.mark.parametrize(("scale", "calls"), [(1.0, 1), (0.0, 2), (3.0, 2)])
-def test_guidance(scale: float, calls: int, workshop: Any) -> None:
+def test_guidance(scale: float, calls: int) -> None:
     """Ho and Salimans 2022, eq. 6, at the output: empty + scale * (prompt - empty)."""
-    made = task(workshop, f"sampler.guidance_scale={scale}")
-    prompts, empty = (torch.tensor([2.0, 3.0]),), (torch.tensor([1.0, 1.0]),)
-    made.preview_text = lambda: (prompts, empty)  # type: ignore[method-assign]
     network = Constant()
-    x0 = made._denoiser(network)(NOISE, 400.0)
+    x0 = draw_latents(
+        network,
+        NOISE,
+        sampler=SimpleNamespace(sample=lambda denoise, noise, schedule, randn_like: denoise(noise, 400.0)),  # type: ignore[arg-type]
+        schedule=make_schedule("flow"),
+        prediction="flow",
+        randn_like=torch.randn_like,
+        text=((torch.tensor([2.0, 3.0]),), (torch.tensor([1.0, 1.0]),)),
+        guidance_scale=scale,
+    )
     output = (1 + scale * torch.tensor([1.0, 2.0])).reshape(2, 1, 1, 1)
     torch.testing.assert_close(x0, NOISE - 0.4 * output)  # flow: x_t - sigma * (noise - x0)
     assert len(network.asked) == calls
     assert network.asked[0][1].tolist() == [400.0, 400.0]
+
+
+class Picky(Constant):
+    """As good at a timestep as the timestep is small; the text is the picture's number."""
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, *text: torch.Tensor) -> torch.Tensor:
+        self.asked.append((x_t, t, *text))
+        return t.reshape(-1, 1, 1, 1).expand_as(x_t) * self.value
+
+
+@pytest.mark.parametrize(("num_held_out", "repeats"), [(1, 128), (5, 26), (150, 1)])
+@pytest.mark.parametrize("averaged", [True, False])
+def test_held_out_loss_by_timestep(averaged: bool, num_held_out: int, repeats: int, workshop: Any) -> None:
+    """Computed anew in float64 from what the network was asked: out - (noise - x0), with noise read off x_t."""
+    x0 = np.random.default_rng(0).standard_normal((num_held_out, 1, 2, 4, 4))
+    made = task(workshop)
+    made.held_out = np.arange(num_held_out)[::-1].copy()
+    made.latents = SimpleNamespace(batch=lambda indices, *_: torch.from_numpy(x0[indices, 0]).float())  # type: ignore[assignment]
+    made.text = lambda indices, step: (torch.from_numpy(indices),)  # type: ignore[method-assign]
+    raw, average = Picky(0.01), Picky(0.001)
+    made.modules = {"model": raw}
+    made.emas = {"ema": SimpleNamespace(module=average), "ema_0.9": SimpleNamespace(module=raw)} if averaged else {}  # type: ignore[dict-item]
+    metrics = made.evaluate()
+    assert made.evaluate() == metrics
+    quarters = [f"held_out_loss_t{i}" for i in (1, 2, 3, 4)]
+    averages = ["held_out_loss_ema", "held_out_loss_ema_0.9"] if averaged else []
+    assert list(metrics) == ["held_out_loss", *averages, *quarters]
+
+    first, key = (average, "held_out_loss_ema") if averaged else (raw, "held_out_loss")
+    calls = first.asked[: -(-num_held_out * repeats // 128)]
+    x_t, t, picture = (torch.cat(parts).double() for parts in zip(*calls, strict=True))
+    assert len(t) == num_held_out * repeats >= MIN_EVALUATED
+    np.testing.assert_allclose(np.diff(t), 1000 / len(t), rtol=1e-3)
+    for number in range(num_held_out):  # once in each of as many parts of the timesteps
+        mine = np.sort(t[picture == number].numpy())
+        assert np.floor(mine * repeats / 1000).tolist() == list(range(repeats))
+    x0_asked = torch.from_numpy(x0)[picture.long(), 0]
+    sigma = (t / 1000).reshape(-1, 1, 1, 1)
+    noise = (x_t - (1 - sigma) * x0_asked) / sigma
+    losses = ((first.value * t.reshape(-1, 1, 1, 1) - (noise - x0_asked)) ** 2).mean((1, 2, 3))
+    assert metrics[key] == pytest.approx(losses.mean().item(), rel=1e-3)
+    for i, name in enumerate(quarters):
+        inside = (t >= 250 * i) & (t < 250 * (i + 1))
+        assert abs(int(inside.sum()) - len(t) / 4) < 1
+        assert metrics[name] == pytest.approx(losses[inside].mean().item(), rel=1e-3 if len(t) % 4 == 0 else 0.05)
+    assert metrics["held_out_loss_t1"] < metrics["held_out_loss_t4"]
+
+
+def test_nothing_held_out(workshop: Any) -> None:
+    made = task(workshop)
+    made.held_out = np.array([], dtype=np.int64)
+    assert made.evaluate() == {}
 
 
 def test_precision_of_the_engine() -> None:
