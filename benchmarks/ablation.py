@@ -1,7 +1,7 @@
 """Which schedule, prediction, weighting and timesteps: one U-Net trained with each on the same latents and text.
 
 python benchmarks/ablation.py runs/NAME --stage train-t2i --steps 600 --seeds 0 1 2 [--only NAME ...] [--num 500]
-    [--out DIR] [--reference DIR --kid SCRIPT] [--list]
+    [--out DIR] [--reference DIR --kid SCRIPT] [--plot FILE.png] [--list]
 python benchmarks/ablation.py runs/NAME --held-out-to DIR          pictures for --reference, as the run prepares them
 python benchmarks/ablation.py runs/NAME --all-to DIR
 
@@ -12,12 +12,12 @@ DIR/results.jsonl; the same command again goes on where it stopped.
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from variant_table import line, plot, table
 from variants import STAGES, Results, Row, Variant, export_pictures, open_run, short_run, with_overrides
 
 from ldmkit.errors import LdmkitError
@@ -51,43 +51,6 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 """name -> keys of the recipe"""
 
 
-def summary(rows: Sequence[Row], value: str) -> tuple[float, float] | None:
-    """Mean over the seeds, and its spread: their standard deviation, or one seed's own error.
-
-    `value` is `kid_x1000`, whose own error is that over the subsets, or `right`, whose own is binomial.
-    """
-    values = [row["right"]["all"] if value == "right" else row[value] for row in rows if row.get(value) is not None]
-    if not values:
-        return None
-    mean = statistics.fmean(values)
-    if len(values) > 1:
-        return mean, statistics.stdev(values)
-    own = rows[0]["kid_std"] if value == "kid_x1000" else (mean * (1 - mean) / rows[0]["num"]) ** 0.5
-    return mean, own
-
-
-def table(by_name: Mapping[str, Sequence[Row]]) -> str:
-    """Markdown, a line for each combination."""
-    attributes = ("fur", "eyes", "coat", "background")
-    toy = any("right" in row for rows in by_name.values() for row in rows)
-    distances = any(row.get("kid_x1000") is not None for rows in by_name.values() for row in rows)
-    heads = ["combination", "seeds"]
-    heads += ["all right", *attributes] * toy + ["KID x1000"] * distances + ["seconds"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, rows in by_name.items():
-        cells = [name, str(len(rows))]
-        if toy:
-            right = summary(rows, "right")
-            cells.append(f"{right[0]:.1%} ± {right[1]:.1%}" if right else "")
-            cells += [f"{statistics.fmean(row['right'][a] for row in rows):.1%}" for a in attributes]
-        if distances:
-            found = summary(rows, "kid_x1000")
-            cells.append(f"{found[0]:.2f} ± {found[1]:.2f}" if found else "")
-        cells.append(f"{statistics.fmean(row['seconds'] for row in rows):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="runs/NAME with finished captions, vae, latents and text")
@@ -99,6 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="results and pictures (RUN/ablation)")
     parser.add_argument("--reference", type=Path, help="folder of pictures that KID compares with")
     parser.add_argument("--kid", type=Path, metavar="SCRIPT", help="program that measures KID")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the table as well")
     parser.add_argument("--held-out-to", type=Path, metavar="DIR", help="only write the run's held-out pictures")
     parser.add_argument("--all-to", type=Path, metavar="DIR", help="only write all pictures of the run")
     parser.add_argument("--list", action="store_true", help="only print the names of the combinations")
@@ -126,10 +90,10 @@ def run(chosen: argparse.Namespace) -> None:
             variant = Variant(name=name, recipe=recipe, stage=chosen.stage, num=chosen.num)
             row = results.measure(shared, variant)
             by_name.setdefault(name, []).append(row)
-            scores = {"right": row["right"]["all"] if "right" in row else None, "KID": row.get("kid_x1000")}
-            told = "  ".join(f"{key} {value:.4g}" for key, value in scores.items() if value is not None)
-            print(f"seed {seed}  {name:<26} {row['seconds']:.0f} s  {told}", file=sys.stderr, flush=True)
+            print(line(row), file=sys.stderr, flush=True)
     print(table(by_name))
+    if chosen.plot:
+        plot(by_name, chosen.plot, title=f"{shared.recipe.name}: {chosen.stage}, {chosen.steps} steps")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

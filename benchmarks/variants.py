@@ -87,12 +87,17 @@ class Variant:
     num: int
     """pictures to draw"""
 
+    def training_key(self, shared: Shared) -> str:
+        """Fingerprint of everything that the weights follow from."""
+        made_from = {name: shared.parts[name].fingerprint for name in ("latents", "text")}
+        names = ("data", "latents", "diffusion", STAGES[self.stage][0])
+        sections = {name: getattr(self.recipe, name).fingerprint_keys() for name in names}
+        return fingerprint({"parts": made_from, **sections, "seed": self.recipe.seed})
+
     def key(self, shared: Shared) -> str:
         """Fingerprint of everything that the pictures follow from."""
-        made_from = {name: shared.parts[name].fingerprint for name in ("latents", "text")}
-        names = ("data", "latents", "diffusion", STAGES[self.stage][0], "sampler")
-        sections = {name: getattr(self.recipe, name).fingerprint_keys() for name in names}
-        return fingerprint({**made_from, **sections, "seed": self.recipe.seed, "num": self.num})
+        sampler = self.recipe.sampler.model_dump(mode="json")
+        return fingerprint({"weights": self.training_key(shared), "sampler": sampler, "num": self.num})
 
 
 def open_run(run_dir: Path) -> Shared:
@@ -147,7 +152,7 @@ def train(shared: Shared, variant: Variant, folder: Path) -> tuple[StageContext,
     held-out metrics.
     """
     name, make = STAGES[variant.stage]
-    part = Part(folder / name, name, {"key": variant.key(shared)})
+    part = Part(folder / name, name, {"key": variant.training_key(shared)})
     quiet = Reporter(quiet=True)
     parts = {**shared.parts, name: part}
     context = VariantContext(
@@ -307,24 +312,24 @@ class Results:
         with (self.out / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def measure(self, shared: Shared, variant: Variant) -> Row:
+    def measure(self, shared: Shared, variant: Variant, *, keep_weights: bool = False) -> Row:
         """The variant's row, from the file where it is there; else trains, draws and scores, and adds it.
 
-        The pictures stay in `OUT/pictures`, so that another reference costs no second training.
+        The pictures stay in `OUT/pictures`, so that another reference costs no second training; `keep_weights` leaves
+        the weights in `OUT/runs` for another sampler.
         """
-        key = variant.key(shared)
+        key, training_key = variant.key(shared), variant.training_key(shared)
         if found := self.find(key):
             return found
         section = getattr(variant.recipe, STAGES[variant.stage][0])
-        label = f"{variant.name}-seed{variant.recipe.seed}-{key[:8]}".replace("/", "-")
-        run, pictures = self.out / "runs" / label, self.out / "pictures" / label
+        label = f"{variant.name}-seed{variant.recipe.seed}-{key[:8]}".replace(", ", "-").replace(" ", "-")
+        run, pictures = self.out / "runs" / training_key[:16], self.out / "pictures" / label
         if not pictures.exists():
             context, trained = train(shared, variant, run)
-            write_json(self.out / "pictures" / f"{label}.json", trained)
+            write_json(pictures.with_suffix(".json"), trained)
             rows = wanted(shared, variant.stage, variant.num)
             prompts = [row.get("text", "") for row in rows]
             write_pictures(pictures, draw(context, variant.stage, prompts, num=variant.num), rows)
-        trained = json.loads((self.out / "pictures" / f"{label}.json").read_text(encoding="utf-8"))
         row: Row = {
             "key": key,
             "name": variant.name,
@@ -332,7 +337,7 @@ class Results:
             "stage": variant.stage,
             "steps": section.steps,
             "num": variant.num,
-            **trained,
+            **json.loads(pictures.with_suffix(".json").read_text(encoding="utf-8")),
             "reference": str(self.reference) if self.reference else None,
         }
         if is_toy(variant.recipe) and variant.stage == "train-t2i":
@@ -340,5 +345,6 @@ class Results:
         if self.reference and self.kid_script:
             row |= kid(self.kid_script, self.reference, pictures)
         self.add(row)
-        shutil.rmtree(run, ignore_errors=True)
+        if not keep_weights:
+            shutil.rmtree(run, ignore_errors=True)
         return row
