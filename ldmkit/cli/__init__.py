@@ -16,6 +16,7 @@ COMMANDS = {
     "train-unet": "ldmkit.cli.train",
     "train-t2i": "ldmkit.cli.train",
     "status": "ldmkit.cli.train",
+    "plan": "ldmkit.cli.plan",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
     "plugins": "ldmkit.cli.plugins",

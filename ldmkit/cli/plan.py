@@ -1,0 +1,177 @@
+"""`ldmkit plan`: what a recipe will cost, measured on the first steps of each stage."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ldmkit.cli.missing import TRAINING, require
+from ldmkit.errors import Interrupted, LdmkitError
+
+if TYPE_CHECKING:
+    from ldmkit.stages.plan import Row
+
+HEADINGS = ("stage", "left", "one takes", "pictures/s", "memory", "disk", "time", "largest batch")
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(min=8), help="Steps that are measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(recipe: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> int:
+    """Measure what RECIPE still needs: time, memory, disk, and the largest batch that fits.
+
+    Runs about twenty real steps of every stage that is not done yet, in a temporary folder: the run itself is left
+    as it is. Pictures that are not there yet are fetched, as `ldmkit train` would.
+    """
+    require(*TRAINING)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LdmkitError("ldmkit plan measures one process; start it without a launcher")
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary folder goes whatever ends it
+    try:
+        with TemporaryDirectory(prefix="ldmkit-plan-") as scratch:
+            rows, available, run_dir = _measure(recipe, overrides, steps, Path(scratch))
+    except Interrupted:
+        raise click.Abort from None
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    totals = _totals(rows, available, run_dir)
+    if as_json:
+        click.echo(json.dumps({"run": str(run_dir), "stages": [row.table() for row in rows], **totals}, indent=1))
+    else:
+        _print(rows, totals)
+    return int(any(row.state == "cannot run" for row in rows))
+
+
+def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -> "tuple[list[Row], int, Path]":
+    """(a row a stage, bytes of memory that the run could have, the run's folder)."""
+    from ldmkit.cli.recipe import open_recipe
+    from ldmkit.pipeline import Pipeline
+    from ldmkit.plugins import Registry
+    from ldmkit.report import Reporter
+
+    class Aside(Reporter):
+        """Tells what happens on stderr: stdout is for the result."""
+
+        def line(self, text: str) -> None:
+            click.echo(text, err=True)
+
+    recipe, registry = open_recipe(name, overrides)
+    pipeline = Pipeline(recipe, registry=registry, reporter=Aside(), runs_dir=scratch)
+    run_dir = Path("runs") / recipe.name
+    cache = run_dir / "pictures.json"
+    if cache.is_file():  # what was decoded before need not be again
+        pipeline.run_dir.mkdir(parents=True)
+        shutil.copy(cache, pipeline.run_dir)
+    index, parts, scratch_dir = pipeline.index, pipeline.parts(), pipeline.run_dir
+    pipeline.run_dir = run_dir  # from here on it looks at the run itself, and only looks
+    real = pipeline.parts()
+    states = {planned.part: planned.status.state for planned in pipeline.plan()}
+
+    from ldmkit.stages.context import StageContext
+    from ldmkit.stages.plan import Planner
+
+    silent = Registry(registry.components, registry.failures)  # nobody's hook hears of a measurement
+    planner = Planner(
+        StageContext(recipe, silent, index, scratch_dir, parts, Reporter(quiet=True)),
+        real,
+        states,
+        steps=steps,
+        tell=lambda stage: click.echo(f"measuring {stage}", err=True),
+    )
+    return list(planner.rows()), planner.available, run_dir
+
+
+def _totals(rows: "list[Row]", available: int, run_dir: Path) -> dict[str, Any]:
+    existing = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.is_dir())
+    return {
+        "seconds": sum(row.seconds or 0.0 for row in rows),
+        "disk": sum(row.disk for row in rows),
+        "transient_disk": max(row.transient_disk for row in rows),
+        "free_disk": shutil.disk_usage(existing).free,
+        "memory": max(row.memory or 0 for row in rows),
+        "available_memory": available,
+    }
+
+
+def _print(rows: "list[Row]", totals: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    # Piped, each stage is one line that grep can find.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number < 2)
+    for row in rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    for row in rows:
+        if row.state == "cannot run":
+            click.echo(f"{row.stage} cannot run: {row.reason}")
+    if any(row.largest_batch is not None and row.largest_batch.kind == "estimate" for row in rows):
+        click.echo("~ estimated from the memory of two batch sizes")
+    unknown = ", ".join(row.stage for row in rows if row.state != "done" and row.seconds is None)
+    click.echo(
+        f"about {_time(totals['seconds'])}{' without ' + unknown if unknown else ''}, "
+        f"{_bytes(totals['disk'])} of disk (free: {_bytes(totals['free_disk'])}), "
+        f"peak memory {_bytes(totals['memory'])} (available: {_bytes(totals['available_memory'])})"
+    )
+    needed = totals["disk"] + totals["transient_disk"]
+    if needed > totals["free_disk"]:
+        click.echo(
+            f"warning: {_bytes(needed)} of disk are needed with the checkpoint that is being written, and "
+            f"{_bytes(totals['free_disk'])} are free; make room, or lower keep_checkpoints"
+        )
+
+
+def _cells(row: "Row") -> tuple[str, ...]:
+    if row.state != "to do":
+        batch = _batch(row)
+        return (row.stage, row.state, *[""] * (len(HEADINGS) - 3), batch)
+    return (
+        row.stage,
+        f"{row.left} {row.unit}",
+        "" if row.unit_seconds is None else _time(row.unit_seconds),
+        "" if row.pictures_per_second is None else f"{row.pictures_per_second:.3g}",
+        "" if row.memory is None else _bytes(row.memory),
+        _bytes(row.disk) if row.disk else "",
+        "not measured" if row.seconds is None else _time(row.seconds),
+        _batch(row),
+    )
+
+
+def _batch(row: "Row") -> str:
+    found = row.largest_batch
+    if found is None:
+        return ""
+    if not found.size:
+        return "none"
+    return {"found": "", "estimate": "~", "at least": ">= "}[found.kind] + str(found.size)
+
+
+def _bytes(count: int) -> str:
+    """`1.2 GB`; three digits at most."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:.0f} {unit}"
+    return f"{count / 1000:.0f} kB"
+
+
+def _time(seconds: float) -> str:
+    """`12 ms`, `1.2 s`, `2 min 5 s`, `3 h 20 min`."""
+    from ldmkit.report import duration
+
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 3600:
+        return duration(seconds)
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
