@@ -9,9 +9,6 @@ from ldmkit.components import AdversarialLoss, Loss, Reconstruction
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.recipe.sections import VaeLoss
 
-SSIM_WINDOW = 11
-"""pixels, width of the Gaussian window of Wang et al. 2004"""
-
 
 @torch.no_grad()
 def reconstruction_metrics(
@@ -25,14 +22,15 @@ def reconstruction_metrics(
     """Means over the pictures, reconstructed from the posterior's mean.
 
     `loss` is the sum of all but adversarial terms at their full weights, `psnr` in dB (the mean of each picture's),
-    `ssim` where a picture holds a window, `lpips` where the losses have that term. At least one picture is needed.
+    `ssim` with the Gaussian window of Wang et al. 2004, pictures mirrored at their borders, `lpips` where the losses
+    have that term. At least one picture is needed.
 
     batches: (B, 3, H, W) pixels in [-1, 1].
     """
     network.eval()
     plain = {name: term for name, term in terms.items() if not isinstance(term, AdversarialLoss)}
     perceptual = next((name for name in plain if losses[name].use == "lpips"), None)
-    sums: dict[str, float] = {"loss": 0.0, "psnr": 0.0}
+    sums: dict[str, float] = {"loss": 0.0, "psnr": 0.0, "ssim": 0.0}
     number = 0
     for batch in batches:
         target = batch.to(device)
@@ -48,8 +46,9 @@ def reconstruction_metrics(
         shown = output.clamp(-1, 1)
         psnr = peak_signal_noise_ratio(shown, target, data_range=2.0, dim=(1, 2, 3), reduction="sum")
         sums["psnr"] += float(psnr)
-        if min(target.shape[-2:]) >= SSIM_WINDOW:
-            ssim = structural_similarity_index_measure(shown, target, data_range=2.0, reduction="sum")
-            assert isinstance(ssim, torch.Tensor)
-            sums["ssim"] = sums.get("ssim", 0.0) + float(ssim)
+        # In [0, 1], where black is 0: its comparison of brightness is not the same about any other zero.
+        in_unit = ((shown + 1) / 2, (target + 1) / 2)
+        ssim = structural_similarity_index_measure(*in_unit, data_range=1.0, reduction="sum")
+        assert isinstance(ssim, torch.Tensor)
+        sums["ssim"] += float(ssim)
     return {key: value / number for key, value in sums.items()}

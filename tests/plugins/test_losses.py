@@ -1,5 +1,7 @@
 """l1, mse and kl against torch's own losses and distributions."""
 
+from typing import Any
+
 import pytest
 import torch
 from ldmkit_losses import KL, L1, MSE
@@ -45,3 +47,20 @@ def test_scalar_in_fp32_with_a_gradient_whatever_the_precision(reconstruction: R
     value.backward()
     reached = [index for index, part in enumerate(halves) if part.grad is not None]
     assert reached == ([2, 3] if isinstance(loss, KL) else [0, 1])
+
+
+@pytest.mark.parametrize("kind", [L1, MSE, KL])
+def test_sum_is_the_mean_times_the_values_of_a_picture(kind: type[Loss]) -> None:
+    """196,608 of them at 256x256: the factor by which a weight is off where the two are mixed up."""
+    generator = torch.Generator().manual_seed(0)
+    whole = Reconstruction(*torch.randn(4, 2, 3, 256, 256, generator=generator))
+    ratio = kind(reduction="sum")(whole) / kind(reduction="mean")(whole)
+    assert ratio.item() == pytest.approx(196_608, rel=1e-5)
+    twice = Reconstruction(*(torch.cat([part, part]) for part in vars(whole).values()))
+    torch.testing.assert_close(kind(reduction="sum")(twice), kind(reduction="sum")(whole))  # whatever the batch
+
+
+@pytest.mark.parametrize(("loss", "oracle"), [(L1, functional.l1_loss), (MSE, functional.mse_loss)])
+def test_pixel_sum_is_torchs(reconstruction: Reconstruction, loss: type[Loss], oracle: Any) -> None:
+    expected = oracle(reconstruction.output, reconstruction.target, reduction="sum") / len(reconstruction.target)
+    torch.testing.assert_close(loss(reduction="sum")(reconstruction), expected)
