@@ -50,7 +50,7 @@ class Transformer:
         """Byte-level BPE learned from `captions`: any text encodes, and the same captions give the same JSON.
 
         Lower-cased, white space collapsed, `bos ... eos` padded and cut to `max_tokens` by the tokenizer itself,
-        so that its JSON is all that a runtime needs. An empty caption is `bos eos`.
+        so that its JSON is all that a runtime needs but for `encode_special_tokens`. An empty caption is `bos eos`.
         """
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -78,6 +78,7 @@ class Transformer:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A {EOS}", special_tokens=[(BOS, bos), (EOS, eos)]
         )
+        tokenizer.encode_special_tokens = True  # a caption that spells one is text; not part of the JSON
         tokenizer.enable_truncation(self.max_tokens)
         tokenizer.enable_padding(length=self.max_tokens, pad_id=pad, pad_token=PAD)
         return tokenizer

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime.graph import has_external_data
 from ldmkit.runtime.manifest import (
     MANIFEST,
     TEXT_ENCODER,
@@ -106,6 +107,7 @@ class Bundle:
 
             try:
                 self._tokenizer = Tokenizer.from_str(self._read(TOKENIZER).decode())
+                self._tokenizer.encode_special_tokens = True  # a prompt that spells one is text
             except Exception as error:  # the tokenizers library raises bare Exception
                 raise LdmkitError(f"{self.folder / TOKENIZER} is not a tokenizer: {error}") from error
         return self._tokenizer
@@ -124,8 +126,11 @@ class Bundle:
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
             graph = self._read(name)
-            # Weights kept outside a graph lie in files that no hash covers. Their entries hold this key verbatim.
-            if b"location" in graph:
+            try:
+                external = has_external_data(graph)
+            except ValueError as error:
+                raise LdmkitError(f"{self.folder / name} is not an ONNX graph ({error}): export it again.") from None
+            if external:  # weights in files that no hash covers
                 raise LdmkitError(f"{self.folder / name} refers to a file outside itself: export it again.")
             session, used = open_session(graph, name=str(self.folder / name), provider=self._asked)
             self._sessions[name] = session

@@ -10,6 +10,8 @@ def bundles_in(folder: Path) -> list[tuple[Path, Manifest]]:
     """The bundles among the folders in `folder`, newest first by the manifest's date; anything else is passed over."""
     found = []
     for path in sorted(folder.glob(f"*/{MANIFEST}")):
+        if path.parent.name.startswith("."):  # not yet whole, or never to be
+            continue
         try:
             found.append((path.parent, read_manifest(path.parent)[0]))
         except LdmkitError:

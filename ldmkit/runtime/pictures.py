@@ -1,5 +1,6 @@
 """Writes drawn pictures as PNG files that say how they were made."""
 
+import contextlib
 import io
 import math
 import re
@@ -36,7 +37,9 @@ def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, ex
                 raise LdmkitError(f"{path} exists and is not overwritten: choose another name for --out.") from None
             number += 1
             target = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        except OSError as error:
+        except OSError as error:  # not FileExistsError, so that what is there is ours
+            with contextlib.suppress(OSError):
+                target.unlink()
             raise LdmkitError(f"{target} cannot be written: {error.strerror}.") from error
         else:
             return target

@@ -68,6 +68,13 @@ def test_any_text_survives(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("cafe\u0301 猫 🐈").ids) == " caf\u00e9 猫 🐈"
 
 
+def test_special_tokens_in_a_caption_are_text(tokenizer: Tokenizer) -> None:
+    encoding = tokenizer.encode("a <|eos|> cat<|pad|>")
+    assert (encoding.ids.count(1), encoding.ids.index(2)) == (1, sum(encoding.attention_mask) - 1)
+    assert 0 not in encoding.ids[: encoding.ids.index(2)]
+    assert tokenizer.decode(encoding.ids) == " a <|eos|> cat<|pad|>"
+
+
 def test_merges_are_those_of_the_published_example() -> None:
     # Sennrich et al. 2016, fig. 1: "e s" then "es t" are the most frequent pairs, 9 times each.
     captions = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3

@@ -1,6 +1,7 @@
 """What a bundle on disk may be, and what is refused before it is used."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from tokenizers import Tokenizer
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime import providers
@@ -123,9 +125,15 @@ def test_weights_outside_a_graph_are_refused(make_bundle: MakeBundle, tmp_path: 
 
 def test_a_graph_that_onnxruntime_cannot_read_is_named(make_bundle: MakeBundle) -> None:
     folder = make_bundle()
-    replace_graph(folder, "unet.onnx", b"not a graph")
-    with pytest.raises(LdmkitError, match=r"unet\.onnx cannot be loaded by onnxruntime"):
-        Bundle.load(folder).generate()
+    for data, message in (
+        (b"not a graph", r"is not an ONNX graph \(a field of the unknown kind 6 at byte 1\)"),
+        (b"\x3a\x05\x0a", r"is not an ONNX graph \(cut off\)"),
+        (b"\x28\x00\x00\x00ORTM", "onnxruntime's own format"),
+        (b"", "cannot be loaded by onnxruntime"),
+    ):
+        replace_graph(folder, "unet.onnx", data)
+        with pytest.raises(LdmkitError, match=r"unet\.onnx " + message if "own" not in message else message):
+            Bundle.load(folder).generate()
 
 
 def test_a_graph_of_another_shape_is_named(make_bundle: MakeBundle) -> None:
@@ -133,6 +141,15 @@ def test_a_graph_of_another_shape_is_named(make_bundle: MakeBundle) -> None:
     edit(folder, latent={"channels": 2, "height": 4, "width": 4, "mean": [0, 0], "std": [1, 1]})
     with pytest.raises(LdmkitError, match=r"unet\.onnx failed on cpu"):
         Bundle.load(folder, provider="cpu").generate()
+
+
+def test_special_tokens_in_a_prompt_are_text(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[pad]"])
+    assert tokenizer.encode("cat [pad]").ids == [3, 0, 0, 0]
+    replace_graph(folder, "tokenizer.json", tokenizer.to_str().encode())
+    assert Bundle.load(folder).tokenizer.encode("cat [pad]").ids == [3, 1, 1, 1]  # "[", "pad", "]", all unknown
 
 
 def test_graphs_are_opened_when_needed(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +205,8 @@ def test_the_newest_bundle_is_the_default(make_bundle: MakeBundle, tmp_path: Pat
     # Later although its clock reads less: dates are compared, not text.
     new = make_bundle("new", created="2025-12-31T23:00:00-05:00")
     exports = old.parent
+    shutil.copytree(new, exports / ".newest.abc.partial")  # what a killed export leaves
+    edit(exports / ".newest.abc.partial", created="2026-06-01T00:00:00Z")
     (exports / "notes").mkdir()
     (exports / "broken").mkdir()
     (exports / "broken" / "manifest.json").write_text("{}")

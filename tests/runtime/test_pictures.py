@@ -31,6 +31,19 @@ def test_nothing_is_overwritten_and_metadata_survives(tmp_path: Path) -> None:
         write_png(image, tmp_path / "file" / "a.png", {})
 
 
+def test_a_full_disk_leaves_no_half_picture(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    image = Image.effect_noise((64, 64), 80).convert("RGB")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(LdmkitError, match=r"a\.png cannot be written: File too large"):
+            write_png(image, tmp_path / "a.png", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_grid_places_pictures_row_by_row() -> None:
     images = [Image.new("RGB", (4, 3), (k, 0, 0)) for k in range(5)]
     sheet = grid(images, gap=1)
