@@ -1,12 +1,15 @@
 import colorsys
 import hashlib
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFilter
+from scipy.stats import chisquare
 
 from ldmkit.data import toy_cats
 from ldmkit.data.toy_cats import (
@@ -14,6 +17,7 @@ from ldmkit.data.toy_cats import (
     COATS,
     EYES,
     FUR,
+    HELD_OUT_PAIRS,
     ToyCat,
     caption,
     captions,
@@ -115,12 +119,46 @@ def test_lab_agrees_with_littlecms(reader):
     np.testing.assert_allclose(reader.rgb_to_lab(primaries), published, atol=0.02)
 
 
-def test_attributes_are_drawn_evenly(tmp_path):
-    drawn = prompts(2000, seed=5)
-    for attribute, names in (("fur", FUR), ("eyes", EYES), ("coat", COATS), ("background", BACKGROUND)):
-        counts = [sum(getattr(prompt, attribute) == name for prompt in drawn) for name in names]
-        expected = 2000 / len(names)
-        assert max(abs(count - expected) for count in counts) < 4.5 * np.sqrt(expected)
+ATTRIBUTES = {"fur": FUR, "eyes": EYES, "coat": COATS, "background": BACKGROUND}
+
+
+def compositions(*, unseen):
+    """Every composition of attributes by enumeration: those that show a held-out pair, or those that show none."""
+    every = [dict(zip(ATTRIBUTES, values, strict=True)) for values in itertools.product(*ATTRIBUTES.values())]
+    return [c for c in every if any(pair.items() <= c.items() for pair in HELD_OUT_PAIRS) == unseen]
+
+
+def test_ten_pairs_are_held_out_and_every_attribute_is_still_seen():
+    seen, unseen = compositions(unseen=False), compositions(unseen=True)
+    assert len(seen) + len(unseen) == 6 * 4 * 2 * 7
+    assert len({tuple(sorted(pair.items())) for pair in HELD_OUT_PAIRS}) == 10
+    assert {len(pair) for pair in HELD_OUT_PAIRS} == {2}
+    for attribute, names in ATTRIBUTES.items():
+        assert {c[attribute] for c in seen} == set(names)
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_pictures_and_prompts_show_held_out_pairs_only_when_asked(tmp_path, unseen):
+    allowed = compositions(unseen=unseen)
+    make_toy_cats(tmp_path / "cats", num_pictures=100, size=16, seed=2, unseen=unseen)
+    drawn = [{key: row[key] for key in ATTRIBUTES} for row in rows_of(tmp_path / "cats")]
+    asked = [{key: getattr(prompt, key) for key in ATTRIBUTES} for prompt in prompts(1000, seed=2, unseen=unseen)]
+    assert all(composition in allowed for composition in [*drawn, *asked])
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_compositions_are_drawn_evenly(unseen):
+    """Pearson's chi-squared test against the uniform distribution over what the enumeration allows."""
+    allowed = compositions(unseen=unseen)
+    drawn = Counter(tuple(getattr(p, key) for key in ATTRIBUTES) for p in prompts(6000, seed=5, unseen=unseen))
+    assert len(drawn) == len(allowed)
+    assert chisquare(list(drawn.values())).pvalue > 1e-3
+    for attribute, names in ATTRIBUTES.items():
+        counts = [
+            sum(n for cat, n in drawn.items() if cat[list(ATTRIBUTES).index(attribute)] == name) for name in names
+        ]
+        expected = [6000 * sum(c[attribute] == name for c in allowed) / len(allowed) for name in names]
+        assert chisquare(counts, expected).pvalue > 1e-3
 
 
 def test_prompts_name_every_attribute_and_are_held_out(tmp_path):
@@ -157,7 +195,7 @@ def test_captions_speak_the_truth_in_many_phrasings():
 def test_reader_reads_what_was_drawn(reader, blur):
     """A blur of one pixel stands for the autoencoder's."""
     wrong = dict.fromkeys(reader.ATTRIBUTES, 0)
-    for prompt in prompts(150, seed=9):
+    for prompt in prompts(100, seed=9) + prompts(50, seed=9, unseen=True):
         rng = Random(f"reader/{prompt.text}")
         image = draw_toy_cat(prompt, rng).filter(ImageFilter.GaussianBlur(blur))
         read = reader.read_attributes(image)
@@ -199,6 +237,37 @@ def test_benchmark_scores_a_folder(tmp_path, monkeypatch, capsys):
     assert report["pictures"]["mistakes"][0].startswith("00000.png: fur ")
     assert toy_accuracy.main(["--pictures", str(tmp_path)]) == 1
     assert "metadata.jsonl" in capsys.readouterr().err
+
+
+def test_benchmark_counts_held_out_pairs(tmp_path, monkeypatch):
+    """Of four pictures of a held-out composition one is drawn wrong in the pair, one only beside it."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import toy_accuracy
+
+    wanted = {"fur": "orange", "eyes": "green", "coat": "plain", "background": "purple"}
+    drawn = [{}, {}, {"background": "teal"}, {"eyes": "blue"}]
+    rows = []
+    for number, wrong in enumerate(drawn):
+        picture = draw_toy_cat(ToyCat(**{**wanted, **wrong}), Random(f"pairs/{number}"))
+        picture.save(tmp_path / f"{number}.png")
+        rows.append(json.dumps({"file_name": f"{number}.png", **wanted}) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(rows))
+    accuracy = toy_accuracy.score_folder(tmp_path).accuracy
+    assert accuracy == {"fur": 1, "eyes": 0.75, "coat": 1, "background": 0.75, "all": 0.5, "pairs": 0.75}
+
+
+def test_benchmark_asks_for_nothing_it_trained_on(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import toy_accuracy
+
+    first = toy_accuracy.new_prompts(5, trained_on=[])
+    again = toy_accuracy.new_prompts(5, trained_on=[first[0].text.capitalize()])
+    assert again[:4] == first[1:]
+    allowed = compositions(unseen=True)
+    for prompt in toy_accuracy.new_prompts(20, trained_on=[], unseen=True):
+        assert {key: getattr(prompt, key) for key in ATTRIBUTES} in allowed
+    with pytest.raises(LdmkitError, match="--num 5: only 0 prompts"):
+        toy_accuracy.new_prompts(5, trained_on=[prompt.text for prompt in prompts(100, toy_accuracy.HELD_OUT_SEED)])
 
 
 def test_captions_are_those_of_the_drawn_set(tmp_path: Path) -> None:
