@@ -82,7 +82,8 @@ class VaeTask:
 
     def train_step(self, step: int) -> dict[str, torch.Tensor]:
         trainer = self.trainer
-        pixels = self._next_pixels(step)
+        with trainer.waiting():
+            pixels = self._next_pixels(step)
         noise = trainer.noise("posterior", step, (self.latent_channels, self.latent_size, self.latent_size))
         flip = torch.from_numpy(trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0))
         found = {name: self.guard.weight(name, step) for name in self.terms}

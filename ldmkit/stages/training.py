@@ -164,6 +164,7 @@ class Trainer:
             reporter.line(f"{name}: going on from step {start} of {self.num_steps}{'' if same else unlike}")
         self.clock.start(state["seconds"] if state else 0.0)
         log = MetricsLog(folder / "metrics.jsonl", start) if self.accelerator.is_main_process else None
+        rows: list[Metrics] = read_metrics(log.path) if log is not None and start else []
         writer = self._tensorboard(start)
         newest: Metrics = {}
         evaluated: Metrics = {}
@@ -192,12 +193,13 @@ class Trainer:
                         reporter.line(f"{name}: step {done}: {line}")
                 if log is not None and row:
                     log.write(done, row)
+                    rows.append({"step": done, **row})
                     for key, value in row.items():
                         writer.add_scalar(f"{name}/{key}", value, done)
                     self.context.registry.hook.log_metrics(
                         run_dir=self.context.run_dir, stage=name, step=done, metrics=row
                     )
-                if evaluates and log is not None and (found := find_overfitting(read_metrics(log.path))):
+                if evaluates and log is not None and (found := find_overfitting(rows)):
                     reporter.line(f"{name}: step {done}: {found.line(name)}")
                 if draws:
                     plot_losses(folder, f"{self.context.recipe.name}: {name}")
