@@ -197,6 +197,41 @@ def test_bundle_elsewhere_and_bundle_removed(made: Any) -> None:
     assert not_done(made) == {"bundle"}
 
 
+def told(workshop: Any, capsys: pytest.CaptureFixture[str], stages: Any, *overrides: str, **options: Any) -> list[str]:
+    """Lines of a run of these stages."""
+    capsys.readouterr()
+    pipeline = workshop.pipeline(*overrides)
+    pipeline.reporter.quiet = False
+    pipeline.run(stages, **options)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_gate_is_shown_once_before_the_first_unet(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(made.run / "t2i")
+    lines = told(made, capsys, tuple(STAGES), "unet.steps=9", "gate.min_psnr=19")
+    shown = [line.split()[0] for line in lines]
+    assert shown.count("gate:") == 1
+    assert shown.index("gate:") < shown.index("train-unet:") < shown.index("train-t2i:")
+    assert "psnr 20 at least 19 pass" in [" ".join(line.split()) for line in lines]
+    assert not any("gate" in line for line in told(made, capsys, ("train-unet",), "unet.steps=9"))  # nothing to train
+    assert any("gate" in line for line in told(made, capsys, ("train-t2i",), "unet.steps=9", "t2i.steps=9"))
+
+
+@pytest.mark.parametrize("stage", ["train-unet", "train-t2i"])
+def test_gate_stops_what_is_behind_it(stage: str, made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    override = f"{STAGES[stage][0]}.steps=9"
+    with pytest.raises(LdmkitError, match=r"psnr is 20, \[gate\] min_psnr = 21\. .*--force"):
+        told(made, capsys, (stage,), override, "gate.min_psnr=21")
+    assert "warn" in capsys.readouterr().out
+    assert (made.run / STAGES[stage][0] / "made").exists()  # not set aside for one that may not begin
+    with pytest.raises(LdmkitError, match=r"signal of channel 1 is 0\.01, \[gate\] min_latent_signal = 0\.05"):
+        told(made, capsys, (stage,), override, "gate.min_latent_signal=0.05")
+    lines = told(made, capsys, (stage,), override, "gate.min_psnr=21", ignore_gate=True)
+    assert any("warn" in line for line in lines)
+    assert not_done(made, override) == {STAGES[stage][0], "bundle"} - {STAGES[stage][0]}
+    made.pipeline("gate.min_psnr=21", "vae.steps=9").run(("train-vae", "encode"))  # before it nobody is stopped
+
+
 @pytest.mark.parametrize(
     ("stage", "needed"),
     [("encode", "train-vae"), ("train-unet", "train-vae"), ("train-t2i", "train-vae"), ("export", "train-vae")],

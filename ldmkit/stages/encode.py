@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from ldmkit.atomic import write_json
+from ldmkit.atomic import sweep, write_json
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import read_captions
 from ldmkit.errors import LdmkitError
@@ -38,6 +38,7 @@ def encode_latents(context: StageContext) -> dict[str, float]:
     precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
     recipe, folder = context.recipe, context.folder("latents")
+    sweep(folder)
     pictures = context.index.pictures()
     device = start_engine().device
     autoencoder = load_autoencoder(recipe, context.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -119,6 +120,7 @@ def encode_text(context: StageContext) -> dict[str, float]:
     unless a U-Net without `mask_padding` is to attend to them.
     """
     recipe, folder = context.recipe, context.folder("text")
+    sweep(folder)
     captions = read_captions(context.folder("captions") / "captions.jsonl")
     missing = [entry.key for entry in context.index.entries if not captions.get(entry.key)]
     if missing and recipe.caption.missing == "error":
@@ -182,6 +184,8 @@ def _write_states(
     whole = (np.dtype(np.float32), (int(offsets[-1]), encoder.context_dim))
     with ShardedArrays(folder, {"states": whole}) as shards:
         first = int(np.searchsorted(offsets, shards.done))
+        if 0 < first < len(ids):
+            context.reporter.line(f"encode text: going on behind caption {first} of {len(ids)}")
         with context.reporter.bar("encode text", len(ids), first) as bar:
             for i in range(first, len(ids), BATCH):
                 stop = min(i + BATCH, len(ids))

@@ -17,11 +17,11 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What would have been run: (recipe's name, stages, forced) of each call."""
+    """What would have been run: (recipe's name, stages, forced, ignore_gate) of each call."""
     calls: list[tuple[Any, ...]] = []
 
-    def record(self: Pipeline, stages: tuple[str, ...], *, forced: str | None = None, **_: object) -> None:
-        calls.append((self.recipe.name, stages, forced))
+    def record(self: Pipeline, stages: tuple[str, ...], *, forced: str | None = None, ignore_gate: bool) -> None:
+        calls.append((self.recipe.name, stages, forced, ignore_gate))
 
     monkeypatch.setattr(Pipeline, "run", record)
     return calls
@@ -36,9 +36,13 @@ def test_stages(run: Run, begun: list[tuple[Any, ...]]) -> None:
         **{(stage, "toy-cats"): (stage,) for stage in every[:-1]},
     }.items():
         assert run(*arguments).code == 0
-        assert begun.pop() == ("toy-cats", stages, None)
+        assert begun.pop() == ("toy-cats", stages, None, False)
     run("train-vae", "toy-cats", "--again")
-    assert begun.pop() == ("toy-cats", ("train-vae",), "train-vae")
+    assert begun.pop() == ("toy-cats", ("train-vae",), "train-vae", False)
+    for command in ("train", "train-unet", "train-t2i"):
+        run(command, "toy-cats", "--force")
+        assert begun.pop()[3] is True
+    assert run("encode", "toy-cats", "--force").code == 2  # which no gate stops
     run("train", "toy-cats", "--set", "name=mine")
     assert begun.pop()[0] == "mine"
 
@@ -79,6 +83,7 @@ def test_pictures_of_ones_own_instead(run: Run, pictures: Path) -> None:
         ["train-t2i", "t2i", "missing"],
         ["export", "bundle", "missing"],
     ]
+    assert not Path("runs").exists()
 
 
 def test_a_first_stage_really_runs_on_them(run: Run, pictures: Path, tmp_path: Path) -> None:
