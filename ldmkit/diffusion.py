@@ -9,7 +9,6 @@ Throughout, x_t = alpha * x0 + sigma * noise. Where papers differ:
 """
 
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -20,8 +19,6 @@ from ldmkit.errors import LdmkitError
 
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "flow"]
 Prediction = Literal["eps", "x0", "v", "flow"]
-Weighting = Literal["none", "min_snr", "p2"]
-TimestepDistribution = Literal["uniform", "logit_normal"]
 Floats = npt.NDArray[np.float64]
 Array = Any
 """torch tensor, numpy array or float"""
@@ -131,7 +128,7 @@ def make_schedule(
         or betas that don't satisfy 0 < beta_start <= beta_end < 1.
     """
     if name not in get_args(ScheduleName):
-        raise LdmkitError(_unknown("schedule", name, ScheduleName))
+        raise LdmkitError(unknown("schedule", name, ScheduleName))
     if num_timesteps < 1 + zero_terminal_snr:
         raise LdmkitError(
             f"diffusion: num_timesteps = {num_timesteps} is too few; at least {1 + zero_terminal_snr} needed"
@@ -170,7 +167,7 @@ def check_prediction(prediction: Prediction, schedule: Schedule) -> None:
     There alpha is 0, x_t holds nothing of x0, and (x_t - sigma * eps) / alpha is undefined (Lin et al. 2023, sec. 3.3).
     """
     if prediction not in get_args(Prediction):
-        raise LdmkitError(_unknown("prediction", prediction, Prediction))
+        raise LdmkitError(unknown("prediction", prediction, Prediction))
     if prediction == "eps" and schedule.grid(1)[1][0] == 0:
         raise LdmkitError(
             "diffusion: prediction = 'eps' does not work with a schedule that starts from pure noise "
@@ -198,7 +195,7 @@ def target(prediction: Prediction, x0: Array, noise: Array, alpha: Array, sigma:
             return alpha * noise - sigma * x0
         case "flow":
             return noise - x0
-    raise LdmkitError(_unknown("prediction", prediction, Prediction))
+    raise LdmkitError(unknown("prediction", prediction, Prediction))
 
 
 def to_x0(prediction: Prediction, output: Array, x_t: Array, alpha: Array, sigma: Array) -> Array:
@@ -215,7 +212,7 @@ def to_x0(prediction: Prediction, output: Array, x_t: Array, alpha: Array, sigma
             return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
         case "flow":
             return (x_t - sigma * output) / (alpha + sigma)
-    raise LdmkitError(_unknown("prediction", prediction, Prediction))
+    raise LdmkitError(unknown("prediction", prediction, Prediction))
 
 
 def to_noise(prediction: Prediction, output: Array, x_t: Array, alpha: Array, sigma: Array) -> Array:
@@ -232,93 +229,9 @@ def to_noise(prediction: Prediction, output: Array, x_t: Array, alpha: Array, si
             return (sigma * x_t + alpha * output) / (alpha**2 + sigma**2)
         case "flow":
             return (x_t + alpha * output) / (alpha + sigma)
-    raise LdmkitError(_unknown("prediction", prediction, Prediction))
+    raise LdmkitError(unknown("prediction", prediction, Prediction))
 
 
-def loss_weight(
-    weighting: Weighting,
-    prediction: Prediction,
-    alpha: Array,
-    sigma: Array,
-    *,
-    min_snr_gamma: float = 5.0,
-    p2_k: float = 1.0,
-    p2_gamma: float = 1.0,
-) -> Array:
-    """Weight of the squared error of `prediction`, shaped like alpha; SNR = alpha^2 / sigma^2.
-
-    none: 1, whatever the prediction. The others are one loss each, stated in terms of the U-Net's output: the squared
-    errors of (eps, x0) are those of v times (alpha^2, sigma^2) / (alpha^2 + sigma^2)^2, and those of flow times
-    (alpha^2, sigma^2) / (alpha + sigma)^2.
-
-    min_snr: Hang et al. 2023, sec. 3.4, the squared error of x0 weighted by min(SNR, min_snr_gamma). On a VP schedule
-    that is min / SNR for eps and min / (SNR + 1) for v. The paper has no flow: there it is
-    min((1 - t)^2, gamma * t^2), which is 0 at both ends, so "none" is the usual choice.
-    p2: Choi et al. 2022, eq. 8, the squared error of eps weighted by 1 / (p2_k + SNR)^p2_gamma. On a VP schedule that
-    is SNR times as much for x0, SNR / (SNR + 1) for v, and on a flow schedule (1 - t)^2 for flow. Finite at alpha = 0
-    and at sigma = 0, save that x0 needs sigma > 0 where p2_gamma < 1: its weight has no bound there.
-    """
-    if weighting not in get_args(Weighting):
-        raise LdmkitError(_unknown("weighting", weighting, Weighting))
-    if prediction not in get_args(Prediction):
-        raise LdmkitError(_unknown("prediction", prediction, Prediction))
-    if weighting == "none":
-        return alpha * 0 + 1.0
-    if weighting == "min_snr":
-        return _min_snr(prediction, alpha**2, sigma**2, alpha + sigma, min_snr_gamma)
-    return _p2(prediction, alpha**2, sigma**2, alpha + sigma, p2_k, p2_gamma)
-
-
-def _min_snr(prediction: Prediction, signal: Array, variance: Array, span: Array, gamma: float) -> Array:
-    """`signal` and `variance` are alpha^2 and sigma^2, `span` is alpha + sigma."""
-    capped = gamma * variance
-    # min(SNR, gamma) * sigma^2: free of the division by sigma, and of a minimum() that each library calls its own.
-    weight = signal * (signal < capped) + capped * (signal >= capped)
-    match prediction:
-        case "eps":
-            return weight / signal
-        case "x0":
-            return weight / variance
-        case "v":
-            return weight / (signal + variance) ** 2
-        case "flow":
-            return weight / span**2
-
-
-def _p2(prediction: Prediction, signal: Array, variance: Array, span: Array, k: float, gamma: float) -> Array:
-    """As `_min_snr`; each form multiplies sigma^2 through, so that nothing is divided by 0 at either end."""
-    scale = k * variance + signal
-    weight = (variance / scale) ** gamma
-    match prediction:
-        case "eps":
-            return weight
-        case "x0":
-            return signal * variance ** (gamma - 1) / scale**gamma
-        case "v":
-            return weight * signal / (signal + variance) ** 2
-        case "flow":
-            return weight * signal / span**2
-
-
-def draw_timesteps(
-    uniform: npt.ArrayLike, schedule: NoiseSchedule, distribution: TimestepDistribution = "uniform"
-) -> Floats:
-    """Timesteps to train at: `uniform` (B,) draws from (0, 1) -> t (B,), float64.
-
-    uniform: t = u * T. logit_normal: t = sigmoid(n) * T with n the standard normal of rank u (Esser et al. 2024,
-    sec. 3.1), which favours the middle. Flow takes real t in (0, T), the others floor(t) in 0 .. T - 1.
-    """
-    if distribution not in get_args(TimestepDistribution):
-        raise LdmkitError(_unknown("timestep distribution", distribution, TimestepDistribution))
-    # Generators draw from [0, 1): a single 0 would be -inf on the normal's axis.
-    u = np.clip(np.asarray(uniform, dtype=np.float64), 2**-53, 1 - 2**-53)
-    if distribution == "logit_normal":
-        inverse = NormalDist().inv_cdf
-        normal = np.array([inverse(float(rank)) for rank in u.ravel()]).reshape(u.shape)
-        u = 1 / (1 + np.exp(-normal))
-    t = u * schedule.num_timesteps
-    return t if schedule.name == "flow" else np.floor(t)
-
-
-def _unknown(what: str, name: str, allowed: Any) -> str:
+def unknown(what: str, name: str, allowed: Any) -> str:
+    """Message for a user who named none of the choices of the Literal `allowed`."""
     return f"diffusion: unknown {what} '{name}'; choose one of {', '.join(get_args(allowed))}"

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 # Each may import its own layer and those above it in this list. A new module must find its place here.
 LAYERS = [
     {"errors", "components", "hookspecs", "options", "atomic", "hub", "recipe", "shipped", "randomness", "report"},
-    {"models", "data", "diffusion", "run", "checkpoint", "plugins", "gate"},
+    {"models", "data", "diffusion", "weighting", "run", "checkpoint", "plugins", "gate"},
     {"stages", "runtime", "parts"},
     {"pipeline"},
     {"cli", "__main__"},

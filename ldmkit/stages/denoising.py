@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldmkit.diffusion import add_noise, draw_timesteps, loss_weight, make_schedule, target
+from ldmkit.diffusion import add_noise, make_schedule, target
 from ldmkit.randomness import derive, numpy_generator
 from ldmkit.recipe.sections import UNetTraining
 from ldmkit.stages.context import StageContext
@@ -18,6 +18,7 @@ from ldmkit.stages.networks import load_autoencoder
 from ldmkit.stages.plots import grid
 from ldmkit.stages.task import Metrics
 from ldmkit.stages.training import Trainer
+from ldmkit.weighting import draw_timesteps, loss_weight
 
 MAX_HELD_OUT = 512
 """held-out latents that an evaluation looks at, a random choice of more"""
