@@ -3,6 +3,7 @@
 import errno
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import NoReturn
 
 import click
@@ -60,6 +61,10 @@ def main() -> None:
     """Runs the command line; a user's mistake is one message on stderr and exit code 1."""
     from ldmkit.errors import LdmkitError
 
+    # Names of files may hold what the terminal cannot show, or bytes that are no text: neither ends a command.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli(prog_name="ldmkit", standalone_mode=False)
     except LdmkitError as error:

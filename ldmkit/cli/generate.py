@@ -101,4 +101,4 @@ def generate(
     if as_json:
         drawn = {**metadata, "bundle_path": str(folder), "pictures": written, "grid": str(sheet) if sheet else None}
         drawn |= {"sampler": chosen.sampler["use"], "steps": chosen.steps, "guidance": chosen.guidance_scale}
-        click.echo(json.dumps(drawn, ensure_ascii=False))
+        click.echo(json.dumps(drawn))

@@ -12,14 +12,12 @@ from ldmkit.errors import LdmkitError
 def read_captions(path: Path) -> dict[str, str]:
     """Caption by picture key; later lines win, a last line cut by a kill is left out.
 
-    Raises LdmkitError where the file is missing.
+    Raises LdmkitError where the file is missing, or another line is no caption's.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise LdmkitError(f"{path}: no captions yet; `ldmkit caption` writes them") from None
+    if not path.exists():
+        raise LdmkitError(f"{path}: no captions yet; `ldmkit caption` writes them")
     captions: dict[str, str] = {}
-    for row in _rows(text):
+    for row in _rows(path):
         if row["caption"]:
             captions[row["file"]] = row["caption"]
         else:
@@ -31,7 +29,7 @@ def captioners(path: Path) -> dict[str, str | None]:
     """Who captioned each picture that has a line, by key: None where nobody could. Empty where there is no file."""
     if not path.exists():
         return {}
-    return {row["file"]: row["captioner"] for row in _rows(path.read_text(encoding="utf-8"))}
+    return {row["file"]: row["captioner"] for row in _rows(path)}
 
 
 def captions_hash(path: Path) -> str:
@@ -46,10 +44,16 @@ def caption_files_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _rows(text: str) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     # Not splitlines(): JSON strings may hold U+2028, which it takes for a line's end.
-    for line in text.split("\n"):
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
+            row = json.loads(line)
         except ValueError:
-            continue
+            if number == len(lines):  # cut by a kill, or what follows the last line's end
+                return
+            row = None
+        if not isinstance(row, dict) or not {"file", "caption"} <= row.keys():
+            raise LdmkitError(f'{path}, line {number}: needs {{"file": ..., "caption": ...}}; correct or remove it')
+        yield row

@@ -133,6 +133,25 @@ def test_a_reader_that_leaves_early() -> None:
     assert process.returncode == 1
 
 
+def test_what_the_terminal_cannot_show_ends_no_command(pictures: Path) -> None:
+    """One of Windows' code pages, and a file whose name is no text in any encoding."""
+    (pictures / "猫.png").write_bytes(b"x")
+    checks = {"cp1252": "\\u732b.png: not a JPEG"}
+    if sys.platform == "linux":
+        (pictures / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+        checks["utf-8"] = "caf\\udce9.png: not a JPEG"
+    for encoding, shown in checks.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "ldmkit", "data", "check", str(pictures)],
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            encoding=encoding,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"\n  {shown}" in done.stdout
+
+
 def without_training_packages(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """The command in a process that has the base install alone."""
     code = f"import sys\nsys.modules |= dict.fromkeys({sorted(TRAIN_PACKAGES)})\nfrom ldmkit.cli import main\nmain()"

@@ -122,6 +122,21 @@ def test_captions_file(tmp_path: Path) -> None:
     assert captions_hash(path) != first
 
 
+@pytest.mark.parametrize(
+    "line", [b"", b"3", b'{"file": "b"}', b'{"file": "b", "ca', b'{"file": "\xff", "caption": "x"}']
+)
+def test_a_line_that_is_no_captions(line: bytes, tmp_path: Path) -> None:
+    """Edited by hand and spoilt, it is named; at the end it may be what a kill left of one."""
+    path = tmp_path / "captions.jsonl"
+    whole = b'{"file": "a", "caption": "one", "captioner": "me"}'
+    path.write_bytes(b"\n".join([whole, line, whole, b""]))
+    for read in (read_captions, captioners):
+        with pytest.raises(LdmkitError, match=r"captions\.jsonl, line 2: needs"):
+            read(path)
+    path.write_bytes(b"\n".join([whole, b'{"file": "b", "ca']))
+    assert read_captions(path) == {"a": "one"}
+
+
 def test_caption_files_hash(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     found = {caption_files_hash(tmp_path)}
