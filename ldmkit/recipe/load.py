@@ -75,7 +75,7 @@ class RecipeFile:
             table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise LdmkitError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # beside TOML's own errors, a number of 5,000 digits
             raise LdmkitError(f"{path}: not valid TOML: {error}") from None
         except OSError as error:
             raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -162,7 +162,7 @@ def _value(override: str, text: str) -> Any:
     """The value of an override: TOML, else a bare word."""
     try:
         value = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if text[:1] in ("[", "{", '"', "'"):
             raise LdmkitError(f"--set {override}: not valid TOML: {error}") from None
         return text  # a bare word is a string: --set data.path=my/pictures

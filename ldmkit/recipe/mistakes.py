@@ -127,7 +127,7 @@ def _component(
         registry.check(kind, {"use": use, **{k: v for k, v in given.items() if k in options}}, where=where)
     except LdmkitError as error:
         for line in str(error).splitlines():
-            key = line.removeprefix(where).split()[0]
+            key = line.removeprefix(where).partition("=")[0].partition("[")[0].strip()  # of `widths[1] = 0`: widths
             yield (*place, key), line
 
 

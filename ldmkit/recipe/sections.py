@@ -312,6 +312,7 @@ class Recipe(Section):
     name: str = Field(
         "",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$|^$",
+        max_length=100,  # as in a bundle's manifest
         description="of the run and the bundle: letters, digits, `.`, `_`, `-`; the file's stem if left out",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="every random number follows from it")

@@ -67,6 +67,27 @@ def test_a_renamed_run_goes_by_its_folder(run: Run, exported: list[Any]) -> None
     assert exported.pop()[0] == copied
 
 
+def test_a_folder_whose_name_no_bundle_can_have(run: Run, exported: list[Any]) -> None:
+    make_run("first", state="done", seconds=1000).rename("runs/kept (2)")
+    left = run("export", "onnx", "kept (2)")
+    assert left.code == 1
+    assert left.err.startswith(f"error: {Path('runs/kept (2)')}: a bundle cannot have this folder's name: letters")
+    assert exported == []
+
+
+def test_code_that_comes_along_with_a_run_is_not_run(run: Run, exported: list[Any], tmp_path: Path) -> None:
+    folder = make_run("first", state="done", seconds=1000)
+    plugin = "from pathlib import Path\nPath('sprung').touch()\n"
+    for place, code in ((folder / "evil.py", 1), (tmp_path / "mine.py", 0)):
+        place.write_text(plugin)
+        record = json.loads((folder / "recipe.json").read_text())
+        (folder / "recipe.json").write_text(json.dumps({**record, "plugins": [str(place)]}))
+        left = run("export", "onnx", "first")
+        assert left.code == code, left.err
+        assert Path("sprung").exists() == (code == 0)
+        assert ("recipe.json: plugins:" in left.err) == (code == 1)
+
+
 def test_what_is_no_run(run: Run, tmp_path: Path) -> None:
     left = run("export", "onnx")
     assert left == (1, "", "error: runs: no finished run here; `ldmkit train RECIPE` makes one\n")
