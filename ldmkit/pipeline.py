@@ -90,7 +90,8 @@ class Pipeline:
                 folder,
                 max_pictures=data.num_pictures,
                 max_bad=data.max_bad,
-                index_cache=self.run_dir / "pictures.json",
+                # Who only looks, as a dry run does, leaves no folder behind.
+                index_cache=self.run_dir / "pictures.json" if self.run_dir.is_dir() else None,
             )
         return self._index
 
