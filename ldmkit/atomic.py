@@ -58,7 +58,9 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
         if durable:
             _fsync(folder.parent)
     except OSError as error:
-        raise LdmkitError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        # Not always one of ours: whoever fills the folder reads other files.
+        which = f"{error.filename}: " if error.filename is not None else ""
+        raise LdmkitError(f"{folder} cannot be written: {which}{error.strerror or error}.") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

@@ -160,6 +160,16 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set-False", "set-True"]
 
 
+def test_new_folder_names_the_file_that_failed(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.png"
+    with (
+        pytest.raises(LdmkitError, match=rf"set cannot be written: {gone}: No such file"),
+        new_folder(tmp_path / "set"),
+    ):
+        gone.read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_durable_folder_reaches_the_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, synced = tmp_path / "set", []
 
