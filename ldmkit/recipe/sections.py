@@ -114,7 +114,8 @@ class Training(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="of the networks; `auto` is bf16 on a GPU or CPU that computes in it (CPU: AMX, AVX-512 BF16), else fp32",
+        description="of the networks; `auto` is bf16 on a GPU or CPU that computes in it (CPU: AMX, AVX-512 BF16), "
+        "else fp32",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
