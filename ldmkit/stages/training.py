@@ -189,8 +189,11 @@ class Trainer:
                 if evaluates:
                     evaluated = self._from_main(task.evaluate() if log is not None else {})
                     row |= evaluated
-                    for line in task.judge(done, evaluated):
+                    judged = task.judge(done, evaluated)
+                    for line in judged:
                         reporter.line(f"{name}: step {done}: {line}")
+                    if last and judged:  # the weights may be others than those just measured
+                        evaluated = self._from_main(task.evaluate() if log is not None else {})
                 if log is not None and row:
                     log.write(done, row)
                     rows.append({"step": done, **row})

@@ -27,6 +27,7 @@ RUINOUS = (
     "vae.keep_checkpoints=20",
     "vae.steps=12",
     "vae.learning_rate=3e-2",
+    "vae.lr_schedule='constant'",
     "vae.losses.gan.start_step=0",
     "vae.losses.gan.start_on_plateau=true",
     "vae.losses.gan.weight=1000.0",
@@ -80,7 +81,7 @@ def test_goes_back_to_the_best_weights(ruined: tuple[Path, str]) -> None:
         r"the weight of gan is now (\d+)",
         output,
     )
-    assert [int(weight) for *_, weight in told] == [500, 250, 125, 62][: len(told)]
+    assert [int(weight) for *_, weight in told] == [1000 // 2**n for n in range(1, len(told) + 1)]
     assert len(told) >= 2
     log = {int(row["step"]): row for row in rows(part)}
     for line in told:
@@ -114,6 +115,18 @@ def test_killed_after_it_went_back(ruined: tuple[Path, str], trained: Any, proce
     assert f"going on from step {back} of 12" in output
     assert result(part) == result(oracle)
     assert load_file(part / "discriminator_gan.safetensors")["anchor_real"].item() != 0
+
+
+def test_goes_back_at_the_last_step(ruined: tuple[Path, str], trained: Any, processes: Any, tmp_path: Path) -> None:
+    """The metrics that the run keeps are those of the weights that it keeps."""
+    oracle, output = ruined
+    back, best = map(int, re.findall(r"step (\d+): held-out PSNR is.* to the weights of step (\d+)", output)[0])
+    part = without_vae(trained, tmp_path / "w")
+    code, output = processes.run(tmp_path / "w", command(*RUINOUS, f"vae.steps={back}"))
+    assert code == 0, output
+    facts = json.loads((part / "record.json").read_text())["facts"]
+    assert rows(part)[-1]["held_out_psnr"] < facts["held_out_psnr"] == rows(oracle)[best - 1]["held_out_psnr"]
+    assert facts["held_out_psnr_ema"] == facts["held_out_psnr"]
 
 
 def test_regularised_discriminators_of_two_processes(trained: Any, processes: Any, tmp_path: Path) -> None:
