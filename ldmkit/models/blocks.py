@@ -40,8 +40,8 @@ class TimeEmbedding(nn.Module):
 class ResidualBlock(nn.Module):
     """Pre-activation residual block, He et al. 2016, with GroupNorm and SiLU, as in DDPM (Ho et al. 2020).
 
-    With `time_dim` the projected time embedding is added after the first convolution.
-    (B, in_channels, H, W) -> (B, out_channels, H, W).
+    With `time_dim` a projection of `time` (B, time_dim), the activated time embedding, is added after the first
+    convolution. (B, in_channels, H, W) -> (B, out_channels, H, W).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
         h: Tensor = self.conv1(F.silu(self.norm1(x)))
         if self.time_proj is not None:
             assert time is not None, "this block was built with time_dim"
-            h = h + self.time_proj(F.silu(time))[:, :, None, None]
+            h = h + self.time_proj(time)[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.shortcut(x) + h  # type: ignore[no-any-return]
 
@@ -171,7 +171,8 @@ def check_size(network: str, x: Tensor, downsample: int) -> None:
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)  # (B, H * W, C)
+    # Contiguous here and not in each of q, k and v; where x is channels_last it is so already.
+    return x.flatten(2).transpose(1, 2).contiguous()  # (B, H * W, C)
 
 
 def _to_map(tokens: Tensor, like: Tensor) -> Tensor:

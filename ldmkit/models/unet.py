@@ -115,7 +115,7 @@ class UNet(nn.Module):
             wanted = "no context" if self.context_dim is None else f"a context (B, L, {self.context_dim})"
             raise LdmkitError(f"unet: this network was built with context_dim = {self.context_dim}: it takes {wanted}")
         mask = context_mask.bool() if self.mask_padding and context_mask is not None else None
-        time = self.time_embedding(t)
+        time = F.silu(self.time_embedding(t))  # once for all blocks
         h = self.stem(x_t)
         skips = []
         for stack, downsample in zip(self.down, self.downsamples, strict=True):

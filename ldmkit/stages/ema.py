@@ -17,13 +17,20 @@ class Ema(AveragedModel):
         super().__init__(model, device)
         self.decay = decay
         self.n_averaged = self.n_averaged.cpu()
+        # Found once: to walk through all modules takes longer than to average them on a GPU. In a tuple, since a module
+        # assigned to an attribute would become a part of this one.
+        averages: list[torch.Tensor] = list(self.module.parameters())
+        weights: list[torch.Tensor] = list(model.parameters())
+        self._pair = (model, averages, weights)
 
     @torch.no_grad()
     def update_parameters(self, model: torch.nn.Module) -> None:
-        """One more update with the model's weights; buffers are taken as they are."""
+        """One more update with the weights of the model it was made for; buffers are taken as they are."""
+        averaged_model, averages, weights = self._pair
+        assert model is averaged_model
         n = int(self.n_averaged)
         kept = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - kept)
+        torch._foreach_lerp_(averages, weights, 1 - kept)
         for averaged, current in zip(self.module.buffers(), model.buffers(), strict=True):
             averaged.copy_(current)
         self.n_averaged += 1
