@@ -32,4 +32,4 @@ class Task(Protocol):
         """What the task makes of an evaluation, in every process: lines for the user; may change weights."""
 
     def draw(self, step: int) -> dict[str, torch.Tensor]:
-        """Sample grids by name, (H, W, 3) uint8."""
+        """Sample grids by name, (H, W, 3) uint8; before the same step is evaluated, which may tell of them."""
