@@ -47,7 +47,7 @@ def rows(part: Path) -> list[dict[str, float]]:
 
 def both(processes: Any, folder: Path, *commands: Any, **options: Any) -> list[tuple[int, str]]:
     """(exit code, output) of the two processes that a launcher would start; `strike` hits the second one alone."""
-    # The meeting point is the test's own, at a port that is bound before anybody is told of it: nobody else can take it.
+    # The meeting point is the test's own, at a port that is bound before anybody is told of it: nobody can take it.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     common |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
