@@ -48,7 +48,10 @@ def caption_cost(context: StageContext, sample: StageContext, done: Sequence[str
         path = context.folder("captions") / "captions.jsonl"
         if seconds * len(sample.index) < QUICK_SECONDS:
             empty(context.folder("captions"))
+            begun = time.perf_counter()
             caption(sample)
+            # More pictures than were timed above, where what comes once hid what a picture costs.
+            seconds, start = (time.perf_counter() - begun) / len(sample.index), 0.0
         else:
             _write(sample, list(read_captions(path).values()) or ["a picture"])
     except LdmkitError:
@@ -84,7 +87,7 @@ def _time(context: StageContext, entries: list[Entry]) -> tuple[float, float]:
     others = len(entries[1 : 1 + count])
     if not others:
         return one, 0.0
-    each = (more - one) / (others - 1) if others > 1 and more > one else more / others
+    each = max(0.0, more - one) / (others - 1) if others > 1 else more
     return each, max(0.0, one - each)
 
 
