@@ -1,6 +1,7 @@
 """The cached latents and captions that a U-Net trains on, memory-mapped."""
 
 import json
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ class LatentSet:
     """Posterior means and stds on disk, handed out as normalised latents."""
 
     def __init__(self, folder: Path, options: Latents, seed: int) -> None:
-        self.mean = np.load(folder / "mean.npy", mmap_mode="r", allow_pickle=False)  # (N, F, C, h, w)
-        self.std = np.load(folder / "std.npy", mmap_mode="r", allow_pickle=False)
+        self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w)
+        self.std = open_mapped(folder / "std.npy")
         self.keys: list[str] = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
         self.options = options
         self.seed = seed
@@ -68,15 +69,15 @@ class TextSet:
         their padding come with zeros in its place otherwise.
         """
         self.cut_padding = cut_padding
-        self.mask = np.load(folder / "mask.npy", mmap_mode="r", allow_pickle=False)  # (U, L)
+        self.mask = open_mapped(folder / "mask.npy")  # (U, L)
         self.index = np.load(folder / "index.npy", allow_pickle=False)  # (N,)
         self.captions: list[str] = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
         self.offsets: np.ndarray | None = None
         if (folder / "states.npy").is_file():
-            self.texts = np.load(folder / "states.npy", mmap_mode="r", allow_pickle=False)  # (S, D)
-            self.offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)  # (U + 1,)
+            self.texts = open_mapped(folder / "states.npy")  # (S, D)
+            self.offsets = open_mapped(folder / "offsets.npy")  # (U + 1,)
         else:
-            self.texts = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)  # (U, L)
+            self.texts = open_mapped(folder / "ids.npy")  # (U, L)
 
     def batch(self, captions: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (B, L) int64 or states (B, L, D) float32, and mask (B, L) int64, of these captions by number."""
@@ -91,6 +92,15 @@ class TextSet:
             for row, first, end in zip(texts, self.offsets[captions], self.offsets[captions + 1], strict=True):
                 row[: end - first] = self.texts[first:end][:length]
         return torch.from_numpy(texts).to(device), torch.from_numpy(mask).to(device)
+
+
+def open_mapped(file: Path) -> np.ndarray:
+    """The array of an .npy file, memory-mapped for reading in any order."""
+    array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    # Without it the system reads the neighbours of each row as well: 600 times as long for a batch out of a million.
+    if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_RANDOM)
+    return array
 
 
 def real_lengths(mask: np.ndarray) -> np.ndarray:
