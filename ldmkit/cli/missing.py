@@ -10,6 +10,7 @@ TRAIN_PACKAGES = {
     "transformers",
     "accelerate",
     "lpips",
+    "psutil",
     "onnx",
     "onnxscript",
     "torchmetrics",
