@@ -64,16 +64,30 @@ def check(quality: Mapping[str, Any], gate: Gate) -> list[Row]:
 
 
 def table(quality: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """The lines to show before a U-Net trains: the figures and their verdicts, then the latents' mean and std."""
+    """The lines to show before a U-Net trains: the held-out figures, then each latent channel's, with the verdicts."""
     held_out = quality["held_out"]["num_pictures"]
     where = f"on {held_out} held-out pictures" if held_out else "no picture is held out: PSNR, SSIM, LPIPS not measured"
     lines = [f"gate: the autoencoder, {where}"]
-    for row in rows:
-        verdict = "pass" if row.passed else "warn"
-        lines.append(f"  {row.name:<22} {row.value:>9.4g}  {row.wanted:<14} {verdict if row.limit else '-'}")
-    for i, channel in enumerate(quality["channels"]):
-        lines.append(f"  latent channel {i}:  mean {channel['mean']:.4g}  std {channel['std']:.4g}")
+    by_name = {row.name: row for row in rows}
+    for name in HELD_OUT:
+        if row := by_name.get(name):
+            lines.append(f"  {name:<12} {row.value:>9.4g}  {row.wanted:<14} {_verdict([row])}")
+    limits = {name: by_name[f"{name} of channel 0"].wanted for name in CHANNELS if f"{name} of channel 0" in by_name}
+    if limits:
+        heads = ["mean", "std", *(f"{name} ({limit})" for name, limit in limits.items())]
+        lines.append("  latents      " + "  ".join(f"{head:>9}" for head in heads))
+        for i, channel in enumerate(quality["channels"]):
+            found = [by_name[f"{name} of channel {i}"] for name in limits]
+            values = [channel["mean"], channel["std"], *(row.value for row in found)]
+            cells = [f"{value:>{max(9, len(head))}.4g}" for head, value in zip(heads, values, strict=True)]
+            lines.append(f"  channel {i:<4} " + "  ".join(cells) + f"  {_verdict(found)}")
     return lines
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    if not all(row.passed for row in rows):
+        return "warn"
+    return "pass" if any(row.limit for row in rows) else "-"
 
 
 def require(rows: Sequence[Row]) -> None:
