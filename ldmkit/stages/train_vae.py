@@ -15,6 +15,7 @@ from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.stages.adaptive_weight import adaptive_weight
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.ema import emas_of
+from ldmkit.stages.engine import memory_format
 from ldmkit.stages.gan_guard import LossGuard
 from ldmkit.stages.networks import build_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
@@ -49,7 +50,12 @@ class VaeTask:
         self.train = train
         self.held_out = held_out[:MAX_HELD_OUT]
 
-        autoencoder = build_autoencoder(context.recipe).to(memory_format=torch.channels_last)  # a fifth faster
+        layout = memory_format(
+            trainer.device,
+            half=trainer.accelerator.mixed_precision != "no",
+            size=self.recipe.data.size // self.section.patch_size,
+        )
+        autoencoder = build_autoencoder(context.recipe).to(memory_format=layout)
         self.latent_channels = autoencoder.latent_channels
         self.latent_size = context.recipe.data.size // autoencoder.downsample
         self.terms: dict[str, Any] = {
