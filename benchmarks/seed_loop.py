@@ -51,7 +51,7 @@ class LatentFiles(Dataset[tuple[Tensor, Tensor]]):
         return len(self.latents)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return torch.load(self.latents[index]), torch.load(self.states[index])
+        return torch.load(self.latents[index], weights_only=True), torch.load(self.states[index], weights_only=True)
 
 
 def alphas_cumprod() -> Tensor:

@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from ldmkit.checkpoint import save_weights
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import captioners, read_captions
-from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.recipe.sections import Training, Vae
 from ldmkit.run import Part
@@ -29,6 +28,7 @@ from ldmkit.stages.footprint import folder_bytes, grown_bytes, times_due, traine
 from ldmkit.stages.latent_quality import MAX_HELD_OUT
 from ldmkit.stages.latent_set import TextSet
 from ldmkit.stages.networks import build_autoencoder, build_text_to_image, build_unet
+from ldmkit.stages.plan_sample import sample_of
 from ldmkit.stages.probe import (
     LargestBatch,
     PeakMemory,
@@ -46,10 +46,6 @@ from ldmkit.stages.shards import PROGRESS
 from ldmkit.stages.train_t2i import train_t2i
 from ldmkit.stages.train_unet import train_unet
 from ldmkit.stages.train_vae import train_vae
-
-MAX_SAMPLE = 256
-"""pictures that are encoded, of 64x64 pixels; fewer where they are larger"""
-MIN_SAMPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,43 +76,6 @@ class Row:
     def table(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Sample(StageContext):
-    """A few pictures that stand for all: the split has its real length, the sample's positions come again and again."""
-
-    train: np.ndarray
-    held_out: np.ndarray
-
-    def split(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.train, self.held_out
-
-
-def sample_of(context: StageContext) -> _Sample:
-    """A context whose index holds a sample of the pictures, a quarter of them held out."""
-    size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // context.recipe.data.size**2))
-    train, held_out = context.split()
-    own_train, own_held_out = _spread(train, size - size // 4), _spread(held_out, size // 4)
-    chosen = np.sort(np.concatenate([own_train, own_held_out]))
-    index = PictureIndex(context.index.folder, tuple(context.index.entries[i] for i in chosen), ())
-    return _Sample(
-        context.recipe,
-        context.registry,
-        index,
-        context.run_dir,
-        context.parts,
-        context.reporter,
-        train=np.resize(np.searchsorted(chosen, own_train), len(train)),
-        held_out=np.resize(np.searchsorted(chosen, own_held_out), len(held_out)),
-    )
-
-
-def _spread(positions: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of the positions, evenly spread."""
-    places = np.linspace(0, len(positions) - 1, min(count, len(positions))).round().astype(np.int64)
-    chosen: np.ndarray = positions[places]
-    return chosen
 
 
 class Planner:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ldmkit.stages import plan
+from ldmkit.stages import plan_sample
 
 Run = Callable[..., Any]
 
@@ -41,8 +41,8 @@ def here(tmp_path: Path, trained: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     # Fewer than there are, so that what is said of all is worked out from some.
-    monkeypatch.setattr(plan, "MAX_SAMPLE", 8)
-    monkeypatch.setattr(plan, "MIN_SAMPLE", 8)
+    monkeypatch.setattr(plan_sample, "MAX_SAMPLE", 8)
+    monkeypatch.setattr(plan_sample, "MIN_SAMPLE", 8)
     return tmp_path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldmkit.stages.footprint import grown_bytes, times_due
-from ldmkit.stages.plan import _spread
+from ldmkit.stages.plan_sample import _spread
 from ldmkit.stages.probe import LargestBatch, PeakMemory, extrapolate_largest, search_largest
 
 
