@@ -40,6 +40,8 @@ def here(tmp_path: Path, trained: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny.toml").write_text('plugins = ["./plugin.py"]\n' + recipe)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    # torch makes a folder of its own among the temporary files, once in a process: whichever test is the first.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent / "inductor"))
     # Fewer than there are, so that what is said of all is worked out from some.
     monkeypatch.setattr(plan_sample, "MAX_SAMPLE", 8)
     monkeypatch.setattr(plan_sample, "MIN_SAMPLE", 8)
