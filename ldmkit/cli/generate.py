@@ -45,8 +45,9 @@ def generate(
     from ldmkit.errors import LdmkitError
     from ldmkit.runtime.bundle import Bundle
     from ldmkit.runtime.find import default_bundle
-    from ldmkit.runtime.generate import PromptCutWarning, draw, make_plan
+    from ldmkit.runtime.generate import PromptCutWarning, draw
     from ldmkit.runtime.pictures import grid, slug, write_png
+    from ldmkit.runtime.request import each_prompt, make_plan
 
     one_file = out.suffix.lower() == ".png"
     if one_file and count > 1:
@@ -58,7 +59,8 @@ def generate(
     folder = bundle or default_bundle(Path("exports"), shipped.exports_dir())
     opened = Bundle.load(folder, provider=provider)
     # What is out of range ends here, before a graph is opened.
-    chosen = make_plan(opened, prompt, n=count, seed=seed, steps=steps, guidance_scale=guidance, sampler=sampler)
+    wanted = each_prompt(opened, prompt, n=count, seed=seed)
+    chosen = make_plan(opened, wanted, steps=steps, guidance_scale=guidance, sampler=sampler)
     if not as_json:
         click.echo(f"bundle {opened.manifest.name} ({folder}), provider {opened.provider}")
 
@@ -70,7 +72,9 @@ def generate(
     ):
         warnings.simplefilter("always", PromptCutWarning)
         task = progress.add_task("drawing", total=None)
-        pictures = draw(opened, chosen, on_step=lambda done, total: progress.update(task, completed=done, total=total))
+        pictures = draw(
+            opened, chosen, on_step=lambda step: progress.update(task, completed=step.done, total=step.total)
+        )
     for warning in caught:
         if issubclass(warning.category, PromptCutWarning):
             click.echo(f"warning: {warning.message}", err=True)

@@ -1,7 +1,8 @@
 """A bundle on disk: its manifest, its checked files and its sessions."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from ldmkit.runtime.manifest import (
     UNET,
     UNET_T2I,
     VAE_DECODER,
+    VAE_ENCODER,
     Manifest,
     read_manifest,
 )
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
     from tokenizers import Tokenizer
+
+    from ldmkit.runtime.generate import Step
 
 
 class Bundle:
@@ -48,7 +52,7 @@ class Bundle:
         folder = Path(path)
         manifest, sha256 = read_manifest(folder)
         bundle = cls(folder, manifest, sha256, check_provider(provider))
-        for name in (UNET, UNET_T2I, VAE_DECODER, TEXT_ENCODER, TOKENIZER):
+        for name in (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER, TOKENIZER):
             if name in manifest.files:
                 bundle._locate(name)
         return bundle
@@ -85,19 +89,59 @@ class Bundle:
         steps: int | None = None,
         guidance_scale: float | None = None,
         sampler: str | None = None,
+        negative_prompt: str = "",
+        init_image: "Image.Image | None" = None,
+        strength: float = 0.6,
         batch_size: int = 8,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: "Callable[[Step], None] | None" = None,
     ) -> "list[Image.Image]":
-        """Draws `n` pictures of each prompt, prompt by prompt; `make_plan` and `draw` in generate.py say how.
+        """Draws `n` pictures of each prompt, prompt by prompt; `request.py` and `generate.py` say how.
 
-        None and "" draw unconditionally. Picture k comes from seed + k, whatever the batch.
-        `on_step(done, total)` is called along the way. Raises LdmkitError for a value out of range, before any
+        None and "" draw unconditionally. Picture k comes from seed + k, whatever the batch. Guidance moves away from
+        `negative_prompt`, or from the empty caption. `init_image` is cut and scaled to the bundle's size, noised to
+        `strength` of the way (1: nothing of it stays), and drawn anew from there; it needs a bundle with an encoder.
+        `on_step` is called after each call of the U-Net. Raises LdmkitError for a value out of range, before any
         graph is opened. Warns with `PromptCutWarning` where a prompt is longer than the text encoder reads.
         """
-        from ldmkit.runtime.generate import draw, make_plan
+        from ldmkit.runtime.generate import draw
+        from ldmkit.runtime.request import each_prompt, make_plan
 
-        chosen = make_plan(self, prompts, n=n, seed=seed, steps=steps, guidance_scale=guidance_scale, sampler=sampler)
-        return draw(self, chosen, batch_size=batch_size, on_step=on_step)
+        plan = make_plan(
+            self,
+            each_prompt(self, prompts, n=n, seed=seed),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            negative_prompt=negative_prompt,
+            init_image=init_image,
+            strength=strength,
+        )
+        return draw(self, plan, batch_size=batch_size, on_step=on_step)
+
+    def preview(self, x0: "np.ndarray") -> "list[Image.Image]":
+        """Latents (B, C, h, w), as in `Step.x0`, by a cheap linear map: pictures of the bundle's size, if blurred.
+
+        Empty where the bundle has no such map; `run(VAE_DECODER, ...)` is exact, and takes as long as some steps.
+        """
+        import numpy as np
+
+        from ldmkit.runtime.generate import to_pictures
+
+        rgb = getattr(self.manifest.latent, "rgb", None)
+        if rgb is None:
+            return []
+        pixels = np.einsum("kc,bchw->bkhw", np.asarray(rgb.weights), x0)
+        pixels += np.asarray(rgb.bias)[:, None, None]
+        size = (self.manifest.picture_size, self.manifest.picture_size)
+        return [picture.resize(size) for picture in to_pictures(pixels)]
+
+    def check_encodes(self) -> None:
+        """Raises LdmkitError where the bundle has no graph that turns a picture into latents."""
+        if VAE_ENCODER not in self.manifest.files:
+            raise LdmkitError(
+                f"bundle {self.folder} has no {VAE_ENCODER}, so it cannot start from a picture: export it again with "
+                "`ldmkit export onnx --encoder`."
+            )
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -117,11 +161,32 @@ class Bundle:
         session = self._session(name)
         # An exporter may drop an input that the network ignores, such as the mask of a model trained without one.
         known = {given.name for given in session.get_inputs()}
-        try:
+        with self._naming(name):
             output: np.ndarray = session.run(None, {key: value for key, value in inputs.items() if key in known})[0]
+        return output
+
+    def bind(self, name: str, **fixed: "np.ndarray") -> "Callable[..., np.ndarray]":
+        """Graph `name` with inputs that stay the same from call to call; the result holds until the next call."""
+        from ldmkit.runtime.binding import Binding
+
+        with self._naming(name):
+            binding = Binding(self._session(name), self._used or "cpu", fixed)
+
+        def call(**inputs: "np.ndarray") -> "np.ndarray":
+            with self._naming(name):
+                return binding(**inputs)
+
+        return call
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Turns onnxruntime's errors into one that names the graph."""
+        try:
+            yield
+        except LdmkitError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise LdmkitError(f"{self.folder / name} failed on {self._used}: {error}") from error
-        return output
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:

@@ -15,11 +15,12 @@ MANIFEST = "manifest.json"
 UNET = "unet.onnx"
 UNET_T2I = "unet_t2i.onnx"
 VAE_DECODER = "vae_decoder.onnx"
+VAE_ENCODER = "vae_encoder.onnx"
 TEXT_ENCODER = "text_encoder.onnx"
 TOKENIZER = "tokenizer.json"
 PREVIEW = "preview.png"
 CARD = "README.md"
-FILES = (UNET, UNET_T2I, VAE_DECODER, TEXT_ENCODER, TOKENIZER, PREVIEW, CARD)
+FILES = (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER, TOKENIZER, PREVIEW, CARD)
 """every file that a bundle of this format may hold besides the manifest"""
 
 MAX_MANIFEST_BYTES = 4 << 20
