@@ -10,7 +10,6 @@ from ldmkit.runtime.graph import has_external_data
 from ldmkit.runtime.manifest import (
     GRAPHS,
     MANIFEST,
-    TEXT_ENCODER,
     TOKENIZER,
     UNET,
     UNET_T2I,
