@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.graph import has_external_data
 from ldmkit.runtime.manifest import (
+    GRAPHS,
     MANIFEST,
-    TEXT_ENCODER,
     TOKENIZER,
     UNET,
     UNET_T2I,
@@ -52,7 +52,7 @@ class Bundle:
         folder = Path(path)
         manifest, sha256 = read_manifest(folder)
         bundle = cls(folder, manifest, sha256, check_provider(provider))
-        for name in (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER, TOKENIZER):
+        for name in (*GRAPHS, TOKENIZER):
             if name in manifest.files:
                 bundle._locate(name)
         return bundle
@@ -127,7 +127,7 @@ class Bundle:
 
         from ldmkit.runtime.generate import to_pictures
 
-        rgb = getattr(self.manifest.latent, "rgb", None)
+        rgb = self.manifest.latent.rgb
         if rgb is None:
             return []
         pixels = np.einsum("kc,bchw->bkhw", np.asarray(rgb.weights), x0)

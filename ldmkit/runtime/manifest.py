@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+import ldmkit
 from ldmkit.errors import LdmkitError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEEDS = "0.1.0"
+"""the first ldmkit that reads this format: an older one can name it"""
 MANIFEST = "manifest.json"
 UNET = "unet.onnx"
 UNET_T2I = "unet_t2i.onnx"
@@ -19,11 +22,15 @@ VAE_ENCODER = "vae_encoder.onnx"
 TEXT_ENCODER = "text_encoder.onnx"
 TOKENIZER = "tokenizer.json"
 PREVIEW = "preview.png"
+GOLDEN = "golden.png"
 CARD = "README.md"
-FILES = (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER, TOKENIZER, PREVIEW, CARD)
+GRAPHS = (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER)
+FILES = (*GRAPHS, TOKENIZER, PREVIEW, GOLDEN, CARD)
 """every file that a bundle of this format may hold besides the manifest"""
 
 MAX_MANIFEST_BYTES = 4 << 20
+
+_VERSION = r"^[0-9][0-9A-Za-z.+-]{0,40}$"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -42,6 +49,19 @@ class Schedule(_Frozen):
     zero_terminal_snr: bool
 
 
+class LatentRgb(_Frozen):
+    """Cheap map from normalised latents to colours, for previews: pixels = weights @ latents + bias, in [-1, 1].
+
+    One pixel a latent position, least squares over held-out pictures that were averaged down to the latents' size.
+    """
+
+    weights: tuple[tuple[Finite, ...], tuple[Finite, ...], tuple[Finite, ...]]
+    """(3, C), a row each for red, green and blue"""
+    bias: tuple[Finite, Finite, Finite]
+    r2: Annotated[Finite, Field(le=1)]
+    """share of the colours' variance that it explains, on other pictures than it was fitted to"""
+
+
 class Latent(_Frozen):
     """Shape and statistics of the latents; the decoder graph undoes the normalisation itself."""
 
@@ -50,11 +70,18 @@ class Latent(_Frozen):
     width: Annotated[int, Field(gt=0, le=1024)]
     mean: tuple[Finite, ...]
     std: tuple[Annotated[Finite, Field(gt=0)], ...]
+    multiple: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """what any height and any width must be a multiple of; None: only `height` x `width` goes through the graphs"""
+    rgb: LatentRgb | None = None
 
     @model_validator(mode="after")
-    def _one_statistic_a_channel(self) -> "Latent":
+    def _one_value_a_channel(self) -> "Latent":
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need {self.channels} values, one a channel")
+        if self.rgb is not None and any(len(row) != self.channels for row in self.rgb.weights):
+            raise ValueError(f"rgb.weights needs {self.channels} values a row, one a channel")
+        if self.multiple is not None and (self.height % self.multiple or self.width % self.multiple):
+            raise ValueError(f"height and width must be multiples of {self.multiple}, as multiple says")
         return self
 
 
@@ -84,10 +111,45 @@ class FileEntry(_Frozen):
 
 
 class GraphEntry(_Frozen):
-    """How far a graph's outputs lay from torch's at export."""
+    """How far a graph's outputs lay from torch's in float32 at export."""
 
     max_abs_difference: Annotated[Finite, Field(ge=0)]
+    """of the graph in float32, from which one in float16 is made"""
     batch_sizes: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
+    """height and width of what went in; none for text"""
+    timesteps: tuple[Finite, ...] = ()
+    fp16_max_abs_difference: Annotated[Finite, Field(ge=0)] | None = None
+    """of the graph in float16, where the bundle holds that"""
+
+
+class Trajectory(_Frozen):
+    """Whole pictures drawn by the bundle, against torch in float32 from the same noise by the same sampler."""
+
+    sampler: str
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[Finite, Field(ge=0)]
+    seeds: tuple[int, ...]
+    psnr: Finite
+    """dB, of the worst picture"""
+    min_psnr: Finite
+    """dB, below which the export would have failed"""
+    max_abs_difference: Annotated[Finite, Field(ge=0)]
+    """of any pixel, in [-1, 1]"""
+
+
+class Golden(_Frozen):
+    """How the pictures of `golden.png`, side by side, were drawn at export: another machine must come near them."""
+
+    prompts: tuple[str, ...]
+    """of each picture; "" for none"""
+    seed: Annotated[int, Field(ge=0)]
+    """of the first; each picture has the next"""
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[Finite, Field(ge=0)]
+    sampler: str
+    min_psnr: Finite
+    """dB, of each picture"""
 
 
 def _plain_name(name: str) -> str:
@@ -100,7 +162,11 @@ def _plain_name(name: str) -> str:
 class Manifest(_Frozen):
     """The whole of `manifest.json`."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
+    needs: Annotated[str, Field(pattern=_VERSION)]
+    """the first ldmkit that reads this format"""
+    written_by: Annotated[str, Field(pattern=_VERSION)]
+    """the ldmkit that exported it"""
     name: Annotated[str, AfterValidator(_plain_name)]
     created: AwareDatetime
     schedule: Schedule
@@ -108,10 +174,14 @@ class Manifest(_Frozen):
     latent: Latent
     picture_size: Annotated[int, Field(gt=0, le=65536)]
     """pixels, height and width alike"""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """of weights and most of the arithmetic; what goes into a graph and comes out of it is float32 or int64 anyway"""
     defaults: Defaults
     text: Text | None
     files: dict[Literal[FILES], FileEntry]  # type: ignore[valid-type] # a tuple of literals, which mypy cannot follow
-    graphs: dict[Literal[FILES], GraphEntry]  # type: ignore[valid-type]
+    graphs: dict[Literal[GRAPHS], GraphEntry]  # type: ignore[valid-type]
+    trajectories: dict[Literal[UNET, UNET_T2I], Trajectory] = {}  # type: ignore[valid-type]
+    golden: Golden | None = None
     recipe: dict[str, Any]
     fingerprint: str
     notes: dict[str, Any]
@@ -127,6 +197,8 @@ class Manifest(_Frozen):
             missing = [name for name in (TEXT_ENCODER, TOKENIZER) if name not in self.files]
             if missing or self.text is None:
                 raise ValueError(f"{UNET_T2I} needs {', '.join([*missing, *(['text'] if self.text is None else [])])}")
+        if self.golden is not None and GOLDEN not in self.files:
+            raise ValueError(f"files must list {GOLDEN}, which golden describes")
         return self
 
 
@@ -152,8 +224,20 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     if not isinstance(version, int) or isinstance(version, bool):
         raise LdmkitError(f"{folder} is not a bundle: {path} has no format_version.")
     if version > FORMAT_VERSION:
+        needs = content.get("needs")
+        named = isinstance(needs, str) and re.match(_VERSION, needs)
         raise LdmkitError(
-            f"{path}: format_version is {version}, and this ldmkit reads up to {FORMAT_VERSION}. Update ldmkit."
+            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}. "
+            + (
+                f"ldmkit {needs} or newer reads it: update ldmkit."
+                if named
+                else "A newer ldmkit reads it: update ldmkit."
+            )
+        )
+    if version < FORMAT_VERSION:
+        raise LdmkitError(
+            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}: export its "
+            "run again with `ldmkit export onnx`."
         )
     try:
         manifest = Manifest.model_validate_json(data, strict=True)

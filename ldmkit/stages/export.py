@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+import ldmkit
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
@@ -20,6 +21,7 @@ from ldmkit.runtime.manifest import (
     FILES,
     FORMAT_VERSION,
     MANIFEST,
+    NEEDS,
     PREVIEW,
     TEXT_ENCODER,
     TOKENIZER,
@@ -125,6 +127,8 @@ def export_bundle(
         manifest = Manifest.model_validate(
             {
                 "format_version": FORMAT_VERSION,
+                "needs": NEEDS,
+                "written_by": ldmkit.__version__,
                 "name": name,
                 "created": datetime.now(UTC).replace(microsecond=0),
                 "schedule": schedule,
