@@ -7,7 +7,7 @@ All are finite at alpha = 0, where flow and zero-terminal-SNR schedules start, a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import exp, expm1, inf, isfinite, log, sqrt
+from math import exp, expm1, inf, log, sqrt
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -191,10 +191,9 @@ class DPMpp2MSDE:
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC:
-    """UniPC of order 2 with B(h) = e^h - 1, Zhao et al. 2023, alg. 1: each x0 also corrects the step that led to it.
+    """UniPC of order 2 (B(h) = e^h - 1), Zhao et al. 2023, alg. 1: each x0 also corrects the step that led to it.
 
-    Its predictor is DPM-Solver++(2M), first order in the first and last step. A step of infinite length, as the first
-    where the grid starts at alpha = 0, is not corrected: the corrector's weights are those of a short one.
+    Its predictor is DPM-Solver++(2M), with the same steps of first order.
     """
 
     steps: Steps = 25
@@ -210,39 +209,29 @@ class UniPC:
         for i in range(self.steps - 1):
             h = half_log_snr[i + 1] - half_log_snr[i]
             step = (alpha[i], sigma[i], alpha[i + 1], sigma[i + 1])
-            slope = 0.0  # of x0 over half_log_snr / h, from the step before
-            ratio = 0.0
+            slope = back = 0.0
+            ahead = 0.5
             if previous is not None:
                 ratio = h / (half_log_snr[i] - half_log_snr[i - 1])
-                slope = ratio * (x0 - previous)
-            predicted = _euler_step(x, x0 + slope / 2, *step)
-            next_x0 = denoise(predicted, t[i + 1])
-            if isfinite(h):
-                x = _euler_step(x, x0 + _unipc_correction(h, ratio, slope, next_x0 - x0), *step)
-            else:
-                x = predicted
+                slope = ratio * (x0 - previous)  # of x0 over half_log_snr / h
+                back, ahead = _unipc_weights(h, ratio)
+            next_x0 = denoise(_euler_step(x, x0 + slope / 2, *step), t[i + 1])
+            x = _euler_step(x, x0 + back * slope + ahead * (next_x0 - x0), *step)
             previous, x0 = x0, next_x0
         # The last step, of infinite length to sigma = 0, is x0 itself at first order.
         return _euler_step(x, x0, alpha[-2], sigma[-2], alpha[-1], sigma[-1])
 
 
-def _unipc_correction(h: float, ratio: float, slope: Array, ahead: Array) -> Array:
-    """UniC's sum of rho * D / r, Zhao et al. 2023, eq. 9 and 3: `slope` looks back (r = -1 / ratio), `ahead` has r = 1.
+def _unipc_weights(h: float, ratio: float) -> tuple[float, float]:
+    """The corrector's rho for the points behind, r = -1 / ratio, and ahead, r = 1: Zhao et al. 2023, eq. 3 and 9.
 
-    Divided by -B(-h), by which an Euler step multiplies it again.
+    R rho = b has rows of powers of r, and b from phi_2 and phi_3 at -h over B(-h) = e^-h - 1.
     """
-    if ratio == 0:
-        return ahead / 2
-    # R rho = b with rows of powers of r; b from phi_2 and phi_3 at -h, over B.
-    phi_1 = expm1(-h)
-    phi_2 = phi_1 / -h - 1
+    b = expm1(-h)
+    phi_2 = b / -h - 1
     phi_3 = phi_2 / -h - 1 / 2
-    b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
-    r = -1 / ratio
-    rho_back = (b_1 - b_2) / (1 - r)
-    rho_ahead = b_1 - rho_back
-    # `slope` is (previous - x0) / r.
-    return rho_back * slope + rho_ahead * ahead
+    back = (phi_2 - 2 * phi_3) / b * ratio / (ratio + 1)
+    return back, phi_2 / b - back
 
 
 def _dpmpp_2m(

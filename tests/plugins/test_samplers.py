@@ -271,7 +271,8 @@ def test_euler_ancestral_is_diffusers(steps, name, diffusers_in_double):
     [
         (DPMpp2MSDE, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, 1.0),
         (DPMpp2MSDE, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, 0.9),
-        (UniPC, UniPCMultistepScheduler, {}, 0.9),  # from pure noise diffusers corrects a step of infinite length too
+        (UniPC, UniPCMultistepScheduler, {}, 1.0),
+        (UniPC, UniPCMultistepScheduler, {}, 0.9),
     ],
 )
 def test_new_samplers_on_flow_are_diffusers(sampler, scheduler, options, strength, steps, diffusers_in_double):
