@@ -1,7 +1,7 @@
 """`ldmkit export`: a bundle, weights for PyTorch, and the check of a bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,7 +34,7 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
     from ldmkit.report import Reporter
 
     folder, recipe = _run_and_recipe(run)
-    chosen = {"precision": precision} if precision else {}
+    chosen: dict[str, Any] = {"precision": precision} if precision else {}
     chosen |= {"encoder": True} if with_encoder else {}
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
     require(*TRAINING, *EXPORT)

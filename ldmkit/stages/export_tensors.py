@@ -1,4 +1,4 @@
-"""A finished run's weights for who goes on in PyTorch: safetensors, and a JSON that says how to rebuild each network."""
+"""A finished run's weights for who goes on in PyTorch: safetensors, and a JSON that rebuilds each network."""
 
 from collections.abc import Iterator
 from pathlib import Path
