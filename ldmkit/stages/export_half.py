@@ -49,7 +49,7 @@ def to_half(model: Any) -> None:
 
     for node in graph.node:
         # These say in an attribute that they give float32.
-        half = node.op_type not in FULL_OPS | {"Cast", "Constant", "ConstantOfShape"} and node.name not in full
+        half = node.op_type not in FULL_OPS | {"Cast", "Constant", "ConstantOfShape"} and node.output[0] not in full
         for i, name in enumerate(node.input):
             node.input[i] = in_type(name, half and i not in FULL_INPUTS.get(node.op_type, ()))
         nodes.append(node)
@@ -77,7 +77,7 @@ def weights_to_half(model: Any) -> None:
 
     graph = model.graph
     full = _up_to_time_embedding(graph)
-    kept = {name for node in graph.node if node.name in full for name in node.input}
+    kept = {name for node in graph.node if node.output[0] in full for name in node.input}
     casts = []
     for weight in graph.initializer:
         if weight.data_type == TensorProto.FLOAT and len(weight.dims) > 1 and weight.name not in kept:
@@ -90,14 +90,14 @@ def weights_to_half(model: Any) -> None:
 
 
 def _up_to_time_embedding(graph: Any) -> set[str]:
-    """Names of the nodes that hold the time embedding's weights, and of all that lead there."""
+    """What the nodes that hold the time embedding's weights give, and all that leads there."""
     makers = {output: node for node in graph.node for output in node.output}
     waiting = [node for node in graph.node if any(name.startswith(FULL_WEIGHTS) for name in node.input)]
     found: set[str] = set()
     while waiting:
         node = waiting.pop()
-        if node.name not in found:
-            found.add(node.name)
+        if node.output[0] not in found:
+            found |= set(node.output)
             waiting += [makers[name] for name in node.input if name in makers]
     return found
 
