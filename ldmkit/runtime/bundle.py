@@ -190,7 +190,7 @@ class Bundle:
         if VAE_ENCODER not in self.manifest.files:
             raise LdmkitError(
                 f"bundle {self.folder} has no {VAE_ENCODER}, so it cannot start from a picture: export it again with "
-                "`ldmkit export onnx --encoder`."
+                "`ldmkit export onnx --with-encoder`."
             )
 
     @property

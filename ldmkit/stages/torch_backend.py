@@ -1,6 +1,7 @@
 """A finished run's networks in torch behind the interface of a bundle: what the export must not change."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +14,13 @@ from torch import Tensor, nn
 from ldmkit.components import TextEncoder
 from ldmkit.diffusion import Prediction
 from ldmkit.errors import LdmkitError
-from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.run import is_finished
 from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, Defaults, Latent, Schedule
+from ldmkit.stages.export_networks import DecoderGraph, EncoderGraph
 from ldmkit.stages.latent_set import latent_statistics
 from ldmkit.stages.networks import build_text_to_image, build_unet, load_autoencoder, trained_weights
-
-Inputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,33 +51,39 @@ class TorchBackend:
                 raise LdmkitError(f"{folder / part}: not finished; `ldmkit train` with its recipe goes on")
         self.folder = folder
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._tokenizer_file = folder / "text" / "tokenizer.json"
         autoencoder = load_autoencoder(recipe, folder / "vae")
         mean, std = latent_statistics(folder / "latents", recipe.latents)
         unet = build_unet(recipe)
         unet.load_state_dict(trained_weights(folder / "unet"))
-        self._tokenizer_file = folder / "text" / "tokenizer.json"
         encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
         text_module = encoder.load_module(self.tokenizer)
         text_to_image = build_text_to_image(recipe, encoder, text_module if encoder.trainable else None)
         text_to_image.load_state_dict(trained_weights(folder / "t2i"))
-        self._networks = {UNET: unet, UNET_T2I: text_to_image.unet, TEXT_ENCODER: text_module, "vae": autoencoder}
+        size = recipe.data.size // autoencoder.downsample
+        latent = Latent(
+            channels=recipe.vae.latent_channels,
+            height=size,
+            width=size,
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
+            multiple=math.lcm(unet.downsample, text_to_image.unet.downsample),
+        )
+        self._networks: dict[str, nn.Module] = {
+            UNET: unet,
+            UNET_T2I: text_to_image.unet,
+            TEXT_ENCODER: text_module,
+            VAE_DECODER: DecoderGraph(autoencoder, latent),
+            VAE_ENCODER: EncoderGraph(autoencoder, latent),
+        }
         for network in self._networks.values():
             network.to(self._device).eval().requires_grad_(False)
-        self._mean, self._std = (each.reshape(1, -1, 1, 1).to(self._device) for each in (mean, std))
-        self._autoencoder: AutoencoderKL = autoencoder
-        size = recipe.data.size // autoencoder.downsample
         table = recipe.sampler.table()
         self.manifest = RunFacts(
             name=recipe.name,
             schedule=Schedule.model_validate(recipe.diffusion.schedule_options()),
             prediction=recipe.diffusion.prediction,
-            latent=Latent(
-                channels=recipe.vae.latent_channels,
-                height=size,
-                width=size,
-                mean=tuple(mean.tolist()),
-                std=tuple(std.tolist()),
-            ),
+            latent=latent,
             picture_size=recipe.data.size,
             defaults=Defaults(
                 sampler=table["use"],
@@ -114,19 +119,10 @@ class TorchBackend:
         @torch.inference_mode()
         def call(**inputs: np.ndarray) -> np.ndarray:
             tensors = given | {key: self._tensor(value) for key, value in inputs.items()}
-            output: np.ndarray = self._call(name, tensors).float().cpu().numpy()
+            output: np.ndarray = self._networks[name](**tensors).cpu().numpy()
             return output
 
         return call
-
-    def _call(self, name: str, inputs: Inputs) -> Tensor:
-        if name == VAE_DECODER:
-            return self._autoencoder.decode(inputs["latents"] * self._std + self._mean)
-        if name == VAE_ENCODER:
-            return (self._autoencoder.encode(inputs["pixels"]).mean - self._mean) / self._std
-        network: nn.Module = self._networks[name]
-        output: Tensor = network(**inputs)
-        return output
 
     def _tensor(self, value: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(value)).to(self._device)

@@ -136,4 +136,4 @@ def test_an_unfinished_run_is_not_drawn_from(exported: Path, tmp_path: Path) -> 
     record = tmp_path / "runs" / "tiny" / "t2i" / "record.json"
     record.write_text(record.read_text().replace('"done"', '"running"'))
     with pytest.raises(LdmkitError, match="t2i: not finished"):
-        open_run(Path("tiny"), runs=tmp_path / "runs")
+        open_run(tmp_path / "runs" / "tiny")
