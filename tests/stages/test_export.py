@@ -1,8 +1,10 @@
 """Export: tiny networks as a bundle, against torch and against a sampling loop written here."""
 
+import copy
 import json
+import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,13 @@ from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
 from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.manifest import GraphEntry, file_entry
+from ldmkit.runtime.verify import verify
 from ldmkit.stages import export, export_networks
 from ldmkit.stages.export import export_bundle
+from ldmkit.stages.export_certify import certify
 from ldmkit.stages.export_graph import compare, make_graph, serialized
+from ldmkit.stages.export_half import to_half, weights_to_half
 from ldmkit.stages.export_networks import Network, Size, on_cpu
 
 MEAN, STD = (0.3, -0.2), (1.5, 0.5)
@@ -220,6 +226,80 @@ def test_graphs_hold_their_weights_and_nothing_of_this_machine(toy: Toy) -> None
     assert json.loads((toy.folder / "manifest.json").read_text())["created"].endswith("Z")
 
 
+def networks_of(toy: Toy) -> dict[str, Network]:
+    """The modules in torch, as an export takes them."""
+    manifest = Bundle.load(toy.folder).manifest
+    latent, schedule = manifest.latent, manifest.schedule
+    return {
+        "vae_decoder.onnx": export_networks.decoder(toy.autoencoder, latent),
+        "unet.onnx": export_networks.unet(toy.unet, latent, schedule, None, multiple=2),
+        "unet_t2i.onnx": export_networks.unet(toy.unet_t2i, latent, schedule, manifest.text, multiple=2),
+        "text_encoder.onnx": export_networks.text_encoder(toy.text_module, toy.tokenizer),
+    }
+
+
+def test_whole_pictures_are_certified(toy: Toy) -> None:
+    bundle = Bundle.load(toy.folder, provider="cpu")
+    found = bundle.manifest.trajectories
+    assert set(found) == {"unet.onnx", "unet_t2i.onnx"}
+    for name, scale in (("unet.onnx", 1), ("unet_t2i.onnx", SCALE)):
+        told = found[name]
+        assert (told.sampler, told.steps, told.guidance_scale, told.seeds) == ("euler", 20, scale, (0, 1, 2, 3))
+        assert told.min_psnr == 45 <= told.psnr
+        assert told.max_difference <= 1
+    card = (toy.folder / "README.md").read_text()
+    assert f"| `unet.onnx` | 20 of `euler` | 1 | {found['unet.onnx'].psnr:.1f} dB, the least of 4 |" in card
+    assert "multiples of 2" in card
+    networks = networks_of(toy)
+    assert certify(bundle, networks, PROMPTS) == found
+
+    # A change of the text encoder shows in the pictures with a prompt alone, one of the decoder in all.
+    for file, failing in (("text_encoder.onnx", "unet_t2i.onnx"), ("vae_decoder.onnx", "unet.onnx")):
+        changed = {**networks, file: replace(networks[file], module=copy.deepcopy(networks[file].module))}
+        with torch.no_grad():
+            for parameter in changed[file].module.parameters():
+                parameter.mul_(1.1)
+        with pytest.raises(
+            LdmkitError, match=rf"{failing}: after 20 steps .* PSNR \d+\.\d dB where fp32 must reach 45"
+        ):
+            certify(bundle, changed, PROMPTS)
+
+
+def test_golden_pictures_are_what_the_bundle_draws(toy: Toy) -> None:
+    bundle = Bundle.load(toy.folder, provider="cpu")
+    golden = bundle.manifest.golden
+    assert golden is not None
+    assert (golden.prompts, golden.steps, golden.min_psnr) == ((PROMPTS[0], ""), 20, 40)
+    with Image.open(toy.folder / "golden.png") as sheet:
+        for x, picture in enumerate(bundle.generate(list(golden.prompts), seed=golden.seed, steps=20)):
+            assert sheet.crop((8 * x, 0, 8 * x + 8, 8)).tobytes() == picture.tobytes()
+    assert [check.name for check in verify(toy.folder, provider="cpu") if check.state != "ok"] == []
+
+
+@pytest.mark.parametrize(("precision", "convert"), [("fp16", to_half), ("fp16-weights", weights_to_half)])
+def test_pictures_in_half_precision(toy: Toy, tmp_path: Path, precision: str, convert: Any) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(toy.folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"precision": precision}
+    for path in folder.glob("*.onnx"):
+        model = onnx.load(path)
+        convert(model)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, path)
+        manifest["files"][path.name] = file_entry(path).model_dump()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    bundle = Bundle.load(folder, provider="cpu")
+    networks = networks_of(toy)
+    for told in certify(bundle, networks, PROMPTS).values():
+        assert told.min_psnr == 40 <= told.psnr < 100
+    with torch.no_grad():
+        for parameter in networks["unet.onnx"].module.parameters():
+            parameter.mul_(1.1)
+    with pytest.raises(LdmkitError, match=rf"unet\.onnx: .* dB where {precision} must reach 40. Try --precision fp32"):
+        certify(bundle, networks, PROMPTS)
+
+
 class Scale(nn.Module):
     """x times a number: the smallest network."""
 
@@ -246,6 +326,19 @@ def test_a_graph_that_differs_is_named_with_its_difference() -> None:
     for factor, told in ((2.0 + 2**-13, "0.000122"), (float("nan"), "nan")):
         with pytest.raises(LdmkitError, match=rf"unet\.onnx: .* differs from torch by {told} at batch 1, .*0\.0001"):
             difference(factor)
+
+
+def test_a_graph_in_half_precision_is_compared_too(tmp_path: Path) -> None:
+    def write(factor: float, x: float = 1.0) -> GraphEntry:
+        network = Network(on_cpu(Scale(factor)), lambda batch, size, generator: {"x": torch.full((batch, 2), x)})
+        return export.write_graph(tmp_path / "unet.onnx", network, precision="fp16", tolerance=1e-4, opset=18)
+
+    # 1/3 in float16 is 0.33325.
+    entry = write(1 / 3)
+    assert entry.max_abs_difference == 0
+    assert entry.fp16_max_abs_difference == pytest.approx(1 / 3 - 0.333251953125, abs=1e-7)
+    with pytest.raises(LdmkitError, match=r"unet\.onnx: the graph's values are too large for float16 at batch 1"):
+        write(300.0, 300.0)
 
 
 def test_a_fixed_batch_is_found() -> None:

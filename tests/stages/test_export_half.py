@@ -16,7 +16,8 @@ from ldmkit.stages.export_half import to_half, weights_to_half
 NETWORK = """<ir_version: 8, opset_import: ["" : 18]>
 g (float[batch, 4, height, width] x_t, float[batch] t, bool[batch, 6] mask)
     => (float[batch, 4, height, width] output, float[batch, 4, high, wide] larger)
-<float[1] frequency = {1.0}, float[4] ones = {1.0, 1.0, 1.0, 1.0}, float[4] zeros = {0.0, 0.0, 0.0, 0.0}, float low = {-3.4e38}, float none = {0.0},
+<float[1] frequency = {1.0}, float[4] ones = {1.0, 1.0, 1.0, 1.0}, float[4] zeros = {0.0, 0.0, 0.0, 0.0},
+ float low = {-3.4e38}, float none = {0.0},
  float[4] scales = {1.0, 1.0, 2.0, 2.0}, int64[1] last = {1}, int64[2] lasts = {2, 3}, int64[2] middle = {1, 2}>
 {
     column = Unsqueeze(t, last)
