@@ -41,6 +41,13 @@ class _Size(click.ParamType[tuple[int, int]]):
     "--negative", default="", metavar="TEXT", help="What guidance leads away from. Default: the empty prompt."
 )
 @click.option("--sampler", help="One of `ldmkit plugins sampler`. Default: the bundle's.")
+@click.option(
+    "--sampler-option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the sampler, as spacing=karras; may be given more than once.",
+)
 @click.option("--size", type=_Size(), help="Width and height in pixels, where the bundle allows. Default: its own.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Draw each line of a text file.")
 @click.option("--img2img", type=click.Path(path_type=Path), metavar="FILE", help="Start from a picture.")
@@ -71,6 +78,7 @@ def generate(
     guidance: float | None,
     negative: str,
     sampler: str | None,
+    options: tuple[str, ...],
     size: tuple[int, int] | None,
     prompts: Path | None,
     img2img: Path | None,
@@ -119,7 +127,7 @@ def generate(
         wanted,
         steps=steps,
         guidance_scale=guidance,
-        sampler=sampler,
+        sampler=({"use": sampler} if sampler else {}) | _options(options),
         negative_prompt=negative,
         init_image=picture,
         strength=request.DEFAULT_STRENGTH if strength is None else strength,
@@ -183,6 +191,24 @@ def _check_out(out: Path, *, one_file: bool, many: bool) -> None:
         raise LdmkitError(f"{out} exists and is not overwritten: choose another name for --out.")
     if not one_file and out.exists() and not out.is_dir():
         raise LdmkitError(f"--out {out} is a file: give a folder, or a new file ending in .png.")
+
+
+def _options(given: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE each, the value a TOML one or a bare word. The registry says which there are."""
+    import tomllib
+
+    from ldmkit.errors import LdmkitError
+
+    options: dict[str, Any] = {}
+    for option in given:
+        key, equals, value = option.partition("=")
+        if not equals or not key.isidentifier() or key in ("use", "steps"):
+            raise LdmkitError(f"--sampler-option {option}: it takes KEY=VALUE, as spacing=karras.")
+        try:
+            options[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[key] = value
+    return options
 
 
 def _lines(path: Path) -> list[str]:

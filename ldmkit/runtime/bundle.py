@@ -1,7 +1,7 @@
 """A bundle on disk: its manifest, its checked files and its sessions."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ class Bundle:
         seed: int = 0,
         steps: int | None = None,
         guidance_scale: float | None = None,
-        sampler: str | None = None,
+        sampler: str | Mapping[str, Any] | None = None,
         negative_prompt: str = "",
         init_image: "Image.Image | None" = None,
         strength: float = 0.6,
@@ -108,6 +108,7 @@ class Bundle:
         None and "" draw unconditionally. Picture k comes from seed + k, whatever the batch. Guidance moves away from
         `negative_prompt`, or from the empty caption. `init_image` is scaled and cut to the pictures' size, noised to
         `strength` of the way (1: nothing of it stays), and drawn anew from there; it needs a bundle with an encoder.
+        `sampler`: one of `ldmkit plugins sampler`, or {"use": NAME, OPTION: VALUE}.
         `size`: width and height in pixels, where the bundle draws more than one. `on_step` is called after each call
         of the U-Net. Raises LdmkitError for a value out of range, before any graph is opened. Warns with
         `PromptCutWarning` where a prompt is longer than the text encoder reads.

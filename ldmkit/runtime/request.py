@@ -1,7 +1,7 @@
 """What to draw, checked before a graph is opened."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +69,16 @@ def make_plan(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    sampler: str | None = None,
+    sampler: str | Mapping[str, Any] | None = None,
     negative_prompt: str = "",
     init_image: Image.Image | None = None,
     strength: float = DEFAULT_STRENGTH,
     size: tuple[int, int] | None = None,
 ) -> Plan:
-    """Fills in the bundle's defaults and checks every value; opens no graph. Raises LdmkitError for a wrong one."""
+    """Fills in the bundle's defaults and checks every value; opens no graph. Raises LdmkitError for a wrong one.
+
+    `sampler`: its name, or a table of its name (`use`) and options.
+    """
     defaults = bundle.manifest.defaults
     steps = defaults.steps if steps is None else steps
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
@@ -95,7 +98,8 @@ def make_plan(
     pixels = None
     schedule: NoiseSchedule = make_schedule(**bundle.manifest.schedule.model_dump())
     schedule.grid(steps)  # raises where it has fewer timesteps
-    table: dict[str, Any] = {"use": sampler or defaults.sampler, "steps": steps}
+    chosen = {"use": sampler} if isinstance(sampler, str) else dict(sampler or {})
+    table: dict[str, Any] = {"use": defaults.sampler, **chosen, "steps": steps}
     if init_image is not None:
         bundle.check_encodes()
         pixels = to_pixels(init_image, width, height)
@@ -105,7 +109,7 @@ def make_plan(
     else:
         strength = 1.0
     if table["use"] == defaults.sampler:
-        table |= defaults.sampler_options
+        table = {**defaults.sampler_options, **table}
     walk = Registry.load().build("sampler", table, where="sampler")
     return Plan(tuple(wanted), negative, steps, scale, table, walk, schedule, pixels, latent_size, strength)
 

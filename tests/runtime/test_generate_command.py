@@ -124,6 +124,20 @@ def test_a_way_between_seeds_is_a_strip_and_an_animation(make_bundle: MakeBundle
     assert "cat-0-to-mat-strip.png" in invoke("cat", "--to-prompt", "mat", "--interpolate", "3")
 
 
+def test_options_of_the_sampler(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle(prediction="flow")
+    drawn = json.loads(invoke("--sampler", "ddim", "--sampler-option", "eta=0.5", "--json"))
+    expected = Bundle.load("exports/hand-made").generate(sampler={"use": "ddim", "eta": 0.5})[0]
+    with Image.open(drawn["pictures"][0]["path"]) as written:
+        assert written.tobytes() == expected.tobytes()
+        assert json.loads(written.text["sampler"]) == {  # type: ignore[attr-defined]
+            "use": "ddim",
+            "eta": 0.5,
+            "steps": 4,
+        }
+    invoke("--sampler", "unipc", "--sampler-option", "spacing=karras")
+
+
 def test_variations(make_bundle: MakeBundle, work: Path) -> None:
     make_bundle(prediction="flow")
     drawn = json.loads(invoke("--seed", "3", "--variations", "2", "--amount", "0.5", "--json"))
@@ -166,6 +180,10 @@ def test_a_picture_to_start_from(make_bundle: MakeBundle, work: Path) -> None:
         (["--backend", "torch"], "--backend torch and --run RUN go together"),
         (["--run", "runs/x"], "--backend torch and --run RUN go together"),
         (["--backend", "torch", "--run", "runs/x"], "runs/x: not a run"),
+        (["--sampler-option", "eta"], "--sampler-option eta: it takes KEY=VALUE"),
+        (["--sampler-option", "steps=3"], "it takes KEY=VALUE"),
+        (["--sampler", "ddim", "--sampler-option", "eta=2"], "eta = 2 is not allowed"),
+        (["--sampler", "dpmpp_2m", "--sampler-option", "spacing=karas"], "spacing"),
         (["--size", "4x4"], "size is 4x4; bundle .* draws 2x2 only"),
         (["--negative", "mat"], "no effect at guidance_scale 1"),
     ],
