@@ -97,7 +97,7 @@ def generate(
     """Draw PROMPT from a bundle; without PROMPT, draw unconditionally."""
     from ldmkit.cli.generate_files import metadata_of, write_pictures, write_way
     from ldmkit.runtime import request
-    from ldmkit.runtime.generate import draw
+    from ldmkit.runtime.generate import draw, networks_of
 
     given = click.get_current_context().params
     _check_belongs(given)
@@ -133,6 +133,7 @@ def generate(
         strength=request.DEFAULT_STRENGTH if strength is None else strength,
         size=size,
     )
+    opened.prepare(*networks_of(opened, plan))
     with _warned(), _progress() as on_step:
         if not as_json:
             kind = "run" if backend == "torch" else "bundle"

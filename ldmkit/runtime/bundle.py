@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from ldmkit.errors import LdmkitError
@@ -19,7 +20,7 @@ from ldmkit.runtime.manifest import (
     Manifest,
     read_manifest,
 )
-from ldmkit.runtime.providers import Provider, Used, check_provider, open_session
+from ldmkit.runtime.providers import Provider, Used, check_provider, gpu_may_exist, open_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ class Bundle:
         self._asked = provider
         self._sessions: dict[str, Any] = {}
         self._used: dict[str, Used] = {}
+        self._locks = {name: Lock() for name in GRAPHS}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
@@ -242,20 +244,38 @@ class Bundle:
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {error}") from error
 
+    def prepare(self, *names: str) -> None:
+        """Begins to open graphs in the background; whoever needs one waits for it, and gets its error.
+
+        Only where the CPU draws: which of several sessions gets the GPU first, and warns, is not left to chance.
+        """
+        if self._asked != "cpu" and (self._asked != "auto" or gpu_may_exist()):
+            return
+        for name in names:
+            if name in self.manifest.files and name not in self._sessions:
+                Thread(target=self._try, args=(name,), name=f"open {name}").start()
+
+    def _try(self, name: str) -> None:
+        with suppress(LdmkitError):  # it is raised again where the graph is needed
+            self._session(name)
+
     def _session(self, name: str) -> Any:
-        if name not in self._sessions:
-            graph = self._read(name)
-            try:
-                external = has_external_data(graph)
-            except ValueError as error:
-                raise LdmkitError(f"{self.folder / name} is not an ONNX graph ({error}): export it again.") from None
-            if external:  # weights in files that no hash covers
-                raise LdmkitError(f"{self.folder / name} refers to a file outside itself: export it again.")
-            session, used = open_session(graph, name=str(self.folder / name), provider=self._asked)
-            self._sessions[name], self._used[name] = session, used
-            if self._asked == "auto" and used == "cpu":
-                self._asked = "cpu"  # what one graph could not have, the next ones need not try
+        with self._locks[name]:
+            if name not in self._sessions:
+                self._sessions[name], self._used[name] = self._open(name)
+                if self._asked == "auto" and self._used[name] == "cpu":
+                    self._asked = "cpu"  # what one graph could not have, the next ones need not try
         return self._sessions[name]
+
+    def _open(self, name: str) -> tuple[Any, Used]:
+        graph = self._read(name)
+        try:
+            external = has_external_data(graph)
+        except ValueError as error:
+            raise LdmkitError(f"{self.folder / name} is not an ONNX graph ({error}): export it again.") from None
+        if external:  # weights in files that no hash covers
+            raise LdmkitError(f"{self.folder / name} refers to a file outside itself: export it again.")
+        return open_session(graph, name=str(self.folder / name), provider=self._asked)
 
     def _locate(self, name: str) -> Path:
         """The path of a file of the manifest, a plain file of the size that it says."""

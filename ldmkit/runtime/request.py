@@ -110,7 +110,8 @@ def make_plan(
         strength = 1.0
     if table["use"] == defaults.sampler:
         table = {**defaults.sampler_options, **table}
-    walk = Registry.load().build("sampler", table, where="sampler")
+    # Reading the options of the other kinds takes longer than opening a small graph.
+    walk = Registry.load(kinds=("sampler",)).build("sampler", table, where="sampler")
     return Plan(tuple(wanted), negative, steps, scale, table, walk, schedule, pixels, latent_size, strength)
 
 

@@ -110,6 +110,9 @@ class TorchBackend:
     def check_encodes(self) -> None:
         """A run always has its encoder."""
 
+    def prepare(self, *names: str) -> None:
+        """They are all loaded."""
+
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         return self.bind(name)(**inputs)
 
