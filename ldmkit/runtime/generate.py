@@ -151,8 +151,8 @@ def draw(
             if on_step is not None:
                 on_step(Step(index * calls + call, len(batches) * calls, tuple(batch), x0))
 
-        network = _network(bundle, wanted, plan)
-        latents = _draw_latents(bundle.manifest, plan, network, wanted, start, report)
+        network = network_of(bundle, wanted, plan)
+        latents = draw_latents(bundle.manifest, plan, network, wanted, start, report)
         pixels = bundle.run(VAE_DECODER, latents=latents)
         if not np.isfinite(pixels).all():
             raise LdmkitError(
@@ -191,7 +191,7 @@ def num_calls(walk: Sampler, schedule: NoiseSchedule) -> int:
     return calls
 
 
-def _draw_latents(
+def draw_latents(
     manifest: Facts,
     plan: Plan,
     network: Network,
@@ -241,7 +241,7 @@ def to_pictures(pixels: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in levels.transpose(0, 2, 3, 1)]  # (B, H, W, 3)
 
 
-def _network(bundle: Backend, wanted: Sequence[Wanted], plan: Plan) -> Network:
+def network_of(bundle: Backend, wanted: Sequence[Wanted], plan: Plan) -> Network:
     """The U-Net for a batch that `_batches` made."""
     texts = [[each.prompt for each in wanted]]
     if not texts[0][0] and not plan.negative_prompt and bundle.draws_unconditionally:
