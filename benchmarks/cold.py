@@ -1,12 +1,13 @@
 """Whole commands in fresh processes, timed in turns, with the most memory that each took."""
 
-import os
 import statistics
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,30 @@ def in_turns(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, Cold
 
 
 def _once(name: str, command: Sequence[str]) -> tuple[float, float]:
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        words = process.stdout.read()
-        # By itself, since the usage of all children at once knows only the largest of them.
-        _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile() as words:
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT) as process:
+            peak = 0.0
+            while process.poll() is None:
+                peak = max(peak, _peak_mib(process.pid))
+                time.sleep(0.01)
         seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{name} failed:\n{words.decode(errors='replace')}")
-    return seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        if process.returncode:
+            words.seek(0)
+            raise RuntimeError(f"{name} failed:\n{words.read().decode(errors='replace')}")
+    return seconds, peak
+
+
+def _peak_mib(pid: int) -> float:
+    """The most that the process's own program held so far; Linux alone tells.
+
+    Not wait4's ru_maxrss, which counts the memory of the process that forked it as well.
+    """
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def print_table(results: Mapping[str, Cold]) -> None:

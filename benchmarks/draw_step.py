@@ -3,7 +3,7 @@
 python benchmarks/draw_step.py DIR [--batches 1 4] [--rounds 7] [--steps 20]     DIR as seed_bundle.py writes it
 
 The seed's text U-Net with the same random weights on all sides, DDIM, guidance in one doubled batch, sampler included.
-torch: inference mode, our sampler on its tensors. diffusers: `DDIMScheduler` and the loop of its own pipeline for Stable
+torch: inference mode, our sampler on its tensors. diffusers: `DDIMScheduler` and the loop of its pipeline for Stable
 Diffusion, under no_grad. unguided: torch at guidance 1, a single batch: a step of the seed's own 1000-step DDPM.
 """
 

@@ -74,9 +74,7 @@ def main() -> None:
         pictures = [np.asarray(Image.open(path), dtype=int) for path in paths]
     print_table(results)
     ours, theirs = results["ldmkit generate"], results["torch and transformers"]
-    print(
-        f"ratio ldmkit generate / torch: {ours.ratio(theirs):.2f} of the time, {ours.peak / theirs.peak:.2f} of the memory"
-    )
+    print(f"ldmkit generate / torch: {ours.ratio(theirs):.2f} of the time, {ours.peak / theirs.peak:.2f} of the memory")
     difference = np.abs(pictures[0] - pictures[1])
     print(f"the pictures differ by {difference.mean():.2f} of 255 on average, {difference.max()} at most")
 

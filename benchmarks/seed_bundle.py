@@ -97,11 +97,15 @@ def write(folder: Path, *, text_layers: int = 12) -> None:
 
 def _tokenizer() -> Any:
     """Words of the prompt, padded and cut to CLIP's length: what the tokens are does not change the time."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = {word: number for number, word in enumerate(["[pad]", "[unk]", *dict.fromkeys(PROMPT.split())])}
+    special = ["[pad]", "[unk]", "[start]", "[end]"]
+    words = {word: number for number, word in enumerate([*special, *dict.fromkeys(PROMPT.split())])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="[start] $A [end]", special_tokens=[(token, words[token]) for token in special[2:]]
+    )
     tokenizer.enable_truncation(TOKENS)
     tokenizer.enable_padding(length=TOKENS, pad_id=0, pad_token="[pad]")
     return tokenizer
