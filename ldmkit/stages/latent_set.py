@@ -17,12 +17,17 @@ class LatentSet:
     def __init__(self, folder: Path, options: Latents, seed: int) -> None:
         self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w)
         self.std = open_mapped(folder / "std.npy")
-        self.keys: list[str] = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+        self.folder = folder
         self.options = options
         self.seed = seed
         channel_mean, channel_std = latent_statistics(folder, options)
         self.channel_mean = channel_mean[:, None, None]
         self.channel_std = channel_std[:, None, None]
+
+    def names(self, indices: np.ndarray) -> list[str]:
+        """The pictures' names, read when a message needs them: those of a million take 120 MB of memory."""
+        every = json.loads((self.folder / "pictures.json").read_text(encoding="utf-8"))
+        return [every[i] for i in indices]
 
     @property
     def shape(self) -> tuple[int, int, int]:
