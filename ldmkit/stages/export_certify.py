@@ -72,7 +72,7 @@ def _compare(bundle: Bundle, networks: dict[str, Network], name: str, prompts: l
     if trajectory.psnr < trajectory.min_psnr:
         least, way = trajectory.min_psnr, "another opset in [export]"
         if manifest.precision != "fp32":
-            way = "--precision fp32" + (" or fp16-weights" if manifest.precision == "fp16" else "")
+            way = "`ldmkit export onnx --precision fp32`" + (" or fp16-weights" if manifest.precision == "fp16" else "")
         raise LdmkitError(
             f"{name}: after {steps} steps its pictures differ from torch's, PSNR {trajectory.psnr:.1f} dB where "
             f"{manifest.precision} must reach {least:g}. Try {way}."
