@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.graph import has_external_data
 from ldmkit.runtime.manifest import (
+    GRAPHS,
     MANIFEST,
-    TEXT_ENCODER,
     TOKENIZER,
     UNET,
     UNET_T2I,
@@ -48,7 +48,7 @@ class Bundle:
         folder = Path(path)
         manifest, sha256 = read_manifest(folder)
         bundle = cls(folder, manifest, sha256, check_provider(provider))
-        for name in (UNET, UNET_T2I, VAE_DECODER, TEXT_ENCODER, TOKENIZER):
+        for name in (*GRAPHS, TOKENIZER):
             if name in manifest.files:
                 bundle._locate(name)
         return bundle

@@ -8,21 +8,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+import ldmkit
 from ldmkit.errors import LdmkitError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEEDS = "0.1.0"
+"""the first ldmkit that reads this format: an older one can name it"""
 MANIFEST = "manifest.json"
 UNET = "unet.onnx"
 UNET_T2I = "unet_t2i.onnx"
 VAE_DECODER = "vae_decoder.onnx"
+VAE_ENCODER = "vae_encoder.onnx"
 TEXT_ENCODER = "text_encoder.onnx"
 TOKENIZER = "tokenizer.json"
 PREVIEW = "preview.png"
+GOLDEN = "golden.png"
 CARD = "README.md"
-FILES = (UNET, UNET_T2I, VAE_DECODER, TEXT_ENCODER, TOKENIZER, PREVIEW, CARD)
+GRAPHS = (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER)
+FILES = (*GRAPHS, TOKENIZER, PREVIEW, GOLDEN, CARD)
 """every file that a bundle of this format may hold besides the manifest"""
 
 MAX_MANIFEST_BYTES = 4 << 20
+
+Precision = Literal["fp32", "fp16-weights", "fp16"]
+"""fp16-weights: weights kept in float16, arithmetic in float32; fp16: most of the arithmetic in float16 as well"""
+
+_VERSION = r"^[0-9][0-9A-Za-z.+-]{0,40}$"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -41,6 +52,19 @@ class Schedule(_Frozen):
     zero_terminal_snr: bool
 
 
+class LatentRgb(_Frozen):
+    """Cheap map from normalised latents to colours, for previews: pixels = weights @ latents + bias, in [-1, 1].
+
+    One pixel a latent position, least squares over held-out pictures that were averaged down to the latents' size.
+    """
+
+    weights: tuple[tuple[Finite, ...], tuple[Finite, ...], tuple[Finite, ...]]
+    """(3, C), a row each for red, green and blue"""
+    bias: tuple[Finite, Finite, Finite]
+    r2: Annotated[Finite, Field(le=1)]
+    """share of the colours' variance that it explains, on other pictures than it was fitted to"""
+
+
 class Latent(_Frozen):
     """Shape and statistics of the latents; the decoder graph undoes the normalisation itself."""
 
@@ -49,11 +73,18 @@ class Latent(_Frozen):
     width: Annotated[int, Field(gt=0, le=1024)]
     mean: tuple[Finite, ...]
     std: tuple[Annotated[Finite, Field(gt=0)], ...]
+    multiple: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """what any height and any width must be a multiple of; None: only `height` x `width` goes through the graphs"""
+    rgb: LatentRgb | None = None
 
     @model_validator(mode="after")
-    def _one_statistic_a_channel(self) -> "Latent":
+    def _one_value_a_channel(self) -> "Latent":
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need {self.channels} values, one a channel")
+        if self.rgb is not None and any(len(row) != self.channels for row in self.rgb.weights):
+            raise ValueError(f"rgb.weights needs {self.channels} values a row, one a channel")
+        if self.multiple is not None and (self.height % self.multiple or self.width % self.multiple):
+            raise ValueError(f"height and width must be multiples of {self.multiple}, as multiple says")
         return self
 
 
@@ -83,10 +114,48 @@ class FileEntry(_Frozen):
 
 
 class GraphEntry(_Frozen):
-    """How far a graph's outputs lay from torch's at export."""
+    """How far a graph's outputs lay from torch's in float32 at export, over several batches of random inputs."""
 
     max_abs_difference: Annotated[Finite, Field(ge=0)]
+    """of the graph in float32, which one in float16 is made from"""
     batch_sizes: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...] = ()
+    """height and width of the inputs, one for each batch; none for text"""
+    timesteps: tuple[Finite, ...] = ()
+    fp16_max_abs_difference: Annotated[Finite, Field(ge=0)] | None = None
+    """of the graph that the bundle holds, where that is not the one in float32"""
+
+
+class Trajectory(_Frozen):
+    """Whole pictures drawn by the bundle on a CPU, against torch in float32: same noise, same sampler.
+
+    Of precision fp16 with every value rounded as a GPU rounds it, which a CPU by itself doesn't do.
+    """
+
+    sampler: str
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[Finite, Field(ge=0)]
+    seeds: tuple[int, ...]
+    psnr: Finite
+    """dB, of the picture that differs most; 100 where none does"""
+    min_psnr: Finite
+    """dB, below which the export would have failed"""
+    max_difference: Annotated[int, Field(ge=0, le=255)]
+    """of any colour of any pixel, in levels of 0 to 255"""
+
+
+class Golden(_Frozen):
+    """How the pictures of `golden.png`, side by side, were drawn at export: another machine must come near them."""
+
+    prompts: tuple[str, ...]
+    """of each picture; "" for none"""
+    seed: Annotated[int, Field(ge=0)]
+    """of the first; each picture has the next"""
+    steps: Annotated[int, Field(ge=1)]
+    guidance_scale: Annotated[Finite, Field(ge=0)]
+    sampler: str
+    min_psnr: Finite
+    """dB, of each picture"""
 
 
 def _plain_name(name: str) -> str:
@@ -99,7 +168,11 @@ def _plain_name(name: str) -> str:
 class Manifest(_Frozen):
     """The whole of `manifest.json`."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
+    needs: Annotated[str, Field(pattern=_VERSION)]
+    """the first ldmkit that reads this format"""
+    written_by: Annotated[str, Field(pattern=_VERSION)]
+    """the ldmkit that exported it"""
     name: Annotated[str, AfterValidator(_plain_name)]
     created: AwareDatetime
     schedule: Schedule
@@ -107,10 +180,14 @@ class Manifest(_Frozen):
     latent: Latent
     picture_size: Annotated[int, Field(gt=0, le=65536)]
     """pixels, height and width alike"""
+    precision: Precision = "fp32"
+    """of its graphs; what goes into them and comes out is float32 or int64 with each"""
     defaults: Defaults
     text: Text | None
     files: dict[Literal[FILES], FileEntry]  # type: ignore[valid-type] # a tuple of literals, which mypy cannot follow
-    graphs: dict[Literal[FILES], GraphEntry]  # type: ignore[valid-type]
+    graphs: dict[Literal[GRAPHS], GraphEntry]  # type: ignore[valid-type]
+    trajectories: dict[Literal[UNET, UNET_T2I], Trajectory] = {}  # type: ignore[valid-type]
+    golden: Golden | None = None
     recipe: dict[str, Any]
     fingerprint: str
     notes: dict[str, Any]
@@ -126,6 +203,8 @@ class Manifest(_Frozen):
             missing = [name for name in (TEXT_ENCODER, TOKENIZER) if name not in self.files]
             if missing or self.text is None:
                 raise ValueError(f"{UNET_T2I} needs {', '.join([*missing, *(['text'] if self.text is None else [])])}")
+        if self.golden is not None and GOLDEN not in self.files:
+            raise ValueError(f"files must list {GOLDEN}, which golden describes")
         return self
 
 
@@ -151,8 +230,20 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     if not isinstance(version, int) or isinstance(version, bool):
         raise LdmkitError(f"{folder} is not a bundle: {path} has no format_version.")
     if version > FORMAT_VERSION:
+        needs = content.get("needs")
+        named = isinstance(needs, str) and re.match(_VERSION, needs)
         raise LdmkitError(
-            f"{path}: format_version is {version}, and this ldmkit reads up to {FORMAT_VERSION}. Update ldmkit."
+            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}. "
+            + (
+                f"ldmkit {needs} or newer reads it: update ldmkit."
+                if named
+                else "A newer ldmkit reads it: update ldmkit."
+            )
+        )
+    if version < FORMAT_VERSION:
+        raise LdmkitError(
+            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}: export its "
+            "run again with `ldmkit export onnx`."
         )
     try:
         manifest = Manifest.model_validate_json(data, strict=True)

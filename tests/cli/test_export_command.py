@@ -4,12 +4,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import click
 import pytest
 
+from ldmkit.cli.export import onnx
 from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import find_recipe, load_recipe
+from ldmkit.recipe.sections import Export
+from ldmkit.runtime.manifest import Precision
 
 Run = Callable[..., Any]
 
@@ -59,6 +63,35 @@ def test_a_run_by_folder_and_by_name(run: Run, exported: list[Any]) -> None:
         assert exported.pop()[0].resolve() == folder.resolve()
     assert run("export", "onnx", "first", "--out", "elsewhere").out.endswith("bundle: elsewhere\n")
     assert exported.pop()[1] == Path("elsewhere")
+
+
+def test_precision_and_encoder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("first", state="done", seconds=1000)
+    asked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        Pipeline, "run", lambda self, *_, **__: asked.append((self.recipe.export.precision, self.recipe.export.encoder))
+    )
+    for arguments in ((), ("--precision", "fp16", "--with-encoder"), ("--precision", "fp16-weights")):
+        assert run("export", "onnx", "first", *arguments).code == 0
+    assert asked == [("fp32", False), ("fp16", True), ("fp16-weights", False)]
+    left = run("export", "onnx", "first", "--precision", "int8")
+    assert (left.code, "'fp32', 'fp16-weights', 'fp16'" in left.err) == (2, True)
+
+
+def test_precisions_are_those_of_recipes_and_manifests() -> None:
+    known = get_args(Precision)
+    assert get_args(Export.model_fields["precision"].annotation) == known
+    (option,) = [parameter for parameter in onnx.params if parameter.name == "precision"]
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == known
+
+
+def test_weights_of_an_unfinished_run(run: Run) -> None:
+    make_run("first", state="done", seconds=1000)
+    left = run("export", "safetensors", "first", "--out", "weights")
+    assert left.code == 1
+    assert left.err.startswith(f"error: {Path('runs/first/vae')} is not finished: `ldmkit train` with the run's recipe")
+    assert not Path("weights").exists()
 
 
 def test_a_renamed_run_goes_by_its_folder(run: Run, exported: list[Any]) -> None:

@@ -109,7 +109,9 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
             onnx.checker.check_model(model)
             onnx.save(model, folder / file)
         manifest = {
-            "format_version": 1,
+            "format_version": 2,
+            "needs": "0.1.0",
+            "written_by": "0.1.0",
             "name": name,
             "created": "2026-01-02T03:04:05Z",
             "schedule": {

@@ -20,6 +20,9 @@ from ldmkit.runtime.manifest import file_entry
 
 MakeBundle = Callable[..., Path]
 
+LATENT = {"channels": 2, "height": 2, "width": 2, "mean": [0, 0], "std": [1, 1]}
+GOLDEN = {"prompts": [""], "seed": 0, "steps": 2, "guidance_scale": 1, "sampler": "euler", "min_psnr": 40}
+
 
 def edit(folder: Path, **changes: Any) -> None:
     path = folder / "manifest.json"
@@ -36,8 +39,21 @@ def replace_graph(folder: Path, name: str, data: bytes) -> None:
 def test_a_newer_format_asks_for_an_update(make_bundle: MakeBundle) -> None:
     folder = make_bundle()
     # A newer format may have any keys at all: the version decides first.
-    (folder / "manifest.json").write_text('{"format_version": 2, "whatever": {}}')
-    with pytest.raises(LdmkitError, match=r"format_version is 2, .* up to 1. Update ldmkit"):
+    for needs, told in (
+        ("", "reads 2. A newer ldmkit reads it"),
+        (', "needs": "0.9.1"', "ldmkit 0.9.1 or newer reads it: update ldmkit"),
+        (', "needs": "9 \\u001b[31m"', "reads 2. A newer ldmkit reads it"),
+        (', "needs": 9', "reads 2. A newer ldmkit reads it"),
+    ):
+        (folder / "manifest.json").write_text(f'{{"format_version": 3, "whatever": {{}}{needs}}}')
+        with pytest.raises(LdmkitError, match=f"format_version is 3, and .*{told}"):
+            Bundle.load(folder)
+
+
+def test_an_older_format_is_to_be_exported_again(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    edit(folder, format_version=1)
+    with pytest.raises(LdmkitError, match=r"format_version is 1, and .* reads 2: export its run again with `ldmkit"):
         Bundle.load(folder)
 
 
@@ -66,6 +82,14 @@ def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
         ({"created": "yesterday"}, "created"),
         ({"latent": {"channels": 2, "height": 2, "width": 2, "mean": [0], "std": [1, 1]}}, "latent"),
         ({"latent": {"channels": 2, "height": 10**9, "width": 2, "mean": [0, 0], "std": [1, 1]}}, "latent.height"),
+        ({"latent": {**LATENT, "multiple": 4}}, "latent"),
+        ({"latent": {**LATENT, "multiple": 0}}, "latent.multiple"),
+        ({"latent": {**LATENT, "rgb": {"weights": [[1, 0, 0]] * 3, "bias": [0, 0, 0], "r2": 0.5}}}, "latent"),
+        ({"latent": {**LATENT, "rgb": {"weights": [[1, 0]] * 3, "bias": [0, 0], "r2": 0.5}}}, "latent.rgb.bias"),
+        ({"precision": "int8"}, "precision"),
+        ({"needs": "soon"}, "needs"),
+        ({"golden": GOLDEN}, "files must list golden.png"),
+        ({"golden": {**GOLDEN, "steps": 0}}, "golden.steps"),
         ({"text": None}, "unet_t2i.onnx needs text"),
         ({"files": {}}, "files must list vae_decoder.onnx"),
         ({"files": {"../evil.onnx": {"sha256": "0" * 64, "size": 1}}}, "files"),

@@ -1,6 +1,8 @@
 """A run's bundle holds that run's networks: each graph against the weights on disk."""
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ldmkit.data.pictures import scan
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
+from ldmkit.pipeline import recipe_of_run
 from ldmkit.plugins import Registry
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,66 @@ def test_manifest_tells_how_it_was_made(exported: Path) -> None:
     assert manifest["notes"]["num_pictures"] == 20
     record = json.loads((exported / "runs" / "tiny" / "bundle" / "record.json").read_text())
     assert manifest["fingerprint"] == record["fingerprint"]
+
+
+def test_previews_map_is_least_squares_over_held_out_pictures(exported: Path) -> None:
+    """numpy's least squares; each 2x2 block of these patchworks is of one colour, so every second pixel is the mean."""
+    rgb = json.loads((exported / "exports" / "tiny" / "manifest.json").read_text())["latent"]["rgb"]
+    run = exported / "runs" / "tiny"
+    recipe = recipe_of_run(run)
+    index = scan(exported / "pictures", max_pictures=None, max_bad=0.0)
+    held_out = sorted(index.split(recipe.data.held_out, recipe.seed)[1])
+    assert len(held_out) == 2
+    statistics = json.loads((run / "latents" / "statistics.json").read_text())
+    mean, std = (np.array(statistics[key])[:, None, None] for key in ("mean", "std"))
+    latents = (np.load(run / "latents" / "mean.npy")[held_out, 0] - mean) / std  # (2, 2, 8, 8)
+    keys = json.loads((run / "latents" / "pictures.json").read_text())
+    pictures = [np.asarray(Image.open(exported / "pictures" / keys[i]))[::2, ::2] / 127.5 - 1 for i in held_out]
+    design = np.concatenate([latents, np.ones_like(latents[:, :1])], axis=1).transpose(0, 2, 3, 1)
+    even, odd = design[::2].reshape(-1, 3), design[1::2].reshape(-1, 3)
+    wanted_even, wanted_odd = (np.stack(pictures[k::2]).reshape(-1, 3) for k in (0, 1))
+    solution = np.linalg.lstsq(even, wanted_even, rcond=None)[0]
+    np.testing.assert_allclose(rgb["weights"], solution[:2].T, atol=1e-5)
+    np.testing.assert_allclose(rgb["bias"], solution[2], atol=1e-5)
+    left = ((wanted_odd - odd @ solution) ** 2).sum() / ((wanted_odd - wanted_odd.mean(0)) ** 2).sum()
+    assert rgb["r2"] == pytest.approx(1 - left, abs=1e-5)
+
+
+@torch.no_grad()
+def test_weights_for_pytorch_are_rebuilt_as_the_documentation_says(
+    exported: Path, processes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output = processes.run(exported, ("export", "safetensors", "tiny", "--out", "weights"))
+    assert code == 0, output
+    folder = exported / "weights"
+    names = {f"{name}.safetensors" for name in ("vae", "unet", "unet_t2i", "text_encoder")}
+    assert {path.name for path in folder.iterdir()} == names | {"config.json", "tokenizer.json"}
+    config = json.loads((folder / "config.json").read_text())
+    for name, entry in config["files"].items():
+        assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert (exported / "pictures").as_posix() not in json.dumps(config)
+
+    monkeypatch.chdir(exported)
+    space: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "bundle.md").read_text(), re.DOTALL):
+        exec(block, space)  # noqa: S102 - the documentation's own example
+    rng = np.random.default_rng(0)
+    x_t, t = rng.standard_normal((2, 2, 8, 8), dtype=np.float32), np.array([3.5, 900], dtype=np.float32)
+    same(session(exported, "unet").run(None, {"x_t": x_t, "t": t})[0], space["unet"](*map(torch.from_numpy, (x_t, t))))
+    latents = space["x"].numpy()
+    same(session(exported, "vae_decoder").run(None, {"latents": latents})[0], space["pixels"])
+    assert space["output"].shape == (1, 2, 8, 8)
+    ids, mask = space["ids"], space["mask"]
+    context = session(exported, "text_encoder").run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0]
+    shown = mask.bool()
+    same(context[shown.numpy()], space["text_encoder"](ids, mask)[shown])
+    text = {"context": context, "context_mask": mask.numpy()}
+    wanted = space["unet_t2i"](torch.from_numpy(x_t[:1]), torch.tensor([900.0]), torch.from_numpy(context), mask)
+    same(session(exported, "unet_t2i").run(None, {"x_t": x_t[:1], "t": t[1:], **text})[0], wanted)
+
+    code, output = processes.run(exported, ("export", "safetensors", "tiny", "--out", "weights"))
+    assert code == 1
+    assert output.startswith("error: weights already exists and is not an empty folder")
 
 
 def test_again_with_another_sampler_makes_nothing(exported: Path, processes: Any) -> None:
