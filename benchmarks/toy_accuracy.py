@@ -119,7 +119,7 @@ def generate(
         steps=steps,
         guidance_scale=guidance,
         batch_size=25,
-        on_step=lambda done, total: print(f"\r{done} of {total}", end="", file=sys.stderr),
+        on_step=lambda step: print(f"\r{step.done} of {step.total}", end="", file=sys.stderr),
     )
     print(file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ Throughout, x_t = alpha * x0 + sigma * noise. Where papers differ:
     t in [0, T]   t - 1                    a function of s             T * t
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -87,6 +87,8 @@ class FlowSchedule:
 
     num_timesteps: int = 1000
     name: ScheduleName = "flow"
+    start: float = 1.0
+    """sigma at which grids start"""
 
     def alpha(self, t: npt.ArrayLike) -> Floats:
         """1 - t / T, float64, shaped like t."""
@@ -97,13 +99,13 @@ class FlowSchedule:
         return np.asarray(t, dtype=np.float64) / self.num_timesteps
 
     def grid(self, steps: int) -> tuple[Floats, Floats, Floats]:
-        """t evenly from T down to T / steps; t (steps,), alpha (steps + 1,), sigma (steps + 1,).
+        """t evenly from T * start down to T * start / steps; t (steps,), alpha (steps + 1,), sigma (steps + 1,).
 
         Raises: LdmkitError where steps is below 1.
         """
         if steps < 1:
             raise LdmkitError(f"sampler: steps = {steps} is not possible; steps must be at least 1")
-        t = np.linspace(self.num_timesteps, 0, steps + 1)
+        t = np.linspace(self.num_timesteps * self.start, 0, steps + 1)
         return t[:-1], self.alpha(t), self.sigma(t)
 
 
@@ -159,6 +161,19 @@ def make_schedule(
         alphas_cumprod = alpha**2
         betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     return VPSchedule(name, num_timesteps, betas, alphas_cumprod)
+
+
+def noised_to(schedule: NoiseSchedule, strength: float) -> NoiseSchedule:
+    """The last part of a schedule, `strength` in (0, 1] of its timesteps: for pictures that are not drawn from noise.
+
+    At least the one timestep nearest to the clean picture is left.
+    """
+    assert 0 < strength <= 1
+    if isinstance(schedule, FlowSchedule):
+        return replace(schedule, start=strength)
+    assert isinstance(schedule, VPSchedule)
+    left = max(1, round(schedule.num_timesteps * strength))
+    return VPSchedule(schedule.name, left, schedule.betas[:left], schedule.alphas_cumprod[:left])
 
 
 def check_prediction(prediction: Prediction, schedule: Schedule) -> None:

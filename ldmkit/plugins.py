@@ -4,7 +4,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -94,8 +94,8 @@ class Registry:
     manager: pluggy.PluginManager = field(default_factory=lambda: _manager())
 
     @classmethod
-    def load(cls, extra_files: Sequence[Path] = ()) -> "Registry":
-        """Load every installed plugin, then the single-file plugins `extra_files`.
+    def load(cls, extra_files: Sequence[Path] = (), *, kinds: Collection[str] = tuple(KINDS)) -> "Registry":
+        """Load every installed plugin, then the single-file plugins `extra_files`; only components of `kinds`.
 
         An installed plugin that fails is recorded in `failures` and stops nobody else; a file that
         fails is an error, since the user asked for it by name.
@@ -110,7 +110,7 @@ class Registry:
             plugin = Plugin(entry_point.name, distribution.name, distribution.version)
             try:
                 module = entry_point.load()
-                components = _collect(module, plugin)
+                components = _collect(module, plugin, kinds)
             except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not stop the others
                 registry.failures.append(Failure(plugin, _reason(error)))
             else:
@@ -119,7 +119,7 @@ class Registry:
             plugin = Plugin(path.stem, str(path), "")
             module = _load_file(path)
             try:
-                components = _collect(module, plugin)
+                components = _collect(module, plugin, kinds)
             except Exception as error:
                 raise LdmkitError(f"{path}: not a plugin: {_reason(error)}") from error
             registry._add(module, plugin, components)
@@ -216,13 +216,15 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
-def _collect(module: Any, plugin: Plugin) -> list[Component]:
-    """All components of one plugin, read through a manager of its own so that a failure leaves nothing behind."""
+def _collect(module: Any, plugin: Plugin, kinds: Collection[str]) -> list[Component]:
+    """The components of one plugin, read through a manager of its own so that a failure leaves nothing behind."""
     trial = _manager()
     trial.register(module)
     trial.check_pending()  # a hook that is spelt wrong would otherwise be silently ignored
     components = []
     for kind, hook in KINDS.items():
+        if kind not in kinds:
+            continue
         for factories in getattr(trial.hook, hook)():
             if not isinstance(factories, Mapping):
                 raise TypeError(f"{hook}() must return a mapping of name to class or function, not {factories!r}")

@@ -33,7 +33,7 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
     from ldmkit.plugins import Registry
     from ldmkit.report import Reporter
 
-    folder, recipe = _run_and_recipe(run)
+    folder, recipe = run_and_recipe(run)
     chosen: dict[str, Any] = {"precision": precision} if precision else {}
     chosen |= {"encoder": True} if with_encoder else {}
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
@@ -52,7 +52,7 @@ def safetensors(run: Path | None, out: Path) -> None:
     from ldmkit.cli.missing import require
     from ldmkit.plugins import Registry
 
-    folder, recipe = _run_and_recipe(run)
+    folder, recipe = run_and_recipe(run)
     require("torch")
     registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
     from ldmkit.stages.export_tensors import export_tensors
@@ -85,7 +85,7 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
         raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def _run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
+def run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
     """The folder of a run and its recipe. Raises LdmkitError where it is no run, or brings code along."""
     from pydantic import ValidationError
 

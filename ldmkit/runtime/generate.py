@@ -1,22 +1,32 @@
 """From prompts to pictures: noise, sampler, classifier-free guidance, decoder."""
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from ldmkit.components import Sampler
-from ldmkit.diffusion import NoiseSchedule, make_schedule, to_x0
+from ldmkit.diffusion import NoiseSchedule, Prediction, add_noise, to_x0
 from ldmkit.errors import LdmkitError
-from ldmkit.plugins import Registry
-from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, Manifest
+from ldmkit.runtime.manifest import (
+    TEXT_ENCODER,
+    UNET,
+    UNET_T2I,
+    VAE_DECODER,
+    VAE_ENCODER,
+    Defaults,
+    Latent,
+    Schedule,
+)
+from ldmkit.runtime.noise import Source
+from ldmkit.runtime.request import Plan, Wanted, check_whole
 
 if TYPE_CHECKING:
-    from ldmkit.runtime.bundle import Bundle
+    from tokenizers import Tokenizer
 
 Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """network(x_t (B, C, h, w) float32, t (B,) float32) -> output like x_t, guidance applied"""
@@ -27,128 +37,196 @@ class PromptCutWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `draw` will do, checked."""
+class Step:
+    """What is known after one call of the network."""
 
-    prompts: list[str]
-    """one a picture, without surrounding space; "" for none"""
-    seed: int
-    steps: int
-    guidance_scale: float
-    sampler: dict[str, Any]
-    """`use` and the sampler's options"""
-    walk: Sampler
-    schedule: NoiseSchedule
+    done: int
+    """network calls so far, over all batches"""
+    total: int
+    pictures: tuple[int, ...]
+    """numbers of the pictures in this batch, from 0"""
+    x0: np.ndarray
+    """(B, C, h, w) float64 normalised latents: what the network takes the pictures for by now"""
 
 
-def make_plan(
-    bundle: "Bundle",
-    prompts: Sequence[str] | str | None,
-    *,
-    n: int = 1,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    sampler: str | None = None,
-) -> Plan:
-    """Fills in the bundle's defaults and checks every value; opens no graph. Raises LdmkitError for a wrong one."""
-    defaults = bundle.manifest.defaults
-    steps = defaults.steps if steps is None else steps
-    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    _check_whole(n=n, steps=steps)
-    _check_whole(0, seed=seed)
-    if not (math.isfinite(scale) and scale >= 0):
-        raise LdmkitError(f"guidance_scale is {scale}; it must be a finite number of 0 or more (1: no guidance).")
-    if prompts is None or isinstance(prompts, str):
-        prompts = [prompts or ""]
-    if not prompts:
-        raise LdmkitError("there are no prompts: pass at least one, or None to draw without.")
-    wanted = [check_prompt(bundle, prompt) for prompt in prompts for _ in range(n)]
-    schedule = make_schedule(**bundle.manifest.schedule.model_dump())
-    schedule.grid(steps)  # raises where it has fewer timesteps
-    table: dict[str, Any] = {"use": sampler or defaults.sampler, "steps": steps}
-    if table["use"] == defaults.sampler:
-        table |= defaults.sampler_options
-    walk = Registry.load().build("sampler", table, where="sampler")
-    return Plan(wanted, seed, steps, scale, table, walk, schedule)
+class Facts(Protocol):
+    """The part of a bundle's manifest that drawing needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def prediction(self) -> Prediction: ...
+
+    @property
+    def latent(self) -> Latent: ...
+
+    @property
+    def picture_size(self) -> int: ...
+
+    @property
+    def defaults(self) -> Defaults: ...
+
+
+class Backend(Protocol):
+    """Networks by the names of a bundle's graphs: all that drawing needs, whatever runs them."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it was read from."""
+        ...
+
+    @property
+    def manifest(self) -> Facts: ...
+
+    @property
+    def provider(self) -> str:
+        """What computes, for people."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Which networks these are, for the pictures' metadata."""
+        ...
+
+    @property
+    def draws_text(self) -> bool:
+        """Whether it can follow a prompt."""
+        ...
+
+    @property
+    def draws_unconditionally(self) -> bool:
+        """Whether it has a U-Net of its own for no prompt."""
+        ...
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """Pads and cuts to `manifest.text.max_tokens`."""
+        ...
+
+    def check_encodes(self) -> None:
+        """Raises LdmkitError, saying what to do, where it cannot turn a picture into latents."""
+        ...
+
+    def prepare(self, *names: str) -> None:
+        """Tells which networks will be needed soon."""
+        ...
+
+    def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
+        """The only output of network `name`."""
+        ...
+
+    def bind(self, name: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
+        """Network `name` with inputs that stay the same from call to call; the result holds until the next call."""
+        ...
 
 
 def draw(
-    bundle: "Bundle",
+    bundle: Backend,
     plan: Plan,
     *,
     batch_size: int = 8,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> list[Image.Image]:
-    """One picture for each of `plan.prompts`; `Bundle.generate` describes the rest."""
-    _check_whole(batch_size=batch_size)
-    wanted = plan.prompts
-    for prompt in dict.fromkeys(wanted):
-        if prompt and (cut := words_cut(bundle, prompt)):
+    """One picture for each of `plan.wanted`; `Bundle.generate` describes the rest."""
+    check_whole(batch_size=batch_size)
+    texts = {text for each in plan.wanted for text in (each.prompt, each.to_prompt)} | {plan.negative_prompt}
+    for prompt in sorted(text for text in texts if text):
+        if cut := words_cut(bundle, prompt):
             warnings.warn(
-                f"the prompt is too long for the text encoder; cut off: {cut!r}", PromptCutWarning, stacklevel=3
+                f"the prompt is too long for the text encoder; cut off: {cut!r}", PromptCutWarning, stacklevel=4
             )
 
-    # Pictures with and without a prompt may need different networks, so each batch holds one sort.
-    order = sorted(range(len(wanted)), key=lambda k: bool(wanted[k]))
-    parts = (order[: wanted.count("")], order[wanted.count("") :])
-    batches = [part[i : i + batch_size] for part in parts for i in range(0, len(part), batch_size)]
+    batches = list(_batches(plan.wanted, batch_size))
+    calls = num_calls(plan.walk, plan.schedule)
+    start = None if plan.pixels is None else bundle.run(VAE_ENCODER, pixels=plan.pixels).astype(np.float64)
     pictures: dict[int, Image.Image] = {}
     for index, batch in enumerate(batches):
-        network = _network(bundle, [wanted[k] for k in batch], plan.guidance_scale)
+        wanted = [plan.wanted[k] for k in batch]
 
-        def report(step: int, before: int = index * plan.steps) -> None:
+        def report(call: int, x0: np.ndarray, index: int = index, batch: list[int] = batch) -> None:
             if on_step is not None:
-                on_step(before + step, len(batches) * plan.steps)
+                on_step(Step(index * calls + call, len(batches) * calls, tuple(batch), x0))
 
-        latents = _draw_latents(bundle.manifest, plan, network, [plan.seed + k for k in batch], report)
+        network = network_of(bundle, wanted, plan)
+        latents = draw_latents(bundle.manifest, plan, network, wanted, start, report)
         pixels = bundle.run(VAE_DECODER, latents=latents)
         if not np.isfinite(pixels).all():
             raise LdmkitError(
                 f"bundle {bundle.folder}: the network's output is not finite (guidance_scale {plan.guidance_scale})."
             )
         pictures |= dict(zip(batch, to_pictures(pixels), strict=True))
-    return [pictures[k] for k in range(len(wanted))]
+    return [pictures[k] for k in range(len(plan.wanted))]
 
 
-def _draw_latents(
-    manifest: Manifest, plan: Plan, network: Network, seeds: Sequence[int], report: Callable[[int], None]
-) -> np.ndarray:
-    """Latents (B, C, h, w) float32, one a seed; `report(number of the step)` is called after each network call."""
-    times = plan.schedule.grid(plan.steps)[0]
-    # A source a picture, so that none depends on what it is drawn beside. PCG64 by name: what numpy's default
-    # generator is may change.
-    sources = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+def networks_of(bundle: Backend, plan: Plan) -> list[str]:
+    """The networks that `draw` will use, the largest first."""
+    unconditional = not plan.negative_prompt and bundle.draws_unconditionally
+    unets = [UNET if unconditional and not each.prompt else UNET_T2I for each in plan.wanted]
+    return [*dict.fromkeys(unets), *[TEXT_ENCODER] * (UNET_T2I in unets), VAE_DECODER]
 
-    def randn_like(x: np.ndarray) -> np.ndarray:
-        return np.stack([source.standard_normal(x.shape[1:]) for source in sources])
+
+def _batches(wanted: Sequence[Wanted], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of pictures that one call of a network can draw: with and without a prompt, and between two."""
+    sorts: dict[tuple[bool, bool], list[int]] = {}
+    for k, each in enumerate(wanted):
+        sorts.setdefault((bool(each.prompt), each.to_prompt is not None), []).append(k)
+    for _, part in sorted(sorts.items()):
+        yield from (part[i : i + batch_size] for i in range(0, len(part), batch_size))
+
+
+def num_calls(walk: Sampler, schedule: NoiseSchedule) -> int:
+    """How often a sampler calls the network, found by walking an empty picture."""
+    calls = 0
 
     def denoise(x_t: np.ndarray, t: float) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return x_t
+
+    walk.sample(denoise, np.empty(0), schedule, np.zeros_like)
+    return calls
+
+
+def draw_latents(
+    manifest: Facts,
+    plan: Plan,
+    network: Network,
+    wanted: Sequence[Wanted],
+    start: np.ndarray | None,
+    report: Callable[[int, np.ndarray], None],
+) -> np.ndarray:
+    """Latents (B, C, h, w) float32; `report(number of the call, x0)` is called after each network call.
+
+    `start` (1, C, h, w): latents of the picture that `plan` starts from.
+    """
+    calls = 0
+    sources = [Source(each.seed, each.to_seed, each.noise_fraction) for each in wanted]
+
+    def randn_like(x: np.ndarray) -> np.ndarray:
+        return np.stack([source.draw(x.shape[1:]) for source in sources])
+
+    def denoise(x_t: np.ndarray, t: float) -> np.ndarray:
+        nonlocal calls
         output = network(x_t.astype(np.float32), np.full(len(x_t), t, dtype=np.float32)).astype(np.float64)
-        report(int(np.searchsorted(-times, -t)) + 1)
         x0: np.ndarray = to_x0(manifest.prediction, output, x_t, plan.schedule.alpha(t), plan.schedule.sigma(t))
+        calls += 1
+        report(calls, x0)
         return x0
 
-    latent = manifest.latent
     # float64 between the network's calls: a sampler's step costs nothing beside a call.
-    x_T = randn_like(np.empty((len(seeds), latent.channels, latent.height, latent.width)))  # noqa: N806 - the field's name
+    x_T = randn_like(np.empty((len(wanted), manifest.latent.channels, *plan.latent_size)))  # noqa: N806 - the field's name
+    if start is not None:
+        _, alpha, sigma = plan.schedule.grid(plan.walk.steps)
+        x_T = add_noise(start, x_T, alpha[0], sigma[0])  # noqa: N806 - the field's name
     latents: np.ndarray = plan.walk.sample(denoise, x_T, plan.schedule, randn_like)
     return latents.astype(np.float32)
 
 
-def check_prompt(bundle: "Bundle", prompt: str) -> str:
-    """The prompt without surrounding space, "" for none. Raises LdmkitError where the bundle cannot draw it."""
-    prompt = prompt.strip()
-    if prompt and not bundle.draws_text:
-        raise LdmkitError(f"bundle {bundle.folder} has no {UNET_T2I}: it draws without a prompt only. Leave it out.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise LdmkitError(f"the prompt {prompt!r} is not valid Unicode text.") from None
-    return prompt
-
-
-def words_cut(bundle: "Bundle", prompt: str) -> str:
+def words_cut(bundle: Backend, prompt: str) -> str:
     """What of the prompt lies beyond the text encoder's last token; "" where all of it is read."""
     encoding = bundle.tokenizer.encode(prompt)
     if not encoding.overflowing:
@@ -163,31 +241,37 @@ def to_pictures(pixels: np.ndarray) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in levels.transpose(0, 2, 3, 1)]  # (B, H, W, 3)
 
 
-def _check_whole(least: int = 1, **values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise LdmkitError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
+def network_of(bundle: Backend, wanted: Sequence[Wanted], plan: Plan) -> Network:
+    """The U-Net for a batch that `_batches` made."""
+    texts = [[each.prompt for each in wanted]]
+    if not texts[0][0] and not plan.negative_prompt and bundle.draws_unconditionally:
+        unconditional = bundle.bind(UNET)
+        return lambda x_t, t: unconditional(x_t=x_t, t=t)
 
+    weights: list[Any] = [1.0]
+    if wanted[0].to_prompt is not None:
+        # Both prompts' outputs, weighted, Liu et al. 2022 (composable diffusion): the ends are the prompts' own
+        # pictures, whatever their lengths, which no mixture of two masked contexts grants.
+        texts.append([each.to_prompt or "" for each in wanted])
+        share = np.array([each.prompt_fraction for each in wanted], dtype=np.float32)[:, None, None, None]
+        weights = [1 - share, share]
+    # Guidance, Ho and Salimans 2022; at scale 1, and with nothing to move away from, the prompt's part is enough.
+    scale = plan.guidance_scale
+    if scale != 1 and any(text != plan.negative_prompt for text in texts[0]):
+        weights = [scale * weight for weight in weights] + [1 - scale]
+        texts.append([plan.negative_prompt] * len(wanted))
 
-def _network(bundle: "Bundle", prompts: list[str], scale: float) -> Network:
-    """The U-Net for a batch of prompts, all of them empty or none."""
-    if not prompts[0] and bundle.draws_unconditionally:
-        return lambda x_t, t: bundle.run(UNET, x_t=x_t, t=t)
-
-    # Guidance, Ho and Salimans 2022, as one doubled batch; at scale 1 and for the empty caption one half is enough.
-    guided = bool(prompts[0]) and scale != 1
-    encodings = bundle.tokenizer.encode_batch(prompts + [""] * len(prompts) if guided else prompts)
-    ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)  # (B, L) or (2 B, L)
+    # All parts in one batch, a call a step.
+    encodings = bundle.tokenizer.encode_batch([text for part in texts for text in part])
+    ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)  # (parts * B, L)
     mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
-    context = bundle.run(TEXT_ENCODER, ids=ids, mask=mask)  # (B, L, D) or (2 B, L, D)
+    context = bundle.run(TEXT_ENCODER, ids=ids, mask=mask)  # (parts * B, L, D)
+    conditional = bundle.bind(UNET_T2I, context=context, context_mask=mask)
 
     def network(x_t: np.ndarray, t: np.ndarray) -> np.ndarray:
-        if not guided:
-            return bundle.run(UNET_T2I, x_t=x_t, t=t, context=context, context_mask=mask)
-        x_t, t = np.concatenate([x_t, x_t]), np.concatenate([t, t])
-        output = bundle.run(UNET_T2I, x_t=x_t, t=t, context=context, context_mask=mask)
-        with_prompt, without = np.split(output, 2)
-        guided_output: np.ndarray = without + scale * (with_prompt - without)
-        return guided_output
+        output = conditional(x_t=np.concatenate([x_t] * len(texts)), t=np.concatenate([t] * len(texts)))
+        parts = np.split(output, len(texts))
+        mixed: np.ndarray = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        return mixed
 
     return network

@@ -72,13 +72,23 @@ def test_guidance_moves_away_from_the_empty_caption(
 def test_guidance_is_one_doubled_batch(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.load(make_bundle())
     sizes: list[tuple[str, int]] = []
-    run = bundle.run
+    run, bind = bundle.run, bundle.bind
 
     def spy(name: str, **inputs: np.ndarray) -> np.ndarray:
         sizes.append((name, len(next(iter(inputs.values())))))
         return run(name, **inputs)
 
+    def spy_bound(name: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
+        call = bind(name, **fixed)
+
+        def counted(*, x_t: np.ndarray, t: np.ndarray) -> np.ndarray:
+            sizes.append((name, len(x_t)))
+            return call(x_t=x_t, t=t)
+
+        return counted
+
     monkeypatch.setattr(bundle, "run", spy)
+    monkeypatch.setattr(bundle, "bind", spy_bound)
     bundle.generate("cat", n=3, steps=2, guidance_scale=2.0)
     assert sizes == [("text_encoder.onnx", 6), *[("unet_t2i.onnx", 6)] * 2, ("vae_decoder.onnx", 3)]
     sizes.clear()
@@ -101,12 +111,11 @@ def test_no_prompt_draws_the_empty_caption_where_there_is_no_unconditional_unet(
 def test_steps_are_reported_up_to_their_number(make_bundle: MakeBundle) -> None:
     seen: list[tuple[int, int]] = []
     bundle = Bundle.load(make_bundle(prediction="flow"))
-    bundle.generate(n=3, steps=4, batch_size=2, on_step=lambda done, total: seen.append((done, total)))
+    bundle.generate(n=3, steps=4, batch_size=2, on_step=lambda step: seen.append((step.done, step.total)))
     assert seen == [(k, 8) for k in range(1, 9)]
     seen.clear()
-    bundle.generate(steps=3, sampler="heun", on_step=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (3, 3)
+    bundle.generate(steps=3, sampler="heun", on_step=lambda step: seen.append((step.done, step.total)))
+    assert seen == [(k, 5) for k in range(1, 6)]  # two calls a step, one in the last
 
 
 def test_a_prompt_that_is_too_long_names_the_words_cut(make_bundle: MakeBundle) -> None:
