@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ldmkit.checkpoint import (
+    Keep,
     Tensors,
     flatten_optimizer,
     load_newest,
@@ -37,7 +38,7 @@ def tensors(step: int) -> dict[str, Tensors]:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return save_checkpoint(folder, step, tensors(step), {"seconds": step / 3}, keep=keep)
+    return save_checkpoint(folder, step, tensors(step), {"seconds": step / 3}, keep=Keep(last=keep))
 
 
 def assert_loads(folder: Path, step: int) -> None:

@@ -73,8 +73,8 @@ def test_killed_anywhere(stage: str, trained: Any, processes: Any, tmp_path: Pat
 )
 def test_asked_to_stop(stage: str, number: int, code: int, trained: Any, processes: Any, tmp_path: Path) -> None:
     part = before(trained, STAGES[stage], tmp_path)
-    # The log is opened once a step, and twice more where there is one to go on with.
-    for strike, step in ((2, 2), (5, 5)):
+    # The log is opened once a step and once a save, and twice more where there is one to go on with.
+    for strike, step in ((2, 2), (6, 5)):
         options = {"strike": strike, "at": "/metrics.jsonl", "signal": int(number)}
         found, output = processes.run(tmp_path, (stage, "tiny.toml"), **options)
         assert found == code, output
@@ -91,7 +91,7 @@ def test_asked_to_stop(stage: str, number: int, code: int, trained: Any, process
 
 def test_asked_to_stop_at_the_last_step(trained: Any, processes: Any, tmp_path: Path) -> None:
     part = before(trained, "unet", tmp_path)
-    options = {"strike": 8, "at": "/metrics.jsonl", "signal": int(signal.SIGTERM)}
+    options = {"strike": 10, "at": "/metrics.jsonl", "signal": int(signal.SIGTERM)}  # behind two saves
     code, output = processes.run(
         tmp_path, ("train-unet", "tiny.toml"), ("train-t2i", "tiny.toml", "--again"), **options
     )
