@@ -18,10 +18,10 @@ class StopSignals:
     Only the main thread of a process gets signals: in any other the block changes nothing.
     """
 
-    def __init__(self, name: str, *, quiet: bool = False, launched: bool = False) -> None:
+    def __init__(self, name: str, *, quiet: bool = False) -> None:
         self.name = name
         self.quiet = quiet
-        self.launched = launched
+        self.launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.number = 0
         """the signal's number, 0 until one came"""
         self._first = 0.0

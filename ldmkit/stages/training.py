@@ -172,7 +172,7 @@ class Trainer:
         evaluated: Metrics = {}
         if start == self.num_steps and log is not None:  # stopped between the last checkpoint and the end
             evaluated = task.evaluate()
-        signals = StopSignals(name, quiet=reporter.quiet, launched=self.accelerator.num_processes > 1)
+        signals = StopSignals(name, quiet=reporter.quiet)
         bars = reporter.bar(name, self.num_steps, start)
         with writer or nullcontext(), signals, checkpoints, bars as bar:
             for step in range(start, self.num_steps):

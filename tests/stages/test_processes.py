@@ -45,8 +45,8 @@ def rows(part: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "loader_wait")} for row in found]
 
 
-def both(processes: Any, folder: Path, *commands: Any, **options: Any) -> list[tuple[int, str]]:
-    """(exit code, output) of the two processes that a launcher would start; `strike` hits the second one alone."""
+def both(processes: Any, folder: Path, *commands: Any, struck: str = "1", **options: Any) -> list[tuple[int, str]]:
+    """(exit code, output) of the two processes that a launcher would start; `strike` hits one of them alone."""
     # The meeting point is the test's own, at a port that is bound before anybody is told of it: nobody can take it.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
@@ -54,7 +54,7 @@ def both(processes: Any, folder: Path, *commands: Any, **options: Any) -> list[t
     common |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     started = [
         processes.start(
-            folder, *commands, env={**common, "RANK": rank, "LOCAL_RANK": rank}, **(options if rank == "1" else {})
+            folder, *commands, env={**common, "RANK": rank, "LOCAL_RANK": rank}, **(options if rank == struck else {})
         )
         for rank in ("0", "1")
     ]
