@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
-from ldmkit.atomic import fsync, json_bytes, new_folder, remove_folder, sweep, write_atomic, write_file
+from ldmkit.atomic import fsync, json_bytes, new_folder, no_room, remove_folder, sweep, write_atomic, write_file
 from ldmkit.errors import LdmkitError
 
 MANIFEST = "manifest.json"
@@ -84,8 +84,9 @@ def save_checkpoint(
     if (reason := damage(target)) is not None:
         _set_aside(target)
         raise LdmkitError(f"{target}: {reason} already: the disk does not give back what was written to it")
-    for old in _superfluous(folder, keep):
-        remove_folder(old)
+    with no_room(folder):
+        for old in _superfluous(folder, keep):
+            remove_folder(old)
     return target
 
 
