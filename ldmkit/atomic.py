@@ -94,8 +94,8 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a killed process left unfinished in `folder`; nobody else may be writing there."""
-    for left in folder.glob(f".*{_UNFINISHED}"):
+    """Removes what a killed process left unfinished below `folder`; nobody else may be writing there."""
+    for left in list(folder.rglob(f".*{_UNFINISHED}")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

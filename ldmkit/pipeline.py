@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit import gate
-from ldmkit.atomic import check_writable, no_room, write_json
+from ldmkit.atomic import check_writable, no_room, sweep, write_json
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.fetch import fetch
@@ -154,6 +154,7 @@ class Pipeline:
             self.bundle_dir = bundle_dir
         with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
             if self._main:
+                sweep(self.run_dir)
                 for folder in (
                     self.bundle_dir if p == "bundle" else self.run_dir / p for s in stages for p in STAGES[s]
                 ):

@@ -11,6 +11,19 @@ import pytest
 
 from ldmkit.stages.signals import StopSignals
 
+# Two signals as soon as the save of the sixth step is on its way to the disk, which then takes forever.
+IMPATIENT = """
+import os, signal, sys, threading, time
+
+def watch(event, arguments):
+    if event == "os.mkdir" and ".step_00000006" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+
+sys.addaudithook(watch)
+"""
 STAGES = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}
 
 
@@ -24,19 +37,40 @@ def test_killed_anywhere(stage: str, trained: Any, exact: Any, processes: Any, t
     total = int(output.split("touched ")[1])
     assert total > 60
     rng = random.Random(stage)
-    killed = 0
-    for _ in range(4):
-        code, output = processes.run(tmp_path, (stage, "tiny.toml"), strike=rng.randrange(10, total * 2 // 3))
+    killed = inside_saves = 0
+    while killed < 7:
+        # Every second one in a save: the touches of its temporary folder are counted, about 25 a save.
+        at, most = ("/checkpoints/.", 40) if killed % 2 else ("runs/", total * 2 // 3)
+        code, output = processes.run(tmp_path, (stage, "tiny.toml"), strike=rng.randrange(1, most), at=at)
         assert code in (-signal.SIGKILL, 0), output
         killed += code != 0
+        inside_saves += any((part / "checkpoints").glob(".*"))
         if code == 0:
-            break
-    assert killed >= 2
+            exact.assert_same(part, trained.run / STAGES[stage])
+            shutil.rmtree(part)
+    assert inside_saves >= 2
     code, output = processes.run(tmp_path, (stage, "tiny.toml"))
     assert code == 0, output
     exact.assert_same(part, trained.run / STAGES[stage])
     left = [path.name for path in part.rglob(".*")]
     assert not left, "a killed save's leftovers"
+
+
+def test_second_signal_leaves_at_once(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    """In the middle of a save: the checkpoint before it stays, and training goes on from there."""
+    part = exact.before(trained, "unet", tmp_path)
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('plugins = ["./impatient.py"]\n' + recipe.read_text())
+    code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
+    assert code == 130, output
+    assert output.splitlines()[-1] == "interrupted"
+    assert [path.name for path in (part / "checkpoints").glob("step_*")] == ["step_00000003"]
+    (tmp_path / "impatient.py").write_text("")
+    code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
+    assert code == 0, output
+    assert "going on from step 3 of 8" in output
+    exact.assert_same(part, trained.run / "unet")
 
 
 @pytest.mark.parametrize(
