@@ -131,29 +131,33 @@ class ResumeCheck:
 
         Raises LdmkitError where the stage cannot run here at all.
         """
-        (part,) = STAGES[stage]
-        for before in list(STAGES)[: list(STAGES).index(stage)]:
-            self._undisturbed(before)
-        touched = self._undisturbed(stage)
-        verdict = Verdict(stage, _environment(self.alone / part))
+        verdict, touched = self.undisturbed(stage)
         while verdict.kills < kills or not verdict.runs:
-            shutil.rmtree(self.killed, ignore_errors=True)
-            shutil.copytree(self.alone, self.killed, ignore=shutil.ignore_patterns("stale", ".lock"))
-            for made in list(TRAINED)[TRAINED.index(part) :]:
-                shutil.rmtree(self.killed / made, ignore_errors=True)
-            while True:
-                strike = self._strike(touched) if verdict.kills < kills else None
-                if self._run(stage, self.killed, strike=strike) == 0:
-                    break
-                verdict.kills += 1
-                verdict.inside_saves += any((self.killed / part / "checkpoints").glob(".*"))
-                log = self.killed / part / "metrics.jsonl"
-                verdict.killed_at.append(
-                    int(read_metrics(log)[-1]["step"]) if log.is_file() and read_metrics(log) else 0
-                )
-            self._compare(part, verdict)
+            self.run_to_the_end(verdict, lambda: self._strike(touched) if verdict.kills < kills else None)
             tell(f"{stage}: {verdict.kills} kills, {verdict.runs} runs compared")
         return verdict
+
+    def undisturbed(self, stage: str) -> tuple[Verdict, dict[str, int]]:
+        """Runs all up to the stage without a kill; an empty verdict, and how often the stage touched its files."""
+        for before in list(STAGES)[: list(STAGES).index(stage)]:
+            self._count(before)
+        touched = self._count(stage)
+        return Verdict(stage, _environment(self.alone / STAGES[stage][0])), touched
+
+    def run_to_the_end(self, verdict: Verdict, next_strike: Callable[[], dict[str, Any] | None]) -> None:
+        """Runs the stage from nothing, killed by each strike, until it is done, and compares it with the undisturbed run."""
+        (part,) = STAGES[verdict.stage]
+        shutil.rmtree(self.killed, ignore_errors=True)
+        shutil.copytree(self.alone, self.killed, ignore=shutil.ignore_patterns("stale", ".lock"))
+        for made in TRAINED[TRAINED.index(part) :]:
+            shutil.rmtree(self.killed / made, ignore_errors=True)
+        while self._run(verdict.stage, self.killed, strike=next_strike()) != 0:
+            verdict.kills += 1
+            verdict.inside_saves += any((self.killed / part / "checkpoints").glob(".*"))
+            log = self.killed / part / "metrics.jsonl"
+            rows = read_metrics(log) if log.is_file() else []
+            verdict.killed_at.append(int(rows[-1]["step"]) if rows else 0)
+        self._compare(part, verdict)
 
     def _strike(self, touched: dict[str, int]) -> dict[str, Any]:
         """The touch of a file at which the process is to be killed."""
@@ -161,8 +165,8 @@ class ResumeCheck:
         # Of a run that goes on from its middle fewer touches are left: late ones would seldom be reached.
         return {"where": where, "touch": self._random.randint(1, max(1, touched[where] * 2 // 3))}
 
-    def _undisturbed(self, stage: str) -> dict[str, int]:
-        """Runs the stage alone; how often it touched its files, and those of unfinished checkpoints."""
+    def _count(self, stage: str) -> dict[str, int]:
+        """Runs the stage undisturbed; how often it touched its files, and those of unfinished checkpoints."""
         self._run(stage, self.alone, strike={"where": "runs", "touch": -1})
         found: dict[str, int] = json.loads((self.scratch / "touched.json").read_text())
         return found
@@ -179,7 +183,7 @@ class ResumeCheck:
         )
         process.start()
         try:
-            process.join()
+            self._wait(process)
         finally:
             process.kill()
         code = int(process.exitcode)
@@ -187,6 +191,9 @@ class ResumeCheck:
             lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise LdmkitError(f"{stage} does not run here: {lines[-1] if lines else f'exit code {code}'}")
         return code
+
+    def _wait(self, process: Any) -> None:
+        process.join()
 
     def _compare(self, part: str, verdict: Verdict) -> None:
         logs = [_numbers(run / part / "metrics.jsonl") for run in (self.alone, self.killed)]
