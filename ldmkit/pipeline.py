@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit import gate
-from ldmkit.atomic import write_json
+from ldmkit.atomic import check_writable, no_room, sweep, write_json
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, scan
-from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.errors import Interrupted, LdmkitError, lost_process
 from ldmkit.parts import parts_of
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, check_components
@@ -152,8 +152,13 @@ class Pipeline:
         started = time.monotonic()
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
-        with locked(self.run_dir) if self._main else nullcontext(), self._processes():
+        with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
             if self._main:
+                sweep(self.run_dir)
+                for folder in (
+                    self.bundle_dir if p == "bundle" else self.run_dir / p for s in stages for p in STAGES[s]
+                ):
+                    check_writable(folder)  # now, and not after hours
                 write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
                 self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
             self._barrier()
@@ -176,6 +181,10 @@ class Pipeline:
             if self._main:
                 raise
             sys.exit(interrupted.exit_code)
+        except RuntimeError as error:
+            if (told := lost_process(error)) is None:
+                raise
+            raise told from None
         self._part_from_others()
 
     def _part_from_others(self) -> None:
@@ -222,7 +231,8 @@ class Pipeline:
             from ldmkit.stages.context import StageContext
 
             context = StageContext(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
-            facts = _maker(name)(context, *([self.bundle_dir] if name == "bundle" else []))
+            with no_room(self.bundle_dir if name == "bundle" else part.folder):
+                facts = _maker(name)(context, *([self.bundle_dir] if name == "bundle" else []))
             if self._main:
                 part.finish(time.monotonic() - began, facts=facts)
                 told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())

@@ -52,7 +52,7 @@ class Part:
         except (ValueError, KeyError, TypeError):
             return Status("stale", f"{record_file} is damaged")
         if fingerprint(old) != self.fingerprint:
-            return Status("stale", "; ".join(_differences(old, self.inputs)) or "made from other inputs")
+            return Status("stale", "; ".join(differences(old, self.inputs)) or "made from other inputs")
         return Status("done") if state == "done" else Status("interrupted")
 
     def begin(self) -> None:
@@ -108,12 +108,12 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
     """`key: old -> new` for each leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines: list[str] = []
         for name in sorted(old.keys() | new.keys()):
-            lines += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            lines += differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         return lines
     if old == new:
         return []

@@ -18,6 +18,7 @@ COMMANDS = {
     "train-t2i": "ldmkit.cli.train",
     "status": "ldmkit.cli.train",
     "plan": "ldmkit.cli.plan",
+    "verify-resume": "ldmkit.cli.verify",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
     "plugins": "ldmkit.cli.plugins",
