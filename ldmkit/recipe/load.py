@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ldmkit import shipped
 from ldmkit.errors import LdmkitError
 from ldmkit.options import did_you_mean
-from ldmkit.recipe.mistakes import component_at, component_mistakes, dates, schema_mistakes, takes_text
+from ldmkit.recipe.mistakes import component_at, component_mistakes, schema_mistakes, strange_values, takes_text
 from ldmkit.recipe.sections import Recipe, component_tables
 
 if TYPE_CHECKING:
@@ -82,10 +82,7 @@ class RecipeFile:
         recipe = cls(path, table)
         # Files that the recipe lists lie beside it; those of an override are the user's, seen from where he stands.
         if isinstance(listed := table.get("plugins"), list):
-            table["plugins"] = [
-                os.path.abspath(path.parent / Path(p).expanduser()) if isinstance(p, str) else p  # noqa: PTH100
-                for p in listed
-            ]
+            table["plugins"] = [recipe._beside(listed_path) for listed_path in listed]
         for override in overrides:
             recipe._apply(override)
         if table.get("name", "") == "":
@@ -102,7 +99,7 @@ class RecipeFile:
 
         Raises LdmkitError: one message with a line for each mistake.
         """
-        mistakes = list(dates(self.table))
+        mistakes = list(strange_values(self.table))
         recipe = None
         try:
             # Strict JSON rules: a list is a tuple and 1 a float, but "1" is no number.
@@ -129,6 +126,18 @@ class RecipeFile:
         if len(lines) == 1:
             return f"{self.path}: {lines[0]}"
         return "\n  ".join([f"{self.path}: {len(lines)} mistakes", *lines])
+
+    def _beside(self, plugin: Any) -> Any:
+        """The absolute path of a plugin that the file lists. A stranger's recipe must not have any file run."""
+        if not isinstance(plugin, str) or "\0" in plugin:  # said when the recipe is validated
+            return plugin
+        path = os.path.abspath(self.path.parent / plugin)  # noqa: PTH100 - a message has the path as it was written
+        if not Path(path).resolve().is_relative_to(self.path.parent.resolve()):
+            raise LdmkitError(
+                f"{self.path}: plugins: {plugin} lies outside the recipe's folder; move it there, or name it yourself "
+                f"with --set 'plugins=[\"{plugin}\"]'"
+            )
+        return path
 
     def _apply(self, override: str) -> None:
         key, equals, text = override.partition("=")
