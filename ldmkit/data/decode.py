@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from ldmkit.data.png import lacks_pixels
 from ldmkit.errors import LdmkitError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -74,7 +75,10 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
             if width * height > MAX_PIXELS:
                 raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
             with one_large if width * height > _LARGE else nullcontext():
-                return _decode_opened(image)
+                found = _decode_opened(image)
+                if image.format == "PNG" and _ends_in_nothing(image) and lacks_pixels(data):
+                    raise DecodeError("damaged (its last rows are missing)")
+                return found
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -106,9 +110,20 @@ def _decode_opened(image: ImageFile) -> tuple[Image.Image, str | None]:
 def _ends_in_grey(image: Image.Image) -> bool:
     """Whether the lowest 8 rows, but not all, are the grey that libjpeg fills in where a file with an end has no more
     data; Pillow passes its warning on to nobody."""
-    grey = ((128, 128),) * 3 if image.mode == "RGB" else (128, 128)
     lowest = image.crop((0, max(0, image.height - 8), image.width, image.height))
-    return lowest.getextrema() == grey != image.getextrema()
+    return all(pair == (128, 128) for pair in _extrema(lowest)) and any(pair != (128, 128) for pair in _extrema(image))
+
+
+def _ends_in_nothing(image: Image.Image) -> bool:
+    """Whether one of the last two rows is all zeros, as rows are that were never decoded: of an interlaced PNG the
+    odd ones come last."""
+    lowest = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
+    return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
+
+
+def _extrema(image: Image.Image) -> list[tuple[float, float]]:
+    """(lowest, highest) of each channel."""
+    return [channel.getextrema() for channel in image.split()]  # type: ignore[misc] # of one channel it is one pair
 
 
 def _to_srgb(image: Image.Image, file_format: str | None, notes: set[str]) -> Image.Image:
