@@ -20,6 +20,8 @@ from ldmkit.recipe.sections import Recipe, component_tables
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry
 
+MAX_BYTES = 1 << 20
+
 
 def find_recipe(name: str) -> Path:
     """The recipe's file: a path, or the name of a recipe that comes with ldmkit.
@@ -72,6 +74,8 @@ class RecipeFile:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> "RecipeFile":
         """Raises LdmkitError where the file is no TOML, or an override is not `section.key=value`."""
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise LdmkitError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no recipe is")
             table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise LdmkitError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None

@@ -263,7 +263,7 @@ def _refused() -> Iterator[Kind]:
     yield Kind("bad checksum.png", bytes([*files["png"][:-20], files["png"][-20] ^ 1, *files["png"][-19:]]), "damaged")
     yield Kind("too few rows.png", png(8, 8, 8, 2, [b"x" * 24] * 4), "last rows are missing")
     # The passes of Adam7 that 5 x 5 pixels have; the last one, rows 1 and 3, is missing.
-    passes = b"".join(b"\0" + b"x" * columns for columns in (1, 1, 2, 2, 2, 3, 3, 2, 2, 2))
+    passes = b"".join(b"\0" + b"x" * columns for columns in (1, 1, 2, 1, 1, 3, 2, 2, 2))
     few = png(5, 5, 8, 0, zlib.compress(passes), interlace=1)
     yield Kind("too few passes.png", few, "last rows are missing")
     yield Kind("no data.png", png(8, 8, 8, 2, b"nonsense"), "damaged")
