@@ -97,11 +97,13 @@ def _folders(folder: Path) -> list[Path]:
 def _damage(checkpoint: Path) -> str | None:
     try:
         hashes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "its manifest cannot be read"
+    if not isinstance(hashes, dict) or hashes.keys() != {path.name for path in checkpoint.iterdir()} - {MANIFEST}:
+        return "its manifest does not list its files"
     for name, expected in hashes.items():
         file = checkpoint / name
-        if not file.is_file() or _sha256(file) != expected:
+        if file.is_symlink() or not file.is_file() or _sha256(file) != expected:
             return f"{name} is damaged"
     return None
 

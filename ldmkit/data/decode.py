@@ -6,19 +6,20 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 import io
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from PIL.ImageFile import ImageFile
 
 from ldmkit.data.png import lacks_pixels
 from ldmkit.errors import LdmkitError
 
+Wanted = TypeVar("Wanted")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_BYTES = 256 * 2**20
@@ -28,6 +29,8 @@ MAX_PIXELS = 80_000_000
 # another, and colours are converted a band at a time.
 _LARGE = 8_000_000
 _BAND = 2_000_000
+# Blocks that the C library maps and gives back one by one: smaller ones it would keep, for each thread of a scan.
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined] # of Pillow's manual, "Block allocator"
 LARGE_BYTES = 32 * 2**20
 one_large = threading.RLock()
 """held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
@@ -62,6 +65,15 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
 
     May be called by several threads at once. Raises DecodeError.
     """
+    return _decoded(data, lambda image: image)
+
+
+def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
+    """((width, height), note) of a file's bytes, decoded as `decode` does and let go of. Raises DecodeError."""
+    return _decoded(data, lambda image: image.size)
+
+
+def _decoded(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Wanted, str | None]:
     # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
     # began it, what one of them set stays for all.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -70,15 +82,12 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
     if len(data) > MAX_BYTES:
         raise DecodeError(f"larger than {MAX_BYTES // 2**20} MiB")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
-            with one_large if width * height > _LARGE else nullcontext():
-                found = _decode_opened(image)
-                if image.format == "PNG" and _ends_in_nothing(image) and lacks_pixels(data):
-                    raise DecodeError("damaged (its last rows are missing)")
-                return found
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+        if width * height > MAX_PIXELS:
+            raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
+        with one_large if width * height > _LARGE else nullcontext():
+            return _decode_whole(data, wanted)  # whose pictures are gone before the lock is
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -89,22 +98,25 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def _decode_opened(image: ImageFile) -> tuple[Image.Image, str | None]:
-    # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
-    animated = getattr(image, "is_animated", False) and image.format != "MPO"
-    image.seek(0)
-    image.load()
-    notes = {"has several frames; the first is used"} if animated else set()
-    if image.format in ("JPEG", "MPO") and _ends_in_grey(image):
-        notes.add("ends in plain grey, as a damaged JPEG does")
-    file_format = image.format
-    ImageOps.exif_transpose(image, in_place=True)
-    whole = Image.new("RGB", image.size)
-    rows = max(1, _BAND // image.width)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        whole.paste(_to_srgb(band, file_format, notes), (0, top))
-    return whole, "; ".join(sorted(notes)) or None
+def _decode_whole(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Wanted, str | None]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
+        animated = getattr(image, "is_animated", False) and image.format != "MPO"
+        image.seek(0)
+        image.load()
+        notes = {"has several frames; the first is used"} if animated else set()
+        if image.format == "PNG" and _ends_in_nothing(image) and lacks_pixels(data):
+            raise DecodeError("damaged (its last rows are missing)")
+        if image.format in ("JPEG", "MPO") and _ends_in_grey(image):
+            notes.add("ends in plain grey, as a damaged JPEG does")
+        file_format = image.format
+        ImageOps.exif_transpose(image, in_place=True)
+        whole = Image.new("RGB", image.size)
+        rows = max(1, _BAND // image.width)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            whole.paste(_to_srgb(band, file_format, notes), (0, top))
+        return wanted(whole), "; ".join(sorted(notes)) or None
 
 
 def _ends_in_grey(image: Image.Image) -> bool:

@@ -146,6 +146,8 @@ def _check_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipIn
             f"{archive}: would unpack to {total:,} bytes; allowed are {MAX_UNPACKED_BYTES:,} and {MAX_RATIO} times "
             f"the archive; {_LOCAL}."
         )
+    if any(member.header_offset < 0 for member in listed):
+        raise zipfile.BadZipFile("its beginning is missing")
     wanted = []
     for member in listed:
         name = PurePosixPath(member.filename)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components import Picture
-from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, decode, load_picture, one_large, prepare
+from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large, prepare
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
@@ -239,13 +239,13 @@ def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
         with one_large if size > LARGE_BYTES else nullcontext():
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-            image, note = decode(data)
+            (width, height), note = measure(data)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
         return {**row, "reason": str(error)}
     sha256 = hashlib.sha256(data).hexdigest()
-    return {**row, "sha256": sha256, "width": image.width, "height": image.height, "note": note}
+    return {**row, "sha256": sha256, "width": width, "height": height, "note": note}
 
 
 def _read_cache(path: Path | None, folder: Path) -> dict[str, dict[str, Any]]:

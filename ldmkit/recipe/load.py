@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ldmkit.plugins import Registry
 
 MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
 
 
 def find_recipe(name: str) -> Path:
@@ -103,6 +104,8 @@ class RecipeFile:
 
         Raises LdmkitError: one message with a line for each mistake.
         """
+        if _is_deep(self.table):
+            raise LdmkitError(f"{self.path}: tables within tables within tables, more than {MAX_DEPTH}; no recipe is")
         mistakes = list(strange_values(self.table))
         recipe = None
         try:
@@ -169,6 +172,15 @@ class RecipeFile:
             if (*parts[:-1], key) not in self.overridden:
                 table.pop(key, None)
         table[parts[-1]] = value
+
+
+def _is_deep(table: Any) -> bool:
+    """Whether it is nested deeper than any key lies; Python could compare or print it by deep recursion only."""
+    level = [table]
+    for _ in range(MAX_DEPTH):
+        inner = [list(part.values()) if isinstance(part, dict) else part for part in level]
+        level = [item for part in inner for item in part if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def _value(override: str, text: str) -> Any:

@@ -32,26 +32,28 @@ FORBIDDEN = (
     "setopcode",
     "sys.settrace",
     "sys.setprofile",
-    "os.chmod",
-    "os.chown",
     "os.link",
     "os.symlink",
 )
 PATHS = {
-    "open": 0,
-    "os.listdir": 0,
-    "os.mkdir": 0,
-    "os.remove": 0,
-    "os.rename": 0,
-    "os.rmdir": 0,
-    "os.scandir": 0,
-    "os.truncate": 0,
-    "os.utime": 0,
-    "shutil.copyfile": 0,
-    "shutil.move": 0,
-    "shutil.rmtree": 0,
+    "open": (0,),
+    "os.chmod": (0,),
+    "os.chown": (0,),
+    "os.listdir": (0,),
+    "os.mkdir": (0,),
+    "os.remove": (0,),
+    "os.rename": (0, 1),
+    "os.rmdir": (0,),
+    "os.scandir": (0,),
+    "os.truncate": (0,),
+    "os.utime": (0,),
+    "shutil.copyfile": (0, 1),
+    "shutil.move": (0, 1),
+    "shutil.rmtree": (0,),
 }
-"""event -> which of its arguments is a path"""
+"""event -> which of its arguments are paths"""
+FOLDERS = {"os.chmod": 2, "os.mkdir": 2, "os.remove": 1, "os.rmdir": 1}
+"""event -> which argument is the open folder that a relative path starts from; -1: the working folder"""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -69,9 +71,9 @@ class Watch:
         paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
         paths |= {str(repository / name) for name in ("ldmkit", "plugins", "tests", "benchmarks", "fuzz")}
         # Whatever Python's own path leads to is code that was installed; it may be read and imported.
-        paths |= {os.path.realpath(path) for path in [*sys.path, *paths] if path and Path(path).is_dir()}
+        paths |= {os.path.realpath(path) for path in [*sys.path, *paths] if path}
         self._code = tuple(os.path.realpath(path) + os.sep for path in paths)
-        self._read = ("/proc/", "/sys/", "/dev/", "/etc/mime.types", "/usr/share/zoneinfo")
+        self._read = ("/proc/", "/sys/", "/dev", "/etc/mime.types", "/usr/share/zoneinfo")
 
     @contextmanager
     def over(self, *roots: Path) -> Iterator["Watch"]:
@@ -101,22 +103,31 @@ class Watch:
                 self.executed.append(f"{event} {name}")
         elif event.startswith(FORBIDDEN):
             self.executed.append(f"{event} {arguments!r:.200}")
-        elif event in PATHS and isinstance(arguments[PATHS[event]], str | bytes | os.PathLike):
-            path = os.path.realpath(os.fsdecode(arguments[PATHS[event]]))
+        elif event in PATHS:
             writes = event not in ("open", "os.listdir", "os.scandir") or (event == "open" and _writes(arguments))
-            inside = any(path == root or path.startswith(root + os.sep) for root in self._roots)
-            readable = not writes and (self._is_installed(path) or path.startswith(self._read))
-            if not inside and not readable:
-                self.outside.append(f"{'write' if writes else 'read'} {path}")
+            start = arguments[FOLDERS[event]] if event in FOLDERS else -1
+            below = os.readlink(f"/proc/self/fd/{start}") if start >= 0 else ""  # noqa: PTH115 - less to be watched
+            for named in (arguments[place] for place in PATHS[event]):
+                if isinstance(named, str | bytes | os.PathLike):  # else an open file
+                    self._touched(os.path.realpath(os.path.join(below, os.fsdecode(named))), writes)  # noqa: PTH118
+
+    def _touched(self, path: str, writes: bool) -> None:
+        inside = any(path == root or path.startswith(root + os.sep) for root in self._roots)
+        readable = not writes and (self._is_installed(path) or path.startswith(self._read))
+        if not inside and not readable:
+            self.outside.append(f"{'write' if writes else 'read'} {path}")
 
     def _is_installed(self, path: str) -> bool:
-        return path.startswith("<frozen") or (os.path.realpath(path) + os.sep).startswith(self._code)
+        if path.startswith("<"):  # no file at all
+            return path.startswith("<frozen")
+        return (os.path.realpath(path) + os.sep).startswith(self._code)
 
     @staticmethod
     def _made_by_library() -> bool:
-        """Whether one of the modules makes the code that do so from the fields of a class, as dataclasses does."""
+        """Whether one of the modules makes the code that do so from the fields of a class, as dataclasses does, or
+        that only parse, as ast.literal_eval does the header of an .npy file."""
         maker = str(sys._getframe(3).f_globals.get("__name__", "")).split(".")[0]
-        return maker in ("dataclasses", "collections", "typing", "enum", "functools", "pydantic")
+        return maker in ("dataclasses", "collections", "typing", "enum", "functools", "pydantic", "ast")
 
 
 def _writes(arguments: tuple[Any, ...]) -> bool:

@@ -1,5 +1,6 @@
 """Pickles under every name, safetensors with headers that lie, and checkpoints whose manifest leads elsewhere."""
 
+import hashlib
 import json
 import pickle
 import struct
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision.models
 from ldmkit_lpips import LPIPS
+from safetensors.torch import save_file
 
-from ldmkit.checkpoint import load_newest, load_weights, save_checkpoint
+from ldmkit.checkpoint import load_newest, load_weights
 from ldmkit.data.captions import read_captions
 from ldmkit.data.pictures import scan
 from ldmkit.models.convert import convert_checkpoint
@@ -25,6 +28,7 @@ from ldmkit.runtime.manifest import read_manifest
 from ldmkit.stages.latent_set import open_mapped
 from tests.corpus.artefact import Artefact, Payload, canary
 
+assert torchvision.models  # what LPIPS imports on first use is imported before anybody watches
 DEEP = b"[" * 100_000
 
 
@@ -182,13 +186,24 @@ def safetensors() -> Iterator[Artefact]:
         )
 
 
+def nothing(_saved: Path) -> None:
+    """The control: a checkpoint left as it is loads, so that the others are refused for what was changed."""
+
+
 def _checkpoint(change: Callable[[Path], Any], folder: Path) -> Callable[[], Any]:
     """One checkpoint, changed behind its hashes: it is set aside, and nothing of it is used."""
-    with warnings.catch_warnings():
-        saved = save_checkpoint(folder / "checkpoints", 3, {"model": {"w": torch.zeros(2)}}, {"seen": 1}, keep=2)
+    saved = folder / "checkpoints" / "step_00000003"
+    saved.mkdir(parents=True)
+    save_file({"w": torch.zeros(2)}, saved / "model.safetensors")
+    (saved / "state.json").write_text('{\n "step": 3\n}\n')
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in saved.iterdir()}
+    (saved / "manifest.json").write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n")
     change(saved)
 
     def use() -> None:
+        if change is nothing:
+            assert load_newest(folder / "checkpoints") is not None
+            return
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert load_newest(folder / "checkpoints") is None
@@ -217,6 +232,7 @@ def checkpoints() -> Iterator[Artefact]:
         "manifest without a file": lambda saved: (saved / "manifest.json").write_text("{}"),
         "state that is a pickle": lambda saved: (saved / "state.json").write_bytes(_pickle(saved.parent.parent)),
         "weights that are a link": _link,
+        "left as it is": nothing,
         "one byte flipped": lambda saved: (saved / "model.safetensors").write_bytes(b"x" * 99),
     }
     for word, change in changes.items():

@@ -329,7 +329,6 @@ def largest() -> list[Kind]:
     exif[0x0112] = 6
     return [
         Kind("clear.png", saved(clear, "PNG", compress_level=1), note="transparent"),
-        Kind("grey.png", saved(Image.new("I;16", (side, side), 20000), "PNG", compress_level=1)),
         Kind("turned.jpg", saved(clear.convert("RGB"), "JPEG", exif=exif)),
     ]
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ _watch: list[Watch] = []
 def watch() -> Watch:
     """The process's only watch: what was added to the interpreter stays."""
     if not _watch:
+        tempfile.gettempdir()  # tries out folders, once a process
         _watch.append(Watch())
         sys.addaudithook(_watch[0])
     _watch[0].executed.clear()
