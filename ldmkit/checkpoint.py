@@ -120,7 +120,7 @@ def damage(checkpoint: Path) -> str | None:
     """
     try:
         files = sorted(path for path in checkpoint.iterdir() if path.name != MANIFEST)
-        if unknown := [path.name for path in files if not path.is_file()]:
+        if unknown := [path.name for path in files if path.is_symlink() or not path.is_file()]:
             return f"{unknown[0]} does not belong there"
         hashes = {path.name: _sha256(path) for path in files}
         written = (checkpoint / MANIFEST).read_bytes()
@@ -130,7 +130,7 @@ def damage(checkpoint: Path) -> str | None:
         return None
     try:
         told = dict(json.loads(written))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return f"{MANIFEST} is damaged"
     wrong = sorted(name for name in told.keys() | hashes.keys() if told.get(name) != hashes.get(name))
     return f"{', '.join(wrong) or MANIFEST} is damaged"

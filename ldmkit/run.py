@@ -146,6 +146,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise LdmkitError(
                 f"{folder}: in use by process {file.read().strip() or 'unknown'}; wait until it is done, or end it"
             ) from None
+        if not _is_at(file, folder / ".lock"):
+            raise LdmkitError(f"{folder}: another process just gave up there; run the command again")
         _locks.add(file)
         try:
             file.seek(0)
@@ -155,6 +157,14 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locks.discard(file)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is still the one at `path`: a lock on a file that is gone keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @cache

@@ -93,5 +93,7 @@ def main() -> None:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    from ldmkit.report import printable
+
+    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
     sys.exit(code)

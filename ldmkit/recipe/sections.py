@@ -50,7 +50,7 @@ class Data(Section):
     )
     source: str = Field(
         "folder",
-        pattern=r"^(folder|toy-cats|hub:[^/]+/[^/]+/.+\.zip)$",
+        pattern=r"^(folder|toy-cats|hub:[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/([^/.][^/]*/)*[^/.][^/]*\.zip)$",
         description="where the pictures come from if the folder is not there: `folder` (nowhere), "
         "`toy-cats` (drawn here) or `hub:OWNER/NAME/FILE.zip` (a data set on the Hugging Face hub)",
     )

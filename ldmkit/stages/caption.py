@@ -63,6 +63,6 @@ def caption(context: StageContext) -> dict[str, Any]:
 def _whole(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ldmkit.errors import LdmkitError
 from ldmkit.randomness import numpy_generator
 from ldmkit.recipe.sections import Latents
 
@@ -100,8 +101,13 @@ class TextSet:
 
 
 def open_mapped(file: Path) -> np.ndarray:
-    """The array of an .npy file, memory-mapped for reading in any order."""
-    array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    """The array of an .npy file, memory-mapped for reading in any order. Raises LdmkitError where it is none."""
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LdmkitError(
+            f"{file}: no array that can be read: {error}; `ldmkit encode --again` makes it anew"
+        ) from None
     # Without it the system reads the neighbours of each row as well: 600 times as long for a batch out of a million.
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_RANDOM)
