@@ -23,7 +23,8 @@ from typing import Any
 from PIL import Image
 from toy_attributes import ATTRIBUTES, read_attributes
 
-from ldmkit.data.toy_cats import ToyCat, ToyPrompt, captions, held_out_pairs, make_toy_cats, prompts
+from ldmkit.data.toy_cats import ToyPrompt, captions, held_out_pairs, make_toy_cats, prompts
+from ldmkit.data.toy_drawing import ToyCat
 from ldmkit.errors import LdmkitError
 
 # No recipe trains with these seeds: training pictures and prompts come from small ones.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldmkit.data.toy_cats import BACKGROUND, FUR, STRIPES, Color
+from ldmkit.data.toy_drawing import BACKGROUND, FUR, STRIPES, Color
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

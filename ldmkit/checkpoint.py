@@ -3,37 +3,50 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 
-from ldmkit.atomic import new_folder, sweep, write_json
+from ldmkit.atomic import fsync, json_bytes, new_folder, no_room, remove_folder, sweep, write_atomic, write_file
 from ldmkit.errors import LdmkitError
 
 MANIFEST = "manifest.json"
+STATE = "state.json"
 Tensors = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay; a new one takes an old one's place once it was read back and found whole."""
+
+    last: int = 2
+    every: int = 0
+    """those at multiples of so many steps; 0: none"""
+    best: bool = False
+    """the one whose state has the lowest `held_out`"""
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copies in main memory that nobody else changes; tied or sliced tensors, which safetensors refuses, are parted."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+
+
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes a safetensors file by way of a temporary one in the same folder. Raises LdmkitError where it cannot."""
-    temporary = path.with_name(f".{path.name}.partial")
-    # Cloned: tied or sliced tensors share memory, which safetensors refuses.
-    whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    """Writes a safetensors file that is there whole or not at all. Raises LdmkitError where it cannot."""
     try:
-        save_file(whole, temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomic(path, serialized(copied(tensors)))
     except (OSError, SafetensorError) as error:
         raise LdmkitError(f"{path}: cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_weights(path: Path) -> Tensors:
@@ -45,11 +58,13 @@ def load_weights(path: Path) -> Tensors:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, keep: int
+    folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, keep: Keep
 ) -> Path:
-    """Writes `step_XXXXXXXX/` under `folder`, then removes all but the newest `keep`.
+    """Writes `step_XXXXXXXX/` under `folder`, reads it back, then removes those that are not to be kept.
 
-    Raises LdmkitError where it cannot be written whole, as where the disk is full; older ones are then untouched.
+    `tensors` are contiguous, in main memory and share none of it (see `copied`). The manifest holds the SHA-256 of
+    the bytes that were to be written. Raises LdmkitError where it cannot be written whole, as where the disk is full,
+    or does not read back; older ones are then untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
@@ -61,13 +76,17 @@ def save_checkpoint(
         )
     target = folder / f"step_{step:08d}"
     with new_folder(target, durable=True) as temporary:
+        hashes = {}
         for name, group in tensors.items():
-            save_weights(temporary / f"{name}.safetensors", group)
-        write_json(temporary / "state.json", {"step": step, **state})
-        hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / MANIFEST, hashes)
-    for old in _folders(folder)[keep:]:
-        shutil.rmtree(old)
+            hashes[f"{name}.safetensors"] = _write(temporary / f"{name}.safetensors", serialized(group))
+        hashes[STATE] = _write(temporary / STATE, json_bytes({"step": step, **state}))
+        _write(temporary / MANIFEST, json_bytes(hashes))
+    if (reason := damage(target)) is not None:
+        _set_aside(target)
+        raise LdmkitError(f"{target}: {reason} already: the disk does not give back what was written to it")
+    with no_room(folder):
+        for old in _superfluous(folder, keep):
+            remove_folder(old)
     return target
 
 
@@ -77,37 +96,89 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | Non
     What a killed save left is removed, so nobody may be saving meanwhile.
     """
     sweep(folder)
-    for checkpoint in _folders(folder):
-        reason = _damage(checkpoint)
+    for checkpoint in checkpoints(folder):
+        reason = damage(checkpoint)
         if reason is None:
             tensors = {file.stem: load_weights(file) for file in checkpoint.glob("*.safetensors")}
-            return tensors, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        checkpoint.rename(aside)
+            return tensors, _state(checkpoint)
+        aside = _set_aside(checkpoint)
         warnings.warn(f"{checkpoint}: {reason}; set aside as {aside.name}, going back to the one before", stacklevel=2)
     return None
 
 
-def _folders(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob("step_*"), reverse=True) if folder.is_dir() else []
+def checkpoints(folder: Path) -> list[Path]:
+    """Newest first, whole or not."""
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=_step, reverse=True)
 
 
-def _damage(checkpoint: Path) -> str | None:
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the checkpoint's files, None where nothing is.
+
+    The manifest must be, byte for byte, the one that the files beside it would get now: it vouches for them and they
+    for it, and no file may be there that it does not name.
+    """
     try:
-        hashes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "its manifest cannot be read"
-    for name, expected in hashes.items():
-        file = checkpoint / name
-        if not file.is_file() or _sha256(file) != expected:
-            return f"{name} is damaged"
+        files = sorted(path for path in checkpoint.iterdir() if path.name != MANIFEST)
+        if unknown := [path.name for path in files if path.is_symlink() or not path.is_file()]:
+            return f"{unknown[0]} does not belong there"
+        hashes = {path.name: _sha256(path) for path in files}
+        written = (checkpoint / MANIFEST).read_bytes()
+    except OSError as error:
+        return f"{Path(error.filename or checkpoint).name} cannot be read: {error.strerror}"
+    if written == json_bytes(hashes):
+        return None
+    try:
+        told = dict(json.loads(written))
+    except (ValueError, TypeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    wrong = sorted(name for name in told.keys() | hashes.keys() if told.get(name) != hashes.get(name))
+    return f"{', '.join(wrong) or MANIFEST} is damaged"
+
+
+def _superfluous(folder: Path, keep: Keep) -> list[Path]:
+    found = checkpoints(folder)
+    kept = set(found[: keep.last])
+    if keep.every:
+        kept |= {each for each in found if _step(each) % keep.every == 0}
+    if keep.best:
+        judged = {each: loss for each in found if (loss := _held_out(each)) is not None}
+        kept |= {min(judged, key=judged.__getitem__)} if judged else set()
+    return [each for each in found if each not in kept]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def _held_out(checkpoint: Path) -> float | None:
+    with suppress(OSError, ValueError):  # an old one that was damaged meanwhile is nobody's best
+        return _state(checkpoint).get("held_out")
     return None
 
 
+def _set_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    fsync(aside.parent)
+    return aside
+
+
+def _write(path: Path, data: bytes) -> str:
+    write_file(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):  # what the disk has, and not what the system remembers having sent there
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -14,3 +14,23 @@ class Interrupted(LdmkitError):
     """Training stopped by a signal after saving; the same command goes on from there."""
 
     exit_code = 130
+
+
+def lost_process(error: RuntimeError) -> LdmkitError | None:
+    """What to tell where torch says that a process this one needs was killed; None for any other error.
+
+    torch raises plain RuntimeErrors for it, and those of a decoding process wherever the program happens to be.
+    """
+    told = str(error)
+    if "DataLoader worker" in told:
+        return LdmkitError(
+            f"a process that decodes pictures has ended: {told.splitlines()[0]} Nothing that was saved is lost: run "
+            "the same command again; where memory is short, a lower data.num_workers helps"
+        )
+    network = type(error).__name__ in ("DistNetworkError", "DistBackendError", "DistStoreError")
+    if network or "gloo/transport" in told or "closed by peer" in told or "reset by peer" in told:
+        return LdmkitError(
+            "another process of this run has ended. The last checkpoint is whole: start all of them again, and they "
+            "go on from there"
+        )
+    return None

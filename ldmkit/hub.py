@@ -27,15 +27,16 @@ def load_pretrained(
     a local folder must hold, `otherwise` a way out besides. Raises LdmkitError where the model can be had from nowhere.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
-    from safetensors import SafetensorError
+    from huggingface_hub.errors import HfHubHTTPError
 
     name = model_name(model, revision)
-    folder = Path(model).expanduser()
+    folder = Path(model)
     if folder.is_dir():
         try:
             return from_pretrained(str(folder), local_files_only=True, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except ImportError:  # of a package that the model needs
+            raise
+        except Exception as error:  # a stranger's files fail in more ways than can be listed
             raise LdmkitError(f"{owner}: can't read {key} = {model!r}: {_first_line(error)}; give {needs}") from error
     try:
         try:
@@ -48,7 +49,9 @@ def load_pretrained(
             f"{owner}: the Hugging Face hub refuses {name}: {_first_line(error)}; correct {key} or "
             f"{key.rpartition('.')[0]}.revision, log in (`hf auth login`), or set {key} to {needs}"
         ) from error
-    except (OSError, HTTPError, ValueError, RuntimeError, SafetensorError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # as above, and the errors of whatever HTTP library the hub's client uses
         raise LdmkitError(
             f"{owner}: {name} is neither a folder nor in the Hugging Face cache, and the hub gives no answer: "
             f"{_first_line(error)}; connect once, copy a cache here and set HF_HOME to it, or set {key} to {needs}"

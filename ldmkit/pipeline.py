@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit import gate
-from ldmkit.atomic import write_json
+from ldmkit.atomic import check_writable, no_room, sweep, write_json
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, scan
-from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.errors import Interrupted, LdmkitError, lost_process
 from ldmkit.parts import parts_of
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, check_components
@@ -45,6 +45,8 @@ MAKERS = {
 """module:function that makes a part; each is handed a StageContext, that of the bundle its folder as well"""
 TRAINED = ("vae", "unet", "t2i")
 """the parts that several processes make together"""
+TOLD = 10
+"""lines about single pictures that a run prints; `ldmkit data check` has all of them"""
 BEHIND_THE_GATE = ("unet", "t2i")
 """the parts that are worth no more than the autoencoder is"""
 
@@ -71,7 +73,7 @@ class Pipeline:
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
         self._index: PictureIndex | None = None
-        self._gate_is_open = self._ignore_gate = False
+        self._gate_is_open = self._ignore_gate = self._told = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -152,10 +154,21 @@ class Pipeline:
         started = time.monotonic()
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
-        with locked(self.run_dir) if self._main else nullcontext(), self._processes():
+        begun = self.run_dir.exists()
+        with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
             if self._main:
+                sweep(self.run_dir)
+                for folder in (
+                    self.bundle_dir if p == "bundle" else self.run_dir / p for s in stages for p in STAGES[s]
+                ):
+                    check_writable(folder)  # now, and not after hours
+                try:
+                    self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
+                except LdmkitError:
+                    if not begun:
+                        self._leave_nothing()
+                    raise
                 write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
-                self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
             self._barrier()
             made = 0
             for stage in stages:
@@ -165,6 +178,23 @@ class Pipeline:
                 self.reporter.line(f"{self.recipe.name}: everything is up to date; nothing to do")
             else:
                 self.reporter.line(f"{self.recipe.name}: done in {duration(time.monotonic() - started)}")
+
+    def _tell(self) -> None:
+        """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
+        if not self._told:
+            self._told = True
+            folder = Path(self.recipe.data.path).absolute()
+            self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
+            for line in self.index.told(TOLD):
+                self.reporter.line(f"data: {line}")
+
+    def _leave_nothing(self) -> None:
+        """After a first command that could not begin: its folder goes again, unless pictures were looked at."""
+        if not (self.run_dir / "pictures.json").exists():
+            with suppress(OSError):  # Windows keeps the lock's file
+                (self.run_dir / ".lock").unlink()
+                self.run_dir.rmdir()
+                self.run_dir.parent.rmdir()  # only where nothing else lies in it
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
@@ -176,6 +206,10 @@ class Pipeline:
             if self._main:
                 raise
             sys.exit(interrupted.exit_code)
+        except RuntimeError as error:
+            if (told := lost_process(error)) is None:
+                raise
+            raise told from None
         self._part_from_others()
 
     def _part_from_others(self) -> None:
@@ -210,6 +244,7 @@ class Pipeline:
             "stale": f"made from something else ({status.reason}); {kept}",
             "done": "asked for again",
         }[status.state]
+        self._tell()
         self.reporter.line(f"{label}: {why}")
         began = time.monotonic()
         self._barrier()  # every process has read the record before the first one changes it
@@ -222,7 +257,8 @@ class Pipeline:
             from ldmkit.stages.context import StageContext
 
             context = StageContext(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
-            facts = _maker(name)(context, *([self.bundle_dir] if name == "bundle" else []))
+            with no_room(self.bundle_dir if name == "bundle" else part.folder):
+                facts = _maker(name)(context, *([self.bundle_dir] if name == "bundle" else []))
             if self._main:
                 part.finish(time.monotonic() - began, facts=facts)
                 told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())

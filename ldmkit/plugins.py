@@ -115,7 +115,7 @@ class Registry:
                 registry.failures.append(Failure(plugin, _reason(error)))
             else:
                 registry._add(module, plugin, components)
-        for path in dict.fromkeys(path.expanduser().resolve() for path in extra_files):
+        for path in dict.fromkeys(_resolved(path) for path in extra_files):
             plugin = Plugin(path.stem, str(path), "")
             module = _load_file(path)
             try:
@@ -235,6 +235,13 @@ def _collect(module: Any, plugin: Plugin, kinds: Collection[str]) -> list[Compon
                     )
                 components.append(Component(kind, name, factory, plugin, Options.of(factory)))
     return components
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # ~nobody, a NUL, a link to itself
+        raise LdmkitError(f"{path}: no such plugin file: {error}") from error
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """The text with control characters, line breaks and turns of the writing direction as escapes.
+
+    A file's name or a stranger's file may hold them: so shown, they neither steer a terminal nor add a line.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Bar:
     """One running task; `advance` is called for each unit of work."""
 
@@ -75,7 +83,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(printable(text) + "\n")
             sys.stdout.flush()
 
     @contextmanager

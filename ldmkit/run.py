@@ -52,7 +52,7 @@ class Part:
         except (ValueError, KeyError, TypeError):
             return Status("stale", f"{record_file} is damaged")
         if fingerprint(old) != self.fingerprint:
-            return Status("stale", "; ".join(_differences(old, self.inputs)) or "made from other inputs")
+            return Status("stale", "; ".join(differences(old, self.inputs)) or "made from other inputs")
         return Status("done") if state == "done" else Status("interrupted")
 
     def begin(self) -> None:
@@ -108,12 +108,12 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
     """`key: old -> new` for each leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines: list[str] = []
         for name in sorted(old.keys() | new.keys()):
-            lines += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            lines += differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         return lines
     if old == new:
         return []
@@ -146,6 +146,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise LdmkitError(
                 f"{folder}: in use by process {file.read().strip() or 'unknown'}; wait until it is done, or end it"
             ) from None
+        if not _is_at(file, folder / ".lock"):
+            raise LdmkitError(f"{folder}: another process just gave up there; run the command again")
         _locks.add(file)
         try:
             file.seek(0)
@@ -155,6 +157,14 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locks.discard(file)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is still the one at `path`: a lock on a file that is gone keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @cache

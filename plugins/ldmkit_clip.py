@@ -115,7 +115,7 @@ class Clip:
     def _config(self) -> Any:
         from transformers import AutoConfig
 
-        config = self._load(AutoConfig.from_pretrained)
+        config = self._load(AutoConfig.from_pretrained, trust_remote_code=False)
         config = getattr(config, "text_config", config)  # of a whole CLIP, its text half
         if config.model_type != "clip_text_model":
             raise LdmkitError(

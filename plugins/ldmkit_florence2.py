@@ -107,12 +107,12 @@ class Florence2:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         # First: without a config.json the model class would build its full default size from nothing.
-        config = self._load(AutoConfig.from_pretrained)
+        config = self._load(AutoConfig.from_pretrained, trust_remote_code=False)
         if config.model_type != "florence2":
             raise LdmkitError(
                 f"captioner 'florence2': {self._name} is a {config.model_type!r}, not Florence-2; correct caption.model"
             )
-        processor = self._load(AutoProcessor.from_pretrained)
+        processor = self._load(AutoProcessor.from_pretrained, trust_remote_code=False)
         verbosity = logging.get_verbosity()
         logging.set_verbosity(ERROR)  # else it lists each tensor that is missing; the error below says enough
         try:

@@ -62,7 +62,7 @@ class LPIPS:
         from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
         if self.backbone_weights is not None:
-            return _read(Path(self.backbone_weights).expanduser())
+            return _read(Path(self.backbone_weights))
         url = {"vgg": VGG16_Weights, "alex": AlexNet_Weights, "squeeze": SqueezeNet1_1_Weights}[
             self.backbone
         ].IMAGENET1K_V1.url
@@ -83,10 +83,7 @@ class LPIPS:
 
 def _read(path: Path) -> "dict[str, torch.Tensor]":
     """A state dict from .safetensors, or from a pickle of which only tensors are accepted."""
-    from pickle import UnpicklingError
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -95,7 +92,7 @@ def _read(path: Path) -> "dict[str, torch.Tensor]":
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a damaged or hostile pickle fails in more ways than can be listed
         raise LdmkitError(f"{path} holds no state dict: {(str(error) or repr(error)).splitlines()[0]}") from error
     if not isinstance(state, dict):
         raise LdmkitError(f"{path} holds no state dict but a {type(state).__name__}")

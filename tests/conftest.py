@@ -185,6 +185,9 @@ def child(job):
     os.dup2(output, 1), os.dup2(output, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if strike is not None:
         sys.addaudithook(watch)
+    if job.get("largest_file") is not None:  # what a full disk is, for this process alone
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
     from ldmkit.cli import main
     code = 0
     for arguments in job["commands"]:
@@ -251,11 +254,16 @@ class Processes:
         strike: int | None = None,
         signal: int = 9,
         at: str = "runs/",
+        largest_file: int | None = None,
     ) -> Started:
-        """Begins the commands one after the other in one process; `strike`: see `PARENT`, -1 only counts."""
+        """Begins the commands one after the other in one process.
+
+        `strike`: see `PARENT`, -1 only counts. `largest_file`: bytes; what would make a file longer fails.
+        """
         self._count += 1
         output = cwd / f"output-{self._count}.txt"
         job = {"cwd": str(cwd), "commands": [list(c) for c in commands], "env": env or {}, "output": str(output)}
+        job["largest_file"] = largest_file
         pid = self.ask(job | ({"strike": strike, "signal": signal, "at": at} if strike is not None else {}))
         return Started(pid, output, self)
 

@@ -1,10 +1,10 @@
 """Checkpoints: killed at every touch of the disk, damaged in every file, without room."""
 
+import errno
 import os
 import resource
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ldmkit.checkpoint import (
+    Keep,
     Tensors,
     flatten_optimizer,
     load_newest,
@@ -37,7 +38,7 @@ def tensors(step: int) -> dict[str, Tensors]:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return save_checkpoint(folder, step, tensors(step), {"seconds": step / 3}, keep=keep)
+    return save_checkpoint(folder, step, tensors(step), {"seconds": step / 3}, keep=Keep(last=keep))
 
 
 def assert_loads(folder: Path, step: int) -> None:
@@ -75,40 +76,79 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000100", "step_00001000"]
 
 
-def test_killed_at_every_touch_of_the_disk(tmp_path: Path) -> None:
+SYSTEM_CALLS = ("open", "write", "fsync", "close", "mkdir", "rename", "replace", "unlink", "rmdir", "chmod")
+
+
+def strike(number: int, how: Callable[[], None]) -> list[str]:
+    """Has every system call of this process that changes the disk counted, and the one of that number struck.
+
+    A write is struck when half of it is done. Returns the list that the calls' names are put into.
+    """
+    calls: list[str] = []
+
+    def struck(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            if len(calls) == number:
+                if name == "write":
+                    real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                how()
+            return real(*arguments, **options)
+
+        return call
+
+    for name in SYSTEM_CALLS:
+        setattr(os, name, struck(name, getattr(os, name)))
+    return calls
+
+
+def full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [killed, full])
+def test_struck_at_every_system_call_of_a_save(how: Callable[[], None], tmp_path: Path) -> None:
     """What is there afterwards is the old checkpoint or the new one, whole; never neither."""
 
-    def save_and_die(strike: int) -> None:
-        touched = 0
+    def save_struck(number: int) -> None:
+        calls = strike(number, how)
+        try:
+            save(folder, 2, keep=1)
+        finally:
+            struck = calls[number - 1] if len(calls) >= number else "spared"
+            calls += [""] * number  # this file is no part of it
+            (tmp_path / struck).touch()
 
-        def watch(event: str, _arguments: object) -> None:
-            nonlocal touched
-            if event.startswith(("open", "os.", "shutil.", "tempfile.")):
-                touched += 1
-                if touched == strike:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
-        save(folder, 2, keep=1)
-
-    found = set()
-    for strike in range(1, 200):
-        folder = tmp_path / str(strike)
+    found, codes = set(), set()
+    number = 0
+    while not (tmp_path / "spared").exists():
+        number += 1
+        folder = tmp_path / str(number)
         save(folder, 1)
-        code = in_a_child(partial(save_and_die, strike))
-        assert code in (-signal.SIGKILL, 0)
-        newest = load_newest(folder)
+        code = in_a_child(partial(save_struck, number))
+        codes.add(code)
+        newest = load_newest(folder)  # which also sweeps
         assert newest is not None
         step = newest[1]["step"]
         assert_loads(folder, step)
+        assert code != 0 or step == 2, "a save that failed and did not say so"
         found.add(step)
-        assert [p.name for p in folder.glob(".*")] == []  # leftovers are swept
+        assert [p.name for p in folder.glob(".*")] == []
+        if how is full:
+            save(folder, 3, keep=1)  # once there is room again
+            assert_loads(folder, 3)
         shutil.rmtree(folder)
-        if code == 0:
-            break
-    assert code == 0
-    assert strike > 20
+    assert number > 40
     assert found == {1, 2}
+    if how is full:
+        assert {"open", "write", "fsync", "mkdir", "rename", "unlink"} <= {path.name for path in tmp_path.iterdir()}
+        assert codes == {0, 1}
+    else:
+        assert codes == {0, -signal.SIGKILL}
 
 
 def test_no_room_for_a_file(tmp_path: Path) -> None:
@@ -129,6 +169,48 @@ def test_no_room_for_a_file(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
     assert codes == {0, 1}
     assert_loads(tmp_path, 2)
+
+
+def test_a_disk_that_does_not_give_back_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old checkpoint goes only once the new one was read back."""
+    save(tmp_path, 1, keep=1)
+    rename = os.rename
+
+    def rot(source: Any, target: Any) -> None:
+        rename(source, target)
+        if Path(target).name == "step_00000002":
+            weights = Path(target) / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+
+    monkeypatch.setattr(os, "rename", rot)
+    with pytest.raises(LdmkitError, match=r"step_00000002: model\.safetensors is damaged already: the disk"):
+        save(tmp_path, 2, keep=1)
+    monkeypatch.undo()
+    assert_loads(tmp_path, 1)
+
+
+def test_which_checkpoints_are_kept(tmp_path: Path) -> None:
+    losses = {1: 0.5, 2: 0.2, 3: None, 4: 0.2, 5: 0.3, 6: None, 7: 0.4, 8: None, 9: None}
+
+    def kept(keep: Keep) -> list[int]:
+        folder = tmp_path / f"{keep.last}-{keep.every}-{keep.best}"
+        for step, loss in losses.items():
+            save_checkpoint(folder, step, tensors(step), {"held_out": loss}, keep=keep)
+        return sorted(int(path.name.removeprefix("step_")) for path in folder.iterdir())
+
+    assert kept(Keep(last=1)) == [9]
+    assert kept(Keep(last=3)) == [7, 8, 9]
+    assert kept(Keep(last=1, every=4)) == [4, 8, 9]
+    assert kept(Keep(last=1, best=True)) == [4, 9]  # of two as good the newer one
+    assert kept(Keep(last=2, every=5, best=True)) == [4, 5, 8, 9]
+    assert kept(Keep(last=9)) == list(losses)
+
+
+def test_newest_goes_by_steps_and_not_by_names(tmp_path: Path) -> None:
+    save(tmp_path, 99_999_999)
+    save(tmp_path, 100_000_000)
+    (tmp_path / "step_notes").mkdir()
+    assert_loads(tmp_path, 100_000_000)
 
 
 def test_disk_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +254,26 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
             (tmp_path / "damaged_step_00000001").rename(checkpoint)
         path.write_bytes(data)
     assert_loads(tmp_path, 1)
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "an entry", "white space", "nothing"])
+def test_what_does_not_belong_there(what: str, tmp_path: Path) -> None:
+    """The manifest vouches for the files and they for it: neither more nor less may be there."""
+    checkpoint = save(tmp_path, 1)
+    manifest = checkpoint / "manifest.json"
+    if what == "a file":
+        (checkpoint / "ema.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
+    elif what == "a folder":
+        (checkpoint / "more").mkdir()
+    elif what == "an entry":
+        manifest.write_text(manifest.read_text().replace("{", '{\n "more.json": "00",', 1))
+    elif what == "white space":
+        manifest.write_text(manifest.read_text().replace("\n", " "))
+    else:
+        (checkpoint / "model.safetensors").unlink()
+        manifest.write_text("{}\n")
+    with pytest.warns(UserWarning, match="set aside as damaged_step_00000001"):
+        assert load_newest(tmp_path) is None
 
 
 def test_weights_that_share_memory(tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ def test_sweep(tmp_path: Path) -> None:
     (tmp_path / ".step_1.abc.partial").mkdir()
     (tmp_path / ".step_1.abc.partial" / "a").write_text("")
     (tmp_path / ".file.12.partial").write_text("")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ".file.12.partial").write_text("")
     (tmp_path / "kept.partial").write_text("")
     (tmp_path / ".kept").write_text("")
     sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "kept.partial"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".kept", "kept.partial", "sub"]

@@ -18,6 +18,7 @@ COMMANDS = {
     "train-t2i": "ldmkit.cli.train",
     "status": "ldmkit.cli.train",
     "plan": "ldmkit.cli.plan",
+    "verify-resume": "ldmkit.cli.verify",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
     "plugins": "ldmkit.cli.plugins",
@@ -92,5 +93,7 @@ def main() -> None:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    from ldmkit.report import printable
+
+    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
     sys.exit(code)

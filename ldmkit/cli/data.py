@@ -34,7 +34,7 @@ def make(name: str, out: Path | None, num_pictures: int, size: int, seed: int) -
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, as_json: bool) -> None:
-    """Decode every picture of FOLDER; list what cannot be used, and why."""
+    """Decode every picture of FOLDER; list what cannot be used and why, and what to know of the others."""
     from collections import Counter
 
     from ldmkit.data.pictures import scan
@@ -43,8 +43,9 @@ def check(folder: Path, as_json: bool) -> None:
     sizes = Counter(f"{entry.width}x{entry.height}" for entry in index.entries)
     if as_json:
         rejected = [{"file": key, "reason": reason} for key, reason in index.rejected]
-        click.echo(json.dumps({"pictures": len(index.entries), "sizes": sizes, "rejected": rejected}))
+        told = {"pictures": len(index.entries), "sizes": sizes, "rejected": rejected, "remarks": index.remarks()}
+        click.echo(json.dumps(told))
         return
     click.echo(f"{len(index.entries)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
-    for key, reason in index.rejected:
-        click.echo(f"  {key}: {reason}")
+    for line in index.told():
+        click.echo(line)

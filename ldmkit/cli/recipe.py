@@ -18,6 +18,8 @@ def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Re
     from ldmkit.recipe import RecipeFile, find_recipe
 
     file = RecipeFile.read(find_recipe(name), overrides)
+    for plugin in filter(Path.is_file, file.plugin_files()):
+        click.echo(f"{file.path}: runs the plugin {plugin}", err=True)  # before it does
     try:
         registry = Registry.load(file.plugin_files())
     except LdmkitError as error:

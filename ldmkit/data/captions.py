@@ -40,7 +40,8 @@ def captions_hash(path: Path) -> str:
 def caption_files_hash(folder: Path) -> str:
     """SHA-256 over names, sizes and times of the files that captions are read from beside the pictures."""
     names = [p for p in folder.rglob("*") if p.suffix in (".txt", ".caption") or p.name == "metadata.jsonl"]
-    rows = [(p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(names)]
+    status = [(p, p.lstat()) for p in sorted(names)]  # of a link itself: where it leads is not looked at
+    rows = [(p.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns) for p, found in status]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -50,10 +51,18 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):  # cut by a kill, or what follows the last line's end
                 return
             row = None
-        if not isinstance(row, dict) or not {"file", "caption"} <= row.keys():
+        if not _is_row(row):
             raise LdmkitError(f'{path}, line {number}: needs {{"file": ..., "caption": ...}}; correct or remove it')
-        yield row
+        yield {"captioner": None, **row}
+
+
+def _is_row(row: Any) -> bool:
+    """A file's name may hold surrogates for bytes that are no UTF-8 (PEP 383), a caption is text."""
+    if not isinstance(row, dict) or not isinstance(row.get("file"), str) or "caption" not in row:
+        return False
+    caption = row["caption"]
+    return caption is None or (isinstance(caption, str) and not any("\ud800" <= c <= "\udfff" for c in caption))

@@ -4,22 +4,36 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 """
 
 import io
+import threading
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from ldmkit.data.png import lacks_pixels
 from ldmkit.errors import LdmkitError
 
+Wanted = TypeVar("Wanted")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_BYTES = 256 * 2**20
 # Below the size at which Pillow itself warns of a decompression bomb, a warning that is silenced here.
 MAX_PIXELS = 80_000_000
+# Pillow takes 4 bytes a pixel, so that the largest picture and its copy are 640 MB: pictures above this wait for one
+# another, and colours are converted a band at a time.
+_LARGE = 8_000_000
+_BAND = 2_000_000
+# Blocks that the C library maps and gives back one by one: smaller ones it would keep, for each thread of a scan.
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined] # of Pillow's manual, "Block allocator"
+LARGE_BYTES = 32 * 2**20
+one_large = threading.RLock()
+"""held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
 
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 _ICC_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
@@ -47,10 +61,19 @@ def load_picture(path: Path) -> Image.Image:
 
 
 def decode(data: bytes) -> tuple[Image.Image, str | None]:
-    """A file's bytes to (RGB picture, note); the note says what of the file was left out. Raises DecodeError.
+    """A file's bytes to (RGB picture, note); the note says what of the file is lost or taken on trust.
 
-    May be called by several threads at once.
+    May be called by several threads at once. Raises DecodeError.
     """
+    return _decoded(data, lambda image: image)
+
+
+def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
+    """((width, height), note) of a file's bytes, decoded as `decode` does and let go of. Raises DecodeError."""
+    return _decoded(data, lambda image: image.size)
+
+
+def _decoded(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Wanted, str | None]:
     # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
     # began it, what one of them set stays for all.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -59,16 +82,12 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
     if len(data) > MAX_BYTES:
         raise DecodeError(f"larger than {MAX_BYTES // 2**20} MiB")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
-            # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
-            animated = getattr(image, "is_animated", False) and image.format != "MPO"
-            note = "has several frames; the first is used" if animated else None
-            image.seek(0)
-            image.load()
-            return _to_srgb(ImageOps.exif_transpose(image), image.format), note
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+        if width * height > MAX_PIXELS:
+            raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
+        with one_large if width * height > _LARGE else nullcontext():
+            return _decode_whole(data, wanted)  # whose pictures are gone before the lock is
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -79,7 +98,48 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def _to_srgb(image: Image.Image, file_format: str | None) -> Image.Image:
+def _decode_whole(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Wanted, str | None]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
+        animated = getattr(image, "is_animated", False) and image.format != "MPO"
+        image.seek(0)
+        image.load()
+        notes = {"has several frames; the first is used"} if animated else set()
+        if image.format == "PNG" and _ends_in_nothing(image) and lacks_pixels(data):
+            raise DecodeError("damaged (its last rows are missing)")
+        if image.format in ("JPEG", "MPO") and _ends_in_grey(image):
+            notes.add("ends in plain grey, as a damaged JPEG does")
+        file_format = image.format
+        ImageOps.exif_transpose(image, in_place=True)
+        whole = Image.new("RGB", image.size)
+        rows = max(1, _BAND // image.width)
+        for top in range(0, image.height, rows):
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            whole.paste(_to_srgb(band, file_format, notes), (0, top))
+        return wanted(whole), "; ".join(sorted(notes)) or None
+
+
+def _ends_in_grey(image: Image.Image) -> bool:
+    """Whether the lowest 8 rows, but not all, are the grey that libjpeg fills in where a file with an end has no more
+    data; Pillow passes its warning on to nobody."""
+    lowest = image.crop((0, max(0, image.height - 8), image.width, image.height))
+    return all(pair == (128, 128) for pair in _extrema(lowest)) and any(pair != (128, 128) for pair in _extrema(image))
+
+
+def _ends_in_nothing(image: Image.Image) -> bool:
+    """Whether one of the last two rows is all zeros, as rows are that were never decoded: of an interlaced PNG the
+    odd ones come last."""
+    lowest = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
+    return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
+
+
+def _extrema(image: Image.Image) -> list[tuple[float, float]]:
+    """(lowest, highest) of each channel."""
+    return [channel.getextrema() for channel in image.split()]  # type: ignore[misc] # of one channel it is one pair
+
+
+def _to_srgb(image: Image.Image, file_format: str | None, notes: set[str]) -> Image.Image:
+    """A picture, or a band of one: each pixel for itself. Adds to `notes` what is lost."""
     profile = image.info.get("icc_profile")
     alpha: Image.Image | None = None
     if image.mode.startswith("I"):
@@ -93,12 +153,19 @@ def _to_srgb(image: Image.Image, file_format: str | None) -> Image.Image:
     elif image.mode not in _ICC_SPACES:
         image = image.convert("RGB")
 
-    transform = _srgb_transform(profile, image.mode) if profile else None
+    transform = None
+    if profile:
+        usable, transform = _srgb_transform(profile, image.mode)
+        if not usable:
+            notes.add("its colour profile cannot be used")
     if transform is not None:
         image = transform.apply(image)
+    elif image.mode == "CMYK":
+        notes.add("CMYK without a colour profile; its colours are estimated")
     image = image.convert("RGB")
-    if alpha is None:
+    if alpha is None or alpha.getextrema() == (255, 255):
         return image
+    notes.add("has transparent parts; they are laid on white")
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
@@ -116,17 +183,20 @@ def _scale_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Im
 
 
 @lru_cache(maxsize=16)
-def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """To sRGB from the profile that a picture carries; None where it is sRGB already, unreadable or of another mode."""
+def _srgb_transform(profile: bytes, mode: str) -> tuple[bool, ImageCms.ImageCmsTransform | None]:
+    """Whether the profile that a picture carries can be used, and the transform to sRGB; none where it is sRGB already.
+
+    Without a usable profile the values are taken as sRGB, as every viewer does.
+    """
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space != _ICC_SPACES[mode]:
-            return None
+            return False, None
         if (source.profile.profile_description or "").startswith("sRGB"):
-            return None
-        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+            return True, None
+        return True, ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (OSError, ImageCms.PyCMSError):
-        return None  # as every viewer does: without a usable profile the values are taken as sRGB
+        return False, None
 
 
 def prepare(image: Image.Image, size: int, crop: Literal["center", "squash"] = "center") -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,8 @@ DEFAULT_TOY_CATS = 4000
 MAX_MEMBERS = 1_000_000
 MAX_UNPACKED_BYTES = 100 * 2**30
 MAX_RATIO = 200
+# What every zip tool writes. LZMA's header asks for up to 4 GiB of memory before a byte is unpacked.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _WANTED_SUFFIXES = SUFFIXES | {".txt", ".caption", ".jsonl"}
 _LOCAL = "--set data.path=DIR gives a folder of your own instead"
 
@@ -108,7 +111,16 @@ def unzip(archive: Path, folder: Path, *, progress: Progress | None = None) -> N
                         progress(count, len(members))
     except OSError as error:
         raise LdmkitError(f"{archive} cannot be read: {error.strerror or error}; {_LOCAL}.") from error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    # Beside its own error zipfile lets through those of what it reads by: names that are no UTF-8, numbers too large.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        NotImplementedError,
+        EOFError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise LdmkitError(f"{archive}: not a zip archive that can be read: {error}; {_LOCAL}.") from error
 
 
@@ -134,6 +146,8 @@ def _check_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipIn
             f"{archive}: would unpack to {total:,} bytes; allowed are {MAX_UNPACKED_BYTES:,} and {MAX_RATIO} times "
             f"the archive; {_LOCAL}."
         )
+    if any(member.header_offset < 0 for member in listed):
+        raise zipfile.BadZipFile("its beginning is missing")
     wanted = []
     for member in listed:
         name = PurePosixPath(member.filename)
@@ -145,6 +159,8 @@ def _check_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipIn
         hidden = any(part.startswith(".") for part in name.parts)
         if member.is_dir() or hidden or name.suffix.lower() not in _WANTED_SUFFIXES:
             continue
+        if member.compress_type not in _METHODS:
+            raise LdmkitError(f"{archive}: {member.filename!r} is packed otherwise than by deflate; {_LOCAL}.")
         if member.flag_bits & 1:
             raise LdmkitError(f"{archive}: {member.filename!r} is encrypted; {_LOCAL}.")
         wanted.append(member)

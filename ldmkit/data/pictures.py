@@ -3,24 +3,27 @@
 import hashlib
 import json
 import os
+import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components import Picture
-from ldmkit.data.decode import MAX_BYTES, SUFFIXES, DecodeError, decode, load_picture, prepare
+from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large, prepare
 from ldmkit.errors import LdmkitError
+from ldmkit.report import printable
 
 __all__ = ["Entry", "PictureIndex", "load_picture", "prepare", "scan"]
 
 # Raised whenever `decode` accepts other files or measures them otherwise.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Entry:
     mtime_ns: int
     """time of the last change, nanoseconds"""
     note: str | None = None
-    """what of the file is not used, as frames after the first"""
+    """what of the file is lost or taken on trust, as frames after the first"""
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,32 @@ class PictureIndex:
 
     def remarks(self) -> list[str]:
         """What a person should know of these files beside the rejected ones: notes, copies, names that clash."""
-        found = [f"{entry.key}: {entry.note}" for entry in self.entries if entry.note]
+        found = [f"{printable(entry.key)}: {entry.note}" for entry in self.entries if entry.note]
         contents: dict[str, str] = {}
         names: dict[str, str] = {}
+        stems: dict[str, str] = {}
         for entry in self.entries:
+            said = printable(entry.key)
             same = contents.setdefault(entry.sha256, entry.key)
             if same != entry.key:
-                found.append(f"{entry.key}: the same content as {same}")
+                found.append(f"{said}: the same content as {printable(same)}")
             clash = names.setdefault(unicodedata.normalize("NFC", entry.key), entry.key)
             if clash != entry.key:
-                found.append(f"{entry.key}: differs from another name by Unicode normalisation only")
+                found.append(f"{said}: differs from another name by Unicode normalisation only")
+            beside = stems.setdefault(str(PurePosixPath(entry.key).with_suffix("")), entry.key)
+            if beside != entry.key:
+                found.append(f"{said}: shares its caption file with {printable(beside)}, which has the same stem")
         return found
+
+    def told(self, limit: int | None = None) -> list[str]:
+        """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
+        lines = []
+        rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
+        for title, found in (("left out", rejected), ("to know of", self.remarks())):
+            if found:
+                lines += [f"{len(found)} {title}", *(f"  {line}" for line in found[:limit])]
+                lines += [f"  and {len(found) - limit} more"] if limit is not None and len(found) > limit else []
+        return lines
 
 
 def scan(
@@ -160,7 +178,7 @@ def scan(
     index = PictureIndex(folder, entries, tuple(sorted(rejected)))
     total = len(entries) + len(rejected)
     if not entries or len(rejected) > max_bad * total:
-        shown = "".join(f"\n  {key}: {reason}" for key, reason in index.rejected[:5])
+        shown = "".join(f"\n  {printable(key)}: {reason}" for key, reason in index.rejected[:5])
         more = f"\n  and {len(rejected) - 5} more" if len(rejected) > 5 else ""
         raise LdmkitError(
             f"data.path: {len(rejected)} of {total} files in {folder} cannot be used, "
@@ -173,7 +191,7 @@ def _list_files(folder: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[st
     """({key: (size, mtime_ns)} ordered by key, [(key, reason)] of what is not a regular file)."""
     files: dict[str, tuple[int, int]] = {}
     rejected = []
-    for entry, key in _walk(folder, ""):
+    for entry, key in _walk(folder):
         if isinstance(entry, str):
             rejected.append((key, entry))
         elif entry.is_symlink():
@@ -187,47 +205,70 @@ def _list_files(folder: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[st
     return dict(sorted(files.items())), rejected
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple["os.DirEntry[str] | str", str]]:
+def _walk(folder: Path) -> Iterator[tuple["os.DirEntry[str] | str", str]]:
     """(directory entry, key) of whatever has a picture's ending; (reason, key) of a folder that cannot be read."""
-    try:
-        with os.scandir(folder) as listing:
-            found = list(listing)
-    except OSError as error:
-        yield f"a folder that cannot be read ({error.strerror})", prefix
-        return
-    for entry in found:
-        if entry.name.startswith("."):
+    waiting = [""]  # not by recursion: folders may lie deeper in one another than Python calls itself
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            with os.scandir(folder / prefix) as listing:
+                found = list(listing)
+        except OSError as error:
+            yield f"a folder that cannot be read ({error.strerror})", prefix
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/")
-        elif Path(entry.name).suffix.lower() in SUFFIXES or (entry.is_symlink() and entry.is_dir()):
-            yield entry, prefix + entry.name
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{prefix}{entry.name}/")
+            elif Path(entry.name).suffix.lower() in SUFFIXES or _links_to_folder(entry):
+                yield entry, prefix + entry.name
+
+
+def _links_to_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link to itself
+        return True
 
 
 def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
     row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        image, note = decode(data)
+        with one_large if size > LARGE_BYTES else nullcontext():
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            (width, height), note = measure(data)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
         return {**row, "reason": str(error)}
     sha256 = hashlib.sha256(data).hexdigest()
-    return {**row, "sha256": sha256, "width": image.width, "height": image.height, "note": note}
+    return {**row, "sha256": sha256, "width": width, "height": height, "note": note}
 
 
 def _read_cache(path: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
+    """{key: row of _measure}; empty where there is none of this folder, or it is not as `_write_cache` wrote it."""
     try:
         table = json.loads(path.read_bytes()) if path is not None else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # a cache: what cannot be read is computed again
     if not isinstance(table, dict) or (table.get("version"), table.get("folder")) != (_CACHE_VERSION, str(folder)):
         return {}
-    pictures: dict[str, dict[str, Any]] = table["pictures"]
-    return pictures
+    rows = table.get("pictures")
+    return rows if isinstance(rows, dict) and all(map(_is_row, rows.values())) else {}
+
+
+def _is_row(row: Any) -> bool:
+    kinds = {"size": int, "mtime_ns": int, "width": int, "height": int, "sha256": str, "note": str | None}
+    wanted = {"size", "mtime_ns", "reason"} if isinstance(row, dict) and "reason" in row else set(kinds)
+    return (
+        isinstance(row, dict)
+        and row.keys() == wanted
+        and all(isinstance(row[key], kinds.get(key, str)) for key in wanted)
+        and re.fullmatch("[0-9a-f]{64}", row.get("sha256", "0" * 64)) is not None
+    )
 
 
 def _write_cache(path: Path, folder: Path, pictures: dict[str, dict[str, Any]]) -> None:

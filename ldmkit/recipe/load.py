@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from ldmkit import shipped
 from ldmkit.errors import LdmkitError
 from ldmkit.options import did_you_mean
-from ldmkit.recipe.mistakes import component_at, component_mistakes, dates, schema_mistakes, takes_text
+from ldmkit.recipe.mistakes import component_at, component_mistakes, schema_mistakes, strange_values, takes_text
 from ldmkit.recipe.sections import Recipe, component_tables
 
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 16
 
 
 def find_recipe(name: str) -> Path:
@@ -72,6 +75,8 @@ class RecipeFile:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> "RecipeFile":
         """Raises LdmkitError where the file is no TOML, or an override is not `section.key=value`."""
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise LdmkitError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no recipe is")
             table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise LdmkitError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -82,10 +87,7 @@ class RecipeFile:
         recipe = cls(path, table)
         # Files that the recipe lists lie beside it; those of an override are the user's, seen from where he stands.
         if isinstance(listed := table.get("plugins"), list):
-            table["plugins"] = [
-                os.path.abspath(path.parent / Path(p).expanduser()) if isinstance(p, str) else p  # noqa: PTH100
-                for p in listed
-            ]
+            table["plugins"] = [recipe._beside(listed_path) for listed_path in listed]
         for override in overrides:
             recipe._apply(override)
         if table.get("name", "") == "":
@@ -102,7 +104,9 @@ class RecipeFile:
 
         Raises LdmkitError: one message with a line for each mistake.
         """
-        mistakes = list(dates(self.table))
+        if _is_deep(self.table):
+            raise LdmkitError(f"{self.path}: tables within tables within tables, more than {MAX_DEPTH}; no recipe is")
+        mistakes = list(strange_values(self.table))
         recipe = None
         try:
             # Strict JSON rules: a list is a tuple and 1 a float, but "1" is no number.
@@ -130,6 +134,18 @@ class RecipeFile:
             return f"{self.path}: {lines[0]}"
         return "\n  ".join([f"{self.path}: {len(lines)} mistakes", *lines])
 
+    def _beside(self, plugin: Any) -> Any:
+        """The absolute path of a plugin that the file lists. A stranger's recipe must not have any file run."""
+        if not isinstance(plugin, str) or "\0" in plugin:  # said when the recipe is validated
+            return plugin
+        path = os.path.abspath(self.path.parent / plugin)  # noqa: PTH100 - a message has the path as it was written
+        if not Path(path).resolve().is_relative_to(self.path.parent.resolve()):
+            raise LdmkitError(
+                f"{self.path}: plugins: {plugin} lies outside the recipe's folder; move it there, or name it yourself "
+                f"with --set 'plugins=[\"{plugin}\"]'"
+            )
+        return path
+
     def _apply(self, override: str) -> None:
         key, equals, text = override.partition("=")
         parts = tuple(part.strip() for part in key.split("."))
@@ -156,6 +172,15 @@ class RecipeFile:
             if (*parts[:-1], key) not in self.overridden:
                 table.pop(key, None)
         table[parts[-1]] = value
+
+
+def _is_deep(table: Any) -> bool:
+    """Whether it is nested deeper than any key lies; Python could compare or print it by deep recursion only."""
+    level = [table]
+    for _ in range(MAX_DEPTH):
+        inner = [list(part.values()) if isinstance(part, dict) else part for part in level]
+        level = [item for part in inner for item in part if isinstance(item, dict | list)]
+    return bool(level)
 
 
 def _value(override: str, text: str) -> Any:

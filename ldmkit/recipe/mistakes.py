@@ -131,15 +131,18 @@ def _component(
             yield (*place, key), line
 
 
-def dates(table: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(key's place, line) of each date or time: TOML has them, recipes do not, and JSON would turn them into text."""
+def strange_values(table: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key's place, line) of what TOML has and recipes do not: dates, which JSON would turn into text, and NULs."""
     items = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
     for key, value in items:
         inner = (*place, key) if isinstance(key, str) else place
         if isinstance(value, date | time):
             line = f"{_table(inner[:-1])} {inner[-1]} = {value} is a date, which no key takes; text stands in quotes"
             yield inner, line.strip()
-        yield from dates(value, inner)
+        elif isinstance(value, str) and "\0" in value:
+            line = f"{_table(inner[:-1])} {inner[-1]} = {json.dumps(value)} holds a NUL, which no name of a file can"
+            yield inner, line.strip()
+        yield from strange_values(value, inner)
 
 
 def _table(names: tuple[str, ...]) -> str:

@@ -50,7 +50,7 @@ class Data(Section):
     )
     source: str = Field(
         "folder",
-        pattern=r"^(folder|toy-cats|hub:[^/]+/[^/]+/.+\.zip)$",
+        pattern=r"^(folder|toy-cats|hub:[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/([^/.][^/]*/)*[^/.][^/]*\.zip)$",
         description="where the pictures come from if the folder is not there: `folder` (nowhere), "
         "`toy-cats` (drawn here) or `hub:OWNER/NAME/FILE.zip` (a data set on the Hugging Face hub)",
     )
@@ -129,6 +129,23 @@ class Training(Section):
     sample_every: int = Field(1000, gt=0, description="steps between two sample grids", json_schema_extra=NO_RESULT)
     checkpoint_every: int = Field(500, gt=0, description="steps between two checkpoints", json_schema_extra=NO_RESULT)
     keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints that are kept", json_schema_extra=NO_RESULT)
+    keep_every: int = Field(
+        0,
+        ge=0,
+        description="checkpoints at multiples of so many steps are kept as well; 0: none",
+        json_schema_extra=NO_RESULT,
+    )
+    keep_best: bool = Field(
+        False,
+        description="save at each evaluation with a lower held-out loss than ever (of the first average, where there "
+        "is one), and keep the lowest one's checkpoint",
+        json_schema_extra=NO_RESULT,
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU use no kernel whose result may differ from call to call; slower; a CPU's never does",
+        json_schema_extra=NO_RESULT,
+    )
 
     @model_validator(mode="after")
     def _length(self) -> "Training":

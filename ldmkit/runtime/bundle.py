@@ -200,13 +200,14 @@ class Bundle:
     def tokenizer(self) -> "Tokenizer":
         """Pads and cuts to `manifest.text.max_tokens`."""
         if self._tokenizer is None:
-            from tokenizers import Tokenizer
+            from ldmkit.runtime.tokenizer import read_tokenizer
 
+            assert self.manifest.text is not None  # a bundle that draws text has it
             try:
-                self._tokenizer = Tokenizer.from_str(self._read(TOKENIZER).decode())
-                self._tokenizer.encode_special_tokens = True  # a prompt that spells one is text
-            except Exception as error:  # the tokenizers library raises bare Exception
+                self._tokenizer = read_tokenizer(self._read(TOKENIZER), self.manifest.text.max_tokens)
+            except ValueError as error:
                 raise LdmkitError(f"{self.folder / TOKENIZER} is not a tokenizer: {error}") from error
+            self._tokenizer.encode_special_tokens = True  # a prompt that spells one is text
         return self._tokenizer
 
     def run(self, name: str, **inputs: "np.ndarray") -> "np.ndarray":

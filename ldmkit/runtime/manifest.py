@@ -127,7 +127,10 @@ class GraphEntry(_Frozen):
 
 
 class Trajectory(_Frozen):
-    """Whole pictures drawn by the bundle on a CPU, against torch in float32: same noise, same sampler."""
+    """Whole pictures drawn by the bundle on a CPU, against torch in float32: same noise, same sampler.
+
+    Of precision fp16 with every value rounded as a GPU rounds it, which a CPU by itself doesn't do.
+    """
 
     sampler: str
     steps: Annotated[int, Field(ge=1)]

@@ -4,14 +4,22 @@ import torch
 
 
 def adaptive_weight(
-    reconstruction_loss: torch.Tensor, generator_loss: torch.Tensor, last_layer_weight: torch.Tensor, max_weight: float
+    output: torch.Tensor,
+    reconstruction_gradient: torch.Tensor,
+    generator_gradient: torch.Tensor,
+    last_layer_weight: torch.Tensor,
+    max_weight: float,
 ) -> torch.Tensor:
     """Adaptive weight of the generator's loss, Esser et al. 2021, eq. 7 (delta = 1e-4).
 
-    The ratio of the two losses' gradient norms at the decoder's last layer, in [0, max_weight]; a scalar
-    without gradient. Both graphs are kept for the backward pass that follows.
+    The ratio of the two losses' gradient norms at the decoder's last layer, in [0, max_weight]; a scalar without
+    gradient. Both losses come as their gradients at the decoder's `output` (B, 3, H, W), from which the last layer is
+    one convolution away: so neither LPIPS nor the discriminator is gone through again. The output's graph is kept.
     """
-    (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, last_layer_weight, retain_graph=True)
-    (generator_gradient,) = torch.autograd.grad(generator_loss, last_layer_weight, retain_graph=True)
-    weight: torch.Tensor = reconstruction_gradient.norm() / (generator_gradient.norm() + 1e-4)
+
+    def norm(gradient: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.autograd.grad(output, last_layer_weight, gradient, retain_graph=True)[0].norm()
+        return found
+
+    weight = norm(reconstruction_gradient) / (norm(generator_gradient) + 1e-4)
     return weight.clamp(0, max_weight).detach()

@@ -1,6 +1,7 @@
 """Stage `caption`: pictures without a caption -> `captions/captions.jsonl`."""
 
 import json
+import os
 from collections import Counter
 from typing import Any
 
@@ -8,6 +9,7 @@ from ldmkit.atomic import write_atomic
 from ldmkit.components import Captioner
 from ldmkit.data.captions import captioners
 from ldmkit.stages.context import StageContext
+from ldmkit.stages.signals import StopSignals, stopped
 
 BATCH = 64
 """pictures between two appends: what a kill can cost"""
@@ -32,6 +34,7 @@ def caption(context: StageContext) -> dict[str, Any]:
 
     with (
         path.open("a", encoding="utf-8") as file,
+        StopSignals("caption") as signals,
         context.reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
     ):
         for first in range(0, len(waiting), BATCH):
@@ -49,13 +52,17 @@ def caption(context: StageContext) -> dict[str, Any]:
                 row = rows.get(picture.key, {"caption": None, "captioner": None, "options": {}})
                 file.write(json.dumps({"file": picture.key, **row}) + "\n")
             file.flush()
+            os.fsync(file.fileno())
             bar.advance(len(batch))
+            if signals.number:
+                left_over = len(waiting) - first - len(batch)
+                raise stopped(f"caption: saved, {left_over} pictures left; the same command goes on", signals.number)
     return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
 
 
 def _whole(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

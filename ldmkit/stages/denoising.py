@@ -93,15 +93,13 @@ class DenoisingTask:
                 trainer.check_finite(loss, partial(self._suspects, indices[part], x0))
                 trainer.backward(loss)
             total = total + loss.detach() / trainer.section.grad_accumulation
-        norm = trainer.step_optimizer(
-            self.optimizer, self.model.parameters(), lambda: [self.latents.keys[i] for i in indices]
-        )
+        norm = trainer.step_optimizer(self.optimizer, self.model.parameters(), partial(self.latents.names, indices))
         return {"loss": total, "grad_norm": norm}
 
     def _suspects(self, indices: np.ndarray, x0: torch.Tensor) -> list[str]:
         """Names of the pictures whose latents are not finite, or else of all."""
         bad = (~torch.isfinite(x0)).flatten(1).any(1).cpu().numpy()
-        return [self.latents.keys[i] for i in (indices[bad] if bad.any() else indices)]
+        return self.latents.names(indices[bad] if bad.any() else indices)
 
     def _losses(
         self, network: torch.nn.Module, x0: torch.Tensor, t: np.ndarray, noise: torch.Tensor, text: Text

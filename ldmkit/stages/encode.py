@@ -1,12 +1,13 @@
 """Stage `encode`: pictures -> `latents/`, captions -> `text/`."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from ldmkit.atomic import sweep, write_json
+from ldmkit.atomic import sweep, write_atomic, write_json
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import read_captions
 from ldmkit.errors import LdmkitError
@@ -20,6 +21,7 @@ from ldmkit.stages.latent_set import real_lengths
 from ldmkit.stages.networks import load_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
 from ldmkit.stages.shards import ShardedArrays
+from ldmkit.stages.signals import StopSignals, stopped
 
 SHARD = 512
 """pictures, or captions, that a killed run may have to do again"""
@@ -48,7 +50,7 @@ def encode_latents(context: StageContext) -> dict[str, float]:
     encoder = _Encoder(autoencoder, device, context.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
     clock = Clock()
-    with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards:
+    with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.done
         if 0 < first < len(pictures):
@@ -64,9 +66,14 @@ def encode_latents(context: StageContext) -> dict[str, float]:
                 mean, std = (np.stack(copy, axis=1) for copy in zip(*encoded, strict=True))  # (B, F, C, h, w)
                 moments.add(mean, std)
                 shards.append(mean=mean, std=std)
-                if number % -(-SHARD // batch) == 0 or own.stop == len(pictures):
+                if number % -(-SHARD // batch) == 0 or own.stop == len(pictures) or signals.number:
                     shards.save({"moments": moments.sums.tolist()})
                 bar.advance(len(own))
+                if signals.number:
+                    told = (
+                        f"encode latents: saved behind picture {own.stop} of {len(pictures)}; the same command goes on"
+                    )
+                    raise stopped(told, signals.number)
             loader_wait = clock.share() if batches else 0.0
     rows = moments.channels(len(pictures) * copies * size * size)
     statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
@@ -143,7 +150,7 @@ def encode_text(context: StageContext) -> dict[str, float]:
     _save(folder / "mask.npy", mask)
     _save(folder / "index.npy", index)
     write_json(folder / "captions.json", list(distinct))
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     if not encoder.trainable:
         lengths = real_lengths(mask) if recipe.t2i.mask_padding else np.full(len(mask), mask.shape[1])
         _write_states(context, encoder, tokenizer, ids, mask, lengths)
@@ -182,7 +189,7 @@ def _write_states(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     _save(folder / "offsets.npy", offsets)
     whole = (np.dtype(np.float32), (int(offsets[-1]), encoder.context_dim))
-    with ShardedArrays(folder, {"states": whole}) as shards:
+    with ShardedArrays(folder, {"states": whole}) as shards, StopSignals("encode text") as signals:
         first = int(np.searchsorted(offsets, shards.done))
         if 0 < first < len(ids):
             context.reporter.line(f"encode text: going on behind caption {first} of {len(ids)}")
@@ -192,13 +199,15 @@ def _write_states(
                 inputs = (torch.from_numpy(x[i:stop].astype(np.int64)).to(device) for x in (ids, mask))
                 states = module(*inputs).float().cpu().numpy()
                 shards.append(states=np.concatenate([own[:n] for own, n in zip(states, lengths[i:stop], strict=True)]))
-                if stop % SHARD == 0 or stop == len(ids):
+                if stop % SHARD == 0 or stop == len(ids) or signals.number:
                     shards.save({})
                 bar.advance(stop - i)
+                if signals.number:
+                    told = f"encode text: saved behind caption {stop} of {len(ids)}; the same command goes on"
+                    raise stopped(told, signals.number)
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getbuffer())

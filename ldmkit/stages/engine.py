@@ -1,7 +1,11 @@
 """accelerate's engine: device, precision, processes."""
 
 import os
+import platform
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +39,37 @@ def start_engine(precision: str = "fp32") -> Accelerator:
     # processes and their connections, PartialState's, stay.
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+
+
+def use_deterministic_kernels(device: torch.device, *, asked: bool) -> None:
+    """Whether a GPU may use kernels whose result differs from call to call. A CPU has none among those used here."""
+    if asked and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for, before its first use
+    torch.use_deterministic_algorithms(asked and device.type == "cuda")
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """All besides the recipe and the pictures that decides about the last bits, as JSON values."""
+    on_gpu = accelerator.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(accelerator.device) if on_gpu else _cpu(),
+        "precision": accelerator.mixed_precision,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "world_size": accelerator.num_processes,
+        "torch": torch.__version__,
+    }
+
+
+@cache
+def _cpu() -> str:
+    """Model and instruction set: torch chooses its kernels by it."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():  # where platform.processor() knows the architecture at best
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def memory_format(device: torch.device, *, half: bool, size: int) -> torch.memory_format:

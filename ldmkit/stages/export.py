@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +44,9 @@ from ldmkit.runtime.manifest import (
 from ldmkit.runtime.pictures import grid
 from ldmkit.stages import export_networks
 from ldmkit.stages.export_card import model_card
-from ldmkit.stages.export_certify import certify, draw_golden
+from ldmkit.stages.export_certify import certify, draw_golden, rounded_bundle
 from ldmkit.stages.export_graph import compare, half_difference, make_graph, serialized
-from ldmkit.stages.export_half import to_half, weights_to_half
+from ldmkit.stages.export_half import rounded_as_on_gpu, to_half, weights_to_half
 from ldmkit.stages.export_networks import Network
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ def export_bundle(
         write_manifest(folder, manifest)
         bundle = Bundle.load(folder, provider="cpu")
         tell("pictures: comparing with torch")
-        trajectories = certify(bundle, networks, preview_prompts)
+        with rounded_bundle(bundle) if precision == "fp16" else nullcontext(bundle) as tried:
+            trajectories = certify(tried, networks, preview_prompts)
         tell(f"{PREVIEW}: drawing")
         prompts = [preview_prompts[k % len(preview_prompts)] for k in range(NUM_PREVIEW)] if preview_prompts else None
         grid(bundle.generate(prompts, n=1 if prompts else NUM_PREVIEW), columns=4).save(folder / PREVIEW)
@@ -183,8 +185,8 @@ def write_graph(path: Path, network: Network, *, precision: Precision, tolerance
     if precision != "fp32":
         (to_half if precision == "fp16" else weights_to_half)(model)
         data = serialized(model)
-        difference = half_difference(network, data, name=path.name)
-        entry = entry.model_copy(update={"fp16_max_abs_difference": difference})
+        tried = serialized(rounded_as_on_gpu(model)) if precision == "fp16" else data
+        entry = entry.model_copy(update={"fp16_max_abs_difference": half_difference(network, tried, name=path.name)})
     path.write_bytes(data)
     return entry
 

@@ -1,6 +1,10 @@
 """Whole pictures by the bundle against torch, and the pictures by which another machine is told to be right."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -12,10 +16,21 @@ from ldmkit.errors import LdmkitError
 from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import to_pictures
-from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, Golden, Trajectory
+from ldmkit.runtime.manifest import (
+    GRAPHS,
+    TEXT_ENCODER,
+    UNET,
+    UNET_T2I,
+    VAE_DECODER,
+    Golden,
+    Trajectory,
+    file_entry,
+    write_manifest,
+)
 from ldmkit.runtime.pictures import grid
 from ldmkit.runtime.verify import psnr
 from ldmkit.stages.drawing import draw_latents
+from ldmkit.stages.export_half import rounded_as_on_gpu
 from ldmkit.stages.export_networks import Network
 
 MIN_PSNR = {"fp32": 45.0, "fp16-weights": 40.0, "fp16": 40.0}
@@ -57,12 +72,29 @@ def _compare(bundle: Bundle, networks: dict[str, Network], name: str, prompts: l
     if trajectory.psnr < trajectory.min_psnr:
         least, way = trajectory.min_psnr, "another opset in [export]"
         if manifest.precision != "fp32":
-            way = "--precision fp32" + (" or fp16-weights" if manifest.precision == "fp16" else "")
+            way = "`ldmkit export onnx --precision fp32`" + (" or fp16-weights" if manifest.precision == "fp16" else "")
         raise LdmkitError(
             f"{name}: after {steps} steps its pictures differ from torch's, PSNR {trajectory.psnr:.1f} dB where "
             f"{manifest.precision} must reach {least:g}. Try {way}."
         )
     return trajectory
+
+
+@contextmanager
+def rounded_bundle(bundle: Bundle) -> Iterator[Bundle]:
+    """The bundle of `to_half`'s graphs as a GPU would draw from it: see `rounded_as_on_gpu`."""
+    import onnx
+
+    with TemporaryDirectory(prefix=".", suffix=".rounded", dir=bundle.folder.parent) as temporary:
+        folder, files = Path(temporary), {}
+        for name in bundle.manifest.files:
+            if name in GRAPHS:
+                onnx.save(rounded_as_on_gpu(onnx.load(bundle.folder / name)), folder / name)
+            else:
+                shutil.copyfile(bundle.folder / name, folder / name)
+            files[name] = file_entry(folder / name)
+        write_manifest(folder, bundle.manifest.model_copy(update={"files": files}))
+        yield Bundle.load(folder, provider="cpu")
 
 
 @torch.inference_mode()

@@ -112,7 +112,7 @@ def half_difference(network: Network, graph: bytes, *, name: str) -> float:
         if not difference < float("inf"):
             raise LdmkitError(
                 f"{name}: the graph's values are too large for float16 at {_case(batch, size)}: "
-                "export with --precision fp16-weights or fp32."
+                "take `ldmkit export onnx --precision fp16-weights` or fp32."
             )
         found = max(found, difference)
     return found

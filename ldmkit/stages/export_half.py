@@ -89,6 +89,53 @@ def weights_to_half(model: Any) -> None:
     graph.node.extend(nodes)
 
 
+def rounded_as_on_gpu(model: Any) -> Any:
+    """A graph in float32 alone whose values are those of `to_half`'s graph, each rounded to float16 where it is made.
+
+    A CPU has no kernels for float16: its sessions take such casts out and compute in float32 in between, and would find
+    neither the rounding nor the overflow of a GPU, which sums in float32 and rounds what each operator gives.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = model.graph
+    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+    half = {v.name for v in inferred.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for weight in graph.initializer:
+        if weight.data_type == TensorProto.FLOAT16:
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float32), weight.name))
+    nodes = [
+        helper.make_node("Constant", [], [name], value_float=value)
+        for name, value in (("round_factor", 2.0**13 + 1), ("round_limit", 65520.0), ("round_inf", float("inf")))
+    ]
+    for node in graph.node:
+        if node.op_type == "Cast" and half & {*node.input, *node.output}:
+            node.op_type = "Identity"
+            del node.attribute[:]
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if name not in half:
+                continue
+            exact, scaled, rest, near, size, over, infinite = (
+                f"{name}_{step}" for step in ("exact", "scaled", "rest", "near", "size", "over", "infinite")
+            )
+            node.output[i] = exact
+            nodes += [
+                # To 11 bits, Veltkamp 1968: (2^13 + 1) x - ((2^13 + 1) x - x).
+                helper.make_node("Mul", [exact, "round_factor"], [scaled]),
+                helper.make_node("Sub", [scaled, exact], [rest]),
+                helper.make_node("Sub", [scaled, rest], [near]),
+                helper.make_node("Abs", [exact], [size]),
+                helper.make_node("GreaterOrEqual", [size, "round_limit"], [over]),
+                helper.make_node("Mul", [exact, "round_inf"], [infinite]),
+                helper.make_node("Where", [over, infinite, near], [name]),
+            ]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return model
+
+
 def _up_to_time_embedding(graph: Any) -> set[str]:
     """What the nodes that hold the time embedding's weights give, and all that leads there."""
     makers = {output: node for node in graph.node for output in node.output}

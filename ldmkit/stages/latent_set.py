@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ldmkit.errors import LdmkitError
 from ldmkit.randomness import numpy_generator
 from ldmkit.recipe.sections import Latents
 
@@ -17,12 +18,17 @@ class LatentSet:
     def __init__(self, folder: Path, options: Latents, seed: int) -> None:
         self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w)
         self.std = open_mapped(folder / "std.npy")
-        self.keys: list[str] = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+        self.folder = folder
         self.options = options
         self.seed = seed
         channel_mean, channel_std = latent_statistics(folder, options)
         self.channel_mean = channel_mean[:, None, None]
         self.channel_std = channel_std[:, None, None]
+
+    def names(self, indices: np.ndarray) -> list[str]:
+        """The pictures' names, read when a message needs them: those of a million take 120 MB of memory."""
+        every = json.loads((self.folder / "pictures.json").read_text(encoding="utf-8"))
+        return [every[i] for i in indices]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -95,8 +101,13 @@ class TextSet:
 
 
 def open_mapped(file: Path) -> np.ndarray:
-    """The array of an .npy file, memory-mapped for reading in any order."""
-    array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    """The array of an .npy file, memory-mapped for reading in any order. Raises LdmkitError where it is none."""
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LdmkitError(
+            f"{file}: no array that can be read: {error}; `ldmkit encode --again` makes it anew"
+        ) from None
     # Without it the system reads the neighbours of each row as well: 600 times as long for a batch out of a million.
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_RANDOM)

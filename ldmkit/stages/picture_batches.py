@@ -1,6 +1,7 @@
 """Decoded pictures in batches, in an order that the caller owns."""
 
 import signal
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,8 +56,14 @@ def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[B
                 pin_memory=torch.cuda.is_available(),
             )
         )
-    for batch in loaded:
-        yield to_pixels(batch)
+    try:
+        for batch in loaded:
+            yield to_pixels(batch)
+    except (ConnectionError, EOFError) as error:
+        # The pipe of a process that was killed this moment. torch raises a RuntimeError that says so wherever the
+        # program is when the signal of it comes: here, then, and not in the middle of telling the user.
+        time.sleep(1)
+        raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly.") from error
 
 
 def _by_thread(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:

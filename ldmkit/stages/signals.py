@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM while training."""
+"""Ctrl-C and SIGTERM while a stage is at work."""
 
 import os
 import signal
 import time
 from types import FrameType, TracebackType
 from typing import Any
+
+from ldmkit.errors import Interrupted
 
 _ECHO = 1.0
 """seconds in which a second signal is the launcher passing on the first one, where there is a launcher"""
@@ -16,10 +18,10 @@ class StopSignals:
     Only the main thread of a process gets signals: in any other the block changes nothing.
     """
 
-    def __init__(self, name: str, *, quiet: bool = False, launched: bool = False) -> None:
+    def __init__(self, name: str, *, quiet: bool = False) -> None:
         self.name = name
         self.quiet = quiet
-        self.launched = launched
+        self.launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.number = 0
         """the signal's number, 0 until one came"""
         self._first = 0.0
@@ -48,3 +50,10 @@ class StopSignals:
         if not self.quiet:
             # Not print: the signal may have come in the middle of one.
             os.write(2, f"{self.name}: stopping after this step; once more leaves without saving\n".encode())
+
+
+def stopped(told: str, number: int) -> Interrupted:
+    """To be raised once all is saved after signal `number`: its exit code is the shell's for that signal."""
+    error = Interrupted(told)
+    error.exit_code = 128 + number
+    return error

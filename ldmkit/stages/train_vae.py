@@ -107,12 +107,16 @@ class VaeTask:
                 with trainer.accelerator.autocast():
                     output, posterior = self.model(target, noise[part])
                 # Losses in fp32 whatever the networks run in: LPIPS and exp(logvar) overflow in half precision.
-                reconstruction = Reconstruction(
-                    target, output.float(), posterior.mean.float(), posterior.logvar.float()
+                made = (output.float(), posterior.mean.float(), posterior.logvar.float())
+                # The losses see leaves: their own networks are gone through once, and their gradients at the
+                # autoencoder's outputs are all that it needs.
+                leaves = tuple(value.detach().requires_grad_() for value in made)
+                reconstruction = Reconstruction(target, *leaves)
+                loss, gradients = self._generator_loss(
+                    weights, reconstruction, made[0], scalars, share=len(own) / len(pixels)
                 )
-                loss = self._generator_loss(weights, reconstruction, scalars, share=len(own) / len(pixels))
                 trainer.check_finite(loss, partial(self._names, step, part))
-                trainer.backward(loss)
+                trainer.backward(sum((a * b).sum() for a, b in zip(made, gradients, strict=True)))
             reconstructions.append(reconstruction)
         scalars["grad_norm"] = trainer.step_optimizer(
             self.optimizer, self.model.parameters(), lambda: self._names(step)
@@ -127,21 +131,28 @@ class VaeTask:
         self,
         weights: Mapping[str, float],
         reconstruction: Reconstruction,
+        output: torch.Tensor,
         scalars: dict[str, torch.Tensor],
         *,
         share: float,
-    ) -> torch.Tensor:
-        """Weighted sum of the terms; adds `share` times each to `scalars`."""
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Weighted sum of the terms, detached, and its gradients at the reconstruction's output, mean and logvar.
+
+        `output`: the decoder's, with its graph. Adds `share` times each term to `scalars`.
+        """
 
         def note(name: str, value: torch.Tensor) -> None:
             scalars[name] = scalars.get(name, torch.zeros((), device=value.device)) + share * value.detach()
 
-        total = torch.zeros((), device=reconstruction.target.device)
+        leaves = [reconstruction.output, reconstruction.mean, reconstruction.logvar]
+        total = sum(leaf.sum() * 0 for leaf in leaves)  # before any term counts, there is a gradient of zeros
         for name, weight in weights.items():
             if name not in self.guard.adversarial:
                 value = self.terms[name](reconstruction)
                 note(name, value)
                 total = total + weight * value
+        gradients = list(torch.autograd.grad(total, leaves))
+        total = total.detach()
         if any(name in self.guard.adversarial for name in weights):
             note("loss_reconstruction", total)  # what the held-out loss compares with
         for name, weight in weights.items():
@@ -149,13 +160,15 @@ class VaeTask:
                 term = self.terms[name]
                 term.discriminator.requires_grad_(False)  # this pass trains the autoencoder alone
                 value = term(reconstruction)
+                (gradient,) = torch.autograd.grad(value, reconstruction.output)
                 last_layer = self.autoencoder.decoder.conv_out.weight
-                adaptive = adaptive_weight(total, value, last_layer, self.section.max_adaptive_weight)
+                adaptive = adaptive_weight(output, gradients[0], gradient, last_layer, self.section.max_adaptive_weight)
                 note(name, value)
                 note(f"{name}_adaptive_weight", adaptive)
-                total = total + weight * adaptive * value
+                gradients[0] = gradients[0] + weight * adaptive * gradient
+                total = total + weight * adaptive * value.detach()
         note("loss", total)
-        return total
+        return total, gradients
 
     def _step_discriminator(
         self, step: int, name: str, reconstructions: list[Reconstruction], scalars: dict[str, torch.Tensor]

@@ -14,19 +14,19 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from ldmkit.checkpoint import save_weights
-from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.errors import LdmkitError
 from ldmkit.randomness import SampleOrder, derive, numpy_generator
 from ldmkit.recipe.sections import Training
 from ldmkit.run import MetricsLog, Part, read_metrics
-from ldmkit.stages.checkpointing import is_repeatable, resume, save
+from ldmkit.stages.checkpointing import Checkpoints, unlike
 from ldmkit.stages.clock import Clock
 from ldmkit.stages.context import StageContext
-from ldmkit.stages.engine import start_engine
+from ldmkit.stages.engine import start_engine, use_deterministic_kernels
 from ldmkit.stages.facts import MAX_WAIT, about_waiting, describe
 from ldmkit.stages.finite import FiniteCheck, Names
 from ldmkit.stages.overfitting import find_overfitting
 from ldmkit.stages.plots import plot_losses, save_picture
-from ldmkit.stages.signals import StopSignals
+from ldmkit.stages.signals import StopSignals, stopped
 from ldmkit.stages.task import Metrics, Task
 
 
@@ -44,6 +44,7 @@ class Trainer:
         self.accelerator = start_engine(section.precision)
         self.device = self.accelerator.device
         self.rank = self.accelerator.process_index
+        use_deterministic_kernels(self.device, asked=section.deterministic)
         # Compiling takes a minute or more, which a short run does not earn back.
         auto = self.device.type == "cuda" and self.num_steps >= 5000
         self.compiles = auto if section.compile == "auto" else section.compile == "on"
@@ -155,13 +156,14 @@ class Trainer:
         reporter.line(
             f"{name}: " + describe(task, self.accelerator, section, compiles=self.compiles, num_steps=self.num_steps)
         )
+        checkpoints = Checkpoints(self.part, section, task, self.accelerator)
         with self.accelerator.main_process_first():  # who also sweeps and sets aside
-            state = resume(folder / "checkpoints", task, self.accelerator)
+            state = checkpoints.resume()
         start = state["step"] if state else 0
         if state:
-            same = is_repeatable(state, self.accelerator)
-            unlike = "; with another number of processes or threads: not equal to the last bit"
-            reporter.line(f"{name}: going on from step {start} of {self.num_steps}{'' if same else unlike}")
+            others = unlike(state, self.accelerator)
+            told = f"; not to the last bit what it would have been: {'; '.join(others)}" if others else ""
+            reporter.line(f"{name}: going on from step {start} of {self.num_steps}{told}")
         self.clock.start(state["seconds"] if state else 0.0)
         log = MetricsLog(folder / "metrics.jsonl", start) if self.accelerator.is_main_process else None
         rows: list[Metrics] = read_metrics(log.path) if log is not None and start else []
@@ -170,9 +172,11 @@ class Trainer:
         evaluated: Metrics = {}
         if start == self.num_steps and log is not None:  # stopped between the last checkpoint and the end
             evaluated = task.evaluate()
-        signals = StopSignals(name, quiet=reporter.quiet, launched=self.accelerator.num_processes > 1)
-        with writer or nullcontext(), signals, reporter.bar(name, self.num_steps, start) as bar:
+        signals = StopSignals(name, quiet=reporter.quiet)
+        bars = reporter.bar(name, self.num_steps, start)
+        with writer or nullcontext(), signals, checkpoints, bars as bar:
             for step in range(start, self.num_steps):
+                checkpoints.check()
                 scalars = self._step(task, step)
                 done, last = step + 1, step + 1 == self.num_steps
                 row: Metrics = {}
@@ -207,21 +211,14 @@ class Trainer:
                 if draws:
                     plot_losses(folder, f"{self.context.recipe.name}: {name}")
                 stop = self._everywhere(signals.number)
-                if stop or done % section.checkpoint_every == 0 or last:
-                    save(
-                        folder / "checkpoints",
-                        task,
-                        self.accelerator,
-                        step=done,
-                        seconds=self.clock.seconds(),
-                        fingerprint=self.part.fingerprint,
-                        keep=section.keep_checkpoints,
-                    )
+                now = evaluated if evaluates else {}
+                better = section.keep_best and checkpoints.is_better(now)
+                if stop or done % section.checkpoint_every == 0 or last or better:
+                    checkpoints.save(done, seconds=self.clock.seconds(), evaluated=now)
                 bar.advance(1, newest)
                 if stop:
-                    error = Interrupted(f"{name}: saved at step {done} of {self.num_steps}; the same command goes on")
-                    error.exit_code = 128 + stop
-                    raise error
+                    checkpoints.join()
+                    raise stopped(f"{name}: saved at step {done} of {self.num_steps}; the same command goes on", stop)
         if (share := self.clock.share()) > MAX_WAIT:
             reporter.line(f"{name}: {about_waiting(share, stage=name, data=self.context.recipe.data)}")
         if self.accelerator.is_main_process:

@@ -12,19 +12,8 @@ from PIL import Image, ImageCms, ImageFilter
 from scipy.stats import chisquare
 
 from ldmkit.data import toy_cats
-from ldmkit.data.toy_cats import (
-    BACKGROUND,
-    COATS,
-    EYES,
-    FUR,
-    HELD_OUT_PAIRS,
-    ToyCat,
-    caption,
-    captions,
-    draw_toy_cat,
-    make_toy_cats,
-    prompts,
-)
+from ldmkit.data.toy_cats import HELD_OUT_PAIRS, caption, captions, make_toy_cats, prompts
+from ldmkit.data.toy_drawing import BACKGROUND, COATS, EYES, FUR, ToyCat, draw_toy_cat
 from ldmkit.errors import LdmkitError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

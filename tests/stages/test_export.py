@@ -26,7 +26,7 @@ from ldmkit.runtime.manifest import GraphEntry, file_entry
 from ldmkit.runtime.verify import verify
 from ldmkit.stages import export, export_networks
 from ldmkit.stages.export import export_bundle
-from ldmkit.stages.export_certify import certify
+from ldmkit.stages.export_certify import certify, rounded_bundle
 from ldmkit.stages.export_graph import compare, make_graph, serialized
 from ldmkit.stages.export_half import to_half, weights_to_half
 from ldmkit.stages.export_networks import Network, Size, on_cpu
@@ -291,12 +291,24 @@ def test_pictures_in_half_precision(toy: Toy, tmp_path: Path, precision: str, co
     (folder / "manifest.json").write_text(json.dumps(manifest))
     bundle = Bundle.load(folder, provider="cpu")
     networks = networks_of(toy)
-    for told in certify(bundle, networks, PROMPTS).values():
-        assert told.min_psnr == 40 <= told.psnr < 100
+    found = certify(bundle, networks, PROMPTS)
+    assert {told.min_psnr for told in found.values()} == {40}
+    if precision == "fp16":
+        before = set(tmp_path.iterdir())
+        with rounded_bundle(bundle) as rounded:
+            by_gpu = certify(rounded, networks, PROMPTS)
+        assert set(tmp_path.iterdir()) == before
+        # A CPU rounds less than a GPU does.
+        assert all(by_gpu[name].psnr < found[name].psnr for name in found)
+        found = by_gpu
+    assert all(told.min_psnr <= told.psnr < 100 for told in found.values())
     with torch.no_grad():
         for parameter in networks["unet.onnx"].module.parameters():
             parameter.mul_(1.1)
-    with pytest.raises(LdmkitError, match=rf"unet\.onnx: .* dB where {precision} must reach 40. Try --precision fp32"):
+    with pytest.raises(
+        LdmkitError,
+        match=rf"unet\.onnx: .* dB where {precision} must reach 40. Try `ldmkit export onnx --precision fp32",
+    ):
         certify(bundle, networks, PROMPTS)
 
 

@@ -9,8 +9,9 @@ import onnx.parser
 import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
-from ldmkit.stages.export_half import to_half, weights_to_half
+from ldmkit.stages.export_half import rounded_as_on_gpu, to_half, weights_to_half
 
 # A timestep's embedding of one frequency, a convolution, a norm, a softmax with a mask, a Resize: each trap once.
 NETWORK = """<ir_version: 8, opset_import: ["" : 18]>
@@ -52,13 +53,16 @@ def network() -> Any:
     return model
 
 
-def run(model: Any) -> list[np.ndarray]:
+def inputs() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     mask = np.array([[True, True, False, False, False, False], [True] * 6])
-    inputs = {"x_t": rng.standard_normal((2, 4, 6, 8)).astype(np.float32), "mask": mask}
-    inputs["t"] = np.array([999.3, 0.25], dtype=np.float32)
+    x_t = rng.standard_normal((2, 4, 6, 8)).astype(np.float32)
+    return {"x_t": x_t, "t": np.array([999.3, 0.25], dtype=np.float32), "mask": mask}
+
+
+def run(model: Any) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)
+    return session.run(None, inputs())
 
 
 def types(model: Any) -> dict[str, int]:
@@ -103,6 +107,36 @@ def test_what_stays_in_float32() -> None:
     assert low == np.finfo(np.float16).min
     assert "low" not in weights
     assert "conv" not in weights
+
+
+def test_rounding_as_on_a_gpu_is_that_of_float16() -> None:
+    """onnx's own reference evaluator really computes in float16; ours may differ where it sums in float16 as well."""
+    model = network()
+    to_half(model)
+    rounded = rounded_as_on_gpu(model)
+    onnx.checker.check_model(rounded, full_check=True)
+    inferred = set(types(rounded).values())
+    assert TensorProto.FLOAT16 not in inferred
+    assert model.graph.node[0].op_type != "Constant"  # a copy was changed
+    exact, here = run(network()), run(rounded)
+    for got, wanted in zip(here, ReferenceEvaluator(model).run(None, inputs()), strict=True):
+        assert np.array_equal(got, got.astype(np.float16))
+        assert np.abs(got - wanted).mean() < 2e-4  # a step of float16 at 1 is 1e-3
+    assert np.abs(here[0] - exact[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("x", [1 / 3, -1 / 3, 2049.0, 2051.0, 65519.0, 65520.0, -1e6, float("-inf"), 0.0, 1e-3])
+def test_a_value_is_rounded_as_numpy_does(x: float) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float[1] output) { output = Relu(x) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.node[0].op_type = "Identity"
+    to_half(model)
+    session = onnxruntime.InferenceSession(
+        rounded_as_on_gpu(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    with np.errstate(over="ignore"):
+        expected = np.array([x], dtype=np.float32).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(session.run(None, {"x": np.array([x], dtype=np.float32)})[0], expected)
 
 
 def test_stored_in_float16_it_computes_with_the_rounded_weights() -> None:

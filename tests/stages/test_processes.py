@@ -36,6 +36,25 @@ def register_losses():
 """
 
 
+WATCH = """
+import hashlib, json, os
+from ldmkit import hookimpl
+
+class Watch:
+    'Nothing, but each batch of training is written down, by its pictures.'
+    def __call__(self, reconstruction):
+        if reconstruction.output.requires_grad:
+            seen = [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in reconstruction.target]
+            with open(f"seen-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
+                print(json.dumps(seen), file=file)
+        return reconstruction.output.mean() * 0
+
+@hookimpl
+def register_losses():
+    return {"watch": Watch}
+"""
+
+
 def settings(*overrides: str) -> list[str]:
     return [argument for override in overrides for argument in ("--set", override)]
 
@@ -45,8 +64,8 @@ def rows(part: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "loader_wait")} for row in found]
 
 
-def both(processes: Any, folder: Path, *commands: Any, **options: Any) -> list[tuple[int, str]]:
-    """(exit code, output) of the two processes that a launcher would start; `strike` hits the second one alone."""
+def both(processes: Any, folder: Path, *commands: Any, struck: str = "1", **options: Any) -> list[tuple[int, str]]:
+    """(exit code, output) of the two processes that a launcher would start; `strike` hits one of them alone."""
     # The meeting point is the test's own, at a port that is bound before anybody is told of it: nobody can take it.
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
@@ -54,7 +73,7 @@ def both(processes: Any, folder: Path, *commands: Any, **options: Any) -> list[t
     common |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     started = [
         processes.start(
-            folder, *commands, env={**common, "RANK": rank, "LOCAL_RANK": rank}, **(options if rank == "1" else {})
+            folder, *commands, env={**common, "RANK": rank, "LOCAL_RANK": rank}, **(options if rank == struck else {})
         )
         for rank in ("0", "1")
     ]
@@ -70,9 +89,20 @@ def test_same_curve_as_one_process(part: str, alone: Path, together: Path) -> No
     assert (alone / part / "model.safetensors").read_bytes() != (together / part / "model.safetensors").read_bytes()
 
 
+def test_same_samples_as_one_process(alone: Path, together: Path) -> None:
+    """Each process's share of a batch, one behind the other, is one process's batch: the very pictures."""
+    one = [json.loads(line) for line in (alone.parents[1] / "seen-0.jsonl").read_text().splitlines()]
+    shares = [(together.parents[1] / f"seen-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    two = [json.loads(first) + json.loads(second) for first, second in zip(*shares, strict=True)]
+    assert len(one) == 8
+    assert all(len(batch) == 6 for batch in one)
+    assert two == one
+    assert len({picture for batch in one for picture in batch}) > 12
+
+
 @pytest.fixture(scope="module")
 def alone(processes: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = copied(trained, tmp_path_factory.mktemp("alone"))
+    folder = watched(copied(trained, tmp_path_factory.mktemp("alone")))
     stages = ("caption", "train-vae", "encode", "train-unet", "train-t2i")
     overrides = settings(*ALIKE_AND_EXACT)
     code, output = processes.run(folder, *((stage, "tiny.toml", *overrides) for stage in stages))
@@ -83,7 +113,7 @@ def alone(processes: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def together(processes: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by two processes, the export left out."""
-    folder = copied(trained, tmp_path_factory.mktemp("together"))
+    folder = watched(copied(trained, tmp_path_factory.mktemp("together")))
     for stage in ("caption", "train-vae", "encode", "train-unet", "train-t2i"):
         found = both(processes, folder, (stage, "tiny.toml", *settings(*ALIKE_AND_EXACT)))
         assert [code for code, _ in found] == [0, 0], found
@@ -96,6 +126,14 @@ def copied(trained: Any, folder: Path) -> Path:
     """The pictures and the recipe."""
     shutil.copytree(trained.folder / "pictures", folder / "pictures")
     shutil.copy(trained.folder / "tiny.toml", folder)
+    return folder
+
+
+def watched(folder: Path) -> Path:
+    """The recipe with a loss that writes down what it sees."""
+    (folder / "watch.py").write_text(WATCH)
+    recipe = (folder / "tiny.toml").read_text()
+    (folder / "tiny.toml").write_text(f'plugins = ["./watch.py"]\n{recipe}\n[vae.losses.watch]\nuse = "watch"\n')
     return folder
 
 
@@ -128,7 +166,28 @@ def test_signal_to_one_of_two(processes: Any, trained: Any, tmp_path: Path, alon
     found = both(processes, folder, command)
     assert [code for code, _ in found] == [0, 0], found
     for row, other in zip(rows(alone / "vae"), rows(part), strict=True):
-        assert {key: value for key, value in other.items() if key != "touch"} == pytest.approx(row, rel=1e-4)
+        common = row.keys() & other.keys()
+        assert {key: other[key] for key in common} == pytest.approx({key: row[key] for key in common}, rel=1e-4)
+
+
+@pytest.mark.parametrize("struck", ["0", "1"])
+def test_one_of_two_killed(struck: str, processes: Any, trained: Any, tmp_path: Path) -> None:
+    """The other one ends with one line, and both go on from the checkpoint."""
+    folder = copied(trained, tmp_path / "w")
+    (folder / "touch.py").write_text(TOUCH)
+    (folder / "tiny.toml").write_text('plugins = ["./touch.py"]\n' + (folder / "tiny.toml").read_text())
+    command = ("train-vae", "tiny.toml", *settings(*ALIKE_AND_EXACT, "vae.losses.touch.use='touch'"))
+    options = {"strike": 5, "at": f"touched-{struck}", "struck": struck}
+    found = both(processes, folder, command, **options)
+    assert found[int(struck)][0] == -signal.SIGKILL, found
+    code, output = found[1 - int(struck)]
+    assert code == 1, output
+    assert "error: another process of this run has ended. The last checkpoint is whole" in output
+    assert "Traceback" not in output
+    found = both(processes, folder, command)
+    assert [code for code, _ in found] == [0, 0], found
+    assert "going on from step 3 of 8" in found[0][1]
+    assert [row["step"] for row in rows(folder / "runs" / "tiny" / "vae")] == list(range(1, 9))
 
 
 def test_batch_for_two(processes: Any, trained: Any, tmp_path: Path) -> None:

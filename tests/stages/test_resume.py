@@ -1,6 +1,5 @@
 """Training that is stopped in every way and goes on: not one bit differs from training left alone."""
 
-import hashlib
 import json
 import random
 import shutil
@@ -12,86 +11,94 @@ import pytest
 
 from ldmkit.stages.signals import StopSignals
 
+# Two signals as soon as the save of the sixth step is on its way to the disk, which then takes forever.
+IMPATIENT = """
+import os, signal, sys, threading, time
+
+def watch(event, arguments):
+    if event == "os.mkdir" and ".step_00000006" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+
+sys.addaudithook(watch)
+"""
 STAGES = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}
 
 
-def before(trained: Any, part: str, folder: Path) -> Path:
-    """A copy of the trained workshop as it was before this part was made; returns the part's folder."""
-    shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
-    shutil.rmtree(folder / "runs" / "tiny" / part)
-    return folder / "runs" / "tiny" / part
-
-
-def curve(part: Path) -> list[dict[str, str]]:
-    """Every logged number of every step to the last bit, but for the time."""
-    rows = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: float(value).hex() for key, value in row.items() if key not in ("seconds", "loader_wait")} for row in rows
-    ]
-
-
-def weights(part: Path) -> dict[str, str]:
-    """SHA-256 of each weight file, of the last checkpoint's too: optimizers and averages are in it."""
-    files = [*part.glob("*.safetensors"), *part.glob("checkpoints/step_00000008/*.safetensors")]
-    return {str(f.relative_to(part)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
-def assert_same(part: Path, oracle: Path) -> None:
-    assert [row["step"] for row in curve(part)] == [float(n).hex() for n in range(1, 9)]
-    assert curve(part) == curve(oracle)
-    assert weights(part) == weights(oracle)
-    assert any("optimizer" in name for name in weights(part))
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_anywhere(stage: str, trained: Any, processes: Any, tmp_path: Path) -> None:
-    part = before(trained, STAGES[stage], tmp_path)
+def test_killed_anywhere(stage: str, trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    part = exact.before(trained, STAGES[stage], tmp_path)
     shutil.copytree(tmp_path, counted := tmp_path / "counted")
     code, output = processes.run(counted, (stage, "tiny.toml"), strike=-1)
     assert code == 0, output
-    assert_same(counted / "runs" / "tiny" / STAGES[stage], trained.run / STAGES[stage])  # the same run twice
+    exact.assert_same(counted / "runs" / "tiny" / STAGES[stage], trained.run / STAGES[stage])  # the same run twice
     total = int(output.split("touched ")[1])
     assert total > 60
     rng = random.Random(stage)
-    killed = 0
-    for _ in range(4):
-        code, output = processes.run(tmp_path, (stage, "tiny.toml"), strike=rng.randrange(10, total * 2 // 3))
+    killed = inside_saves = 0
+    while killed < 7:
+        # Every second one in a save: the touches of its temporary folder are counted, about 25 a save.
+        at, most = ("/checkpoints/.", 40) if killed % 2 else ("runs/", total * 2 // 3)
+        code, output = processes.run(tmp_path, (stage, "tiny.toml"), strike=rng.randrange(1, most), at=at)
         assert code in (-signal.SIGKILL, 0), output
         killed += code != 0
+        inside_saves += any((part / "checkpoints").glob(".*"))
         if code == 0:
-            break
-    assert killed >= 2
+            exact.assert_same(part, trained.run / STAGES[stage])
+            shutil.rmtree(part)
+    assert inside_saves >= 2
     code, output = processes.run(tmp_path, (stage, "tiny.toml"))
     assert code == 0, output
-    assert_same(part, trained.run / STAGES[stage])
+    exact.assert_same(part, trained.run / STAGES[stage])
     left = [path.name for path in part.rglob(".*")]
     assert not left, "a killed save's leftovers"
+
+
+def test_second_signal_leaves_at_once(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    """In the middle of a save: the checkpoint before it stays, and training goes on from there."""
+    part = exact.before(trained, "unet", tmp_path)
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('plugins = ["./impatient.py"]\n' + recipe.read_text())
+    code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
+    assert code == 130, output
+    assert output.splitlines()[-1] == "interrupted"
+    assert [path.name for path in (part / "checkpoints").glob("step_*")] == ["step_00000003"]
+    (tmp_path / "impatient.py").write_text("")
+    code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
+    assert code == 0, output
+    assert "going on from step 3 of 8" in output
+    exact.assert_same(part, trained.run / "unet")
 
 
 @pytest.mark.parametrize(
     ("stage", "number", "code"), [("train-vae", signal.SIGTERM, 143), ("train-t2i", signal.SIGINT, 130)]
 )
-def test_asked_to_stop(stage: str, number: int, code: int, trained: Any, processes: Any, tmp_path: Path) -> None:
-    part = before(trained, STAGES[stage], tmp_path)
-    # The log is opened once a step, and twice more where there is one to go on with.
-    for strike, step in ((2, 2), (5, 5)):
+def test_asked_to_stop(
+    stage: str, number: int, code: int, trained: Any, exact: Any, processes: Any, tmp_path: Path
+) -> None:
+    part = exact.before(trained, STAGES[stage], tmp_path)
+    # The log is opened once a step and once a save, and twice more where there is one to go on with.
+    for strike, step in ((2, 2), (6, 5)):
         options = {"strike": strike, "at": "/metrics.jsonl", "signal": int(number)}
         found, output = processes.run(tmp_path, (stage, "tiny.toml"), **options)
         assert found == code, output
         assert "stopping after this step" in output
         assert f"saved at step {step} of 8; the same command goes on" in output
-        assert len(curve(part)) == step
+        assert len(exact.curve(part)) == step
         assert (part / "checkpoints" / f"step_{step:08d}" / "manifest.json").is_file()
         assert json.loads((part / "record.json").read_text())["state"] == "running"
     found, output = processes.run(tmp_path, (stage, "tiny.toml"))
     assert found == 0, output
     assert "going on from step 5 of 8" in output
-    assert_same(part, trained.run / STAGES[stage])
+    exact.assert_same(part, trained.run / STAGES[stage])
 
 
-def test_asked_to_stop_at_the_last_step(trained: Any, processes: Any, tmp_path: Path) -> None:
-    part = before(trained, "unet", tmp_path)
-    options = {"strike": 8, "at": "/metrics.jsonl", "signal": int(signal.SIGTERM)}
+def test_asked_to_stop_at_the_last_step(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    part = exact.before(trained, "unet", tmp_path)
+    options = {"strike": 10, "at": "/metrics.jsonl", "signal": int(signal.SIGTERM)}  # behind two saves
     code, output = processes.run(
         tmp_path, ("train-unet", "tiny.toml"), ("train-t2i", "tiny.toml", "--again"), **options
     )
@@ -99,14 +106,14 @@ def test_asked_to_stop_at_the_last_step(trained: Any, processes: Any, tmp_path: 
     assert "t2i" not in output
     code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
     assert code == 0, output
-    assert_same(part, trained.run / "unet")
+    exact.assert_same(part, trained.run / "unet")
     records = [json.loads((folder / "record.json").read_text()) for folder in (part, trained.run / "unet")]
     assert records[0]["facts"] == records[1]["facts"] != {}
 
 
 @pytest.mark.parametrize("strike", [12, 25, 33, 41])
-def test_encoding_killed(strike: int, trained: Any, processes: Any, tmp_path: Path) -> None:
-    before(trained, "latents", tmp_path)
+def test_encoding_killed(strike: int, trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    exact.before(trained, "latents", tmp_path)
     shutil.rmtree(tmp_path / "runs" / "tiny" / "text")
     code, output = processes.run(tmp_path, ("encode", "tiny.toml"), strike=strike)
     assert code == -signal.SIGKILL, output
@@ -120,18 +127,18 @@ def test_encoding_killed(strike: int, trained: Any, processes: Any, tmp_path: Pa
             assert found == (trained.run / part / name).read_bytes(), name
 
 
-def test_killed_beside_loader_processes(trained: Any, processes: Any, tmp_path: Path) -> None:
+def test_killed_beside_loader_processes(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     """They outlive a killed parent for seconds; the run can go on at once all the same."""
-    part = before(trained, "vae", tmp_path)
+    part = exact.before(trained, "vae", tmp_path)
     command = ("train-vae", "tiny.toml", "--set", "data.num_workers=2")
     code, output = processes.run(tmp_path, command, strike=5, at="/metrics.jsonl")
     assert code == -signal.SIGKILL, output
     code, output = processes.run(tmp_path, command)
     assert code == 0, output
-    assert_same(part, trained.run / "vae")
+    exact.assert_same(part, trained.run / "vae")
 
 
-def test_signals() -> None:
+def test_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopSignals("vae", quiet=True) as signals:
         assert signals.number == 0
         signal.raise_signal(signal.SIGTERM)
@@ -139,7 +146,8 @@ def test_signals() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    with StopSignals("vae", quiet=True, launched=True) as signals:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with StopSignals("vae", quiet=True) as signals:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # the launcher passing on what the terminal sent to all
         assert signals.number == signal.SIGINT

@@ -1,0 +1,105 @@
+"""Random bit flips and cuts over every file of a checkpoint and of a bundle: how many are noticed before loading.
+
+python benchmarks/flips.py [--damages 1000] [--seed 0] [--bundle exports/toy-cats]
+
+A bundle's manifest.json is vouched for by nobody (its SHA-256 is in the pictures' metadata): it is left out.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ldmkit.checkpoint import Keep, load_newest, save_checkpoint
+from ldmkit.errors import LdmkitError
+from ldmkit.runtime.bundle import Bundle
+
+
+def damages(data: bytes, rng: random.Random) -> bytes:
+    """The bytes with one bit flipped, one byte changed, a block of zeros, or the end cut off; never the same ones."""
+    while True:
+        changed = bytearray(data)
+        place = rng.randrange(len(data))
+        kind = rng.choice(("bit", "byte", "zeros", "cut"))
+        if kind == "bit":
+            changed[place] ^= 1 << rng.randrange(8)
+        elif kind == "byte":
+            changed[place] = rng.randrange(256)
+        elif kind == "zeros":
+            changed[place : place + 512] = bytes(len(changed[place : place + 512]))
+        else:
+            del changed[place:]
+        if changed != data:
+            return bytes(changed)
+
+
+def noticed(files: list[Path], refused: Callable[[], bool], count: int, rng: random.Random) -> int:
+    """How many of `count` damages to one of these files are."""
+    whole = {path: path.read_bytes() for path in files}
+    found = 0
+    for _ in range(count):
+        path = rng.choice(files)
+        path.write_bytes(damages(whole[path], rng))
+        found += refused()
+        path.write_bytes(whole[path])
+    return found
+
+
+def checkpoint_flips(folder: Path, count: int, rng: random.Random) -> int:
+    """Of a checkpoint of a small network and its AdamW."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    moments = {f"{i}.exp_avg": torch.randn_like(p) for i, p in enumerate(model.parameters())}
+    tensors = {"model": dict(model.state_dict()), "ema": dict(model.state_dict()), "optimizer_model": moments}
+    checkpoint = save_checkpoint(folder, 1, tensors, {"memory": {}, "seconds": 1.5}, keep=Keep())
+
+    def refused() -> bool:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = load_newest(folder)
+        if found is None:
+            (folder / f"damaged_{checkpoint.name}").rename(checkpoint)
+        return found is None
+
+    assert not refused()
+    return noticed(sorted(checkpoint.iterdir()), refused, count, rng)
+
+
+def bundle_flips(bundle: Path, count: int, rng: random.Random) -> int:
+    """Of a copy of a bundle."""
+
+    def refused() -> bool:
+        try:
+            Bundle.load(bundle).verify()
+        except LdmkitError:
+            return True
+        return False
+
+    assert not refused()
+    files = sorted(bundle / name for name in Bundle.load(bundle).manifest.files)
+    return noticed(files, refused, count, rng)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--damages", type=int, default=1000, help="of each of the two")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bundle", type=Path, default=Path(__file__).parents[1] / "exports" / "toy-cats")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory(prefix="ldmkit-flips-") as name:
+        found = {"checkpoint": checkpoint_flips(Path(name) / "checkpoints", options.damages, rng)}
+        shutil.copytree(options.bundle, Path(name) / "bundle")
+        found["bundle"] = bundle_flips(Path(name) / "bundle", options.damages, rng)
+    for what, count in found.items():
+        print(f"{what}: {count} of {options.damages} damages noticed before loading")
+    return int(any(count < options.damages for count in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

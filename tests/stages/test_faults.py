@@ -1,0 +1,154 @@
+"""A full disk, a killed decoder, a clock that jumps, a folder that cannot be written: nothing is lost."""
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldmkit.errors import LdmkitError, lost_process
+
+STAGES = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}
+# Whatever else draws random numbers, sets clocks or kills, it does so here: at every line of the log.
+MEDDLER = """
+import itertools, os, random, time
+import numpy, psutil, torch
+from ldmkit import hookimpl
+
+HOW = {how!r}
+true_time, looks = time.time, itertools.count()
+if HOW == "clock":
+    time.time = lambda: true_time() - 3600 * next(looks)  # an hour back at each look
+
+@hookimpl
+def log_metrics(run_dir, stage, step, metrics):
+    if HOW == "random":
+        seed = time.time_ns() % 2**32
+        torch.manual_seed(seed), numpy.random.seed(seed), random.seed(seed)
+    if HOW == "kill" and step == 4:
+        psutil.Process().children()[0].kill()
+"""
+
+
+def meddle(folder: Path, how: str) -> None:
+    (folder / "meddler.py").write_text(MEDDLER.format(how=how))
+    recipe = folder / "tiny.toml"
+    recipe.write_text('plugins = ["./meddler.py"]\n' + recipe.read_text())
+
+
+@pytest.mark.parametrize(("how", "stage"), [("random", "train-vae"), ("random", "train-t2i"), ("clock", "train-unet")])
+def test_global_generators_and_the_clock_have_no_say(
+    how: str, stage: str, trained: Any, exact: Any, processes: Any, tmp_path: Path
+) -> None:
+    part = exact.before(trained, STAGES[stage], tmp_path)
+    meddle(tmp_path, how)
+    code, output = processes.run(tmp_path, (stage, "tiny.toml"), strike=12, at="/checkpoints/")
+    assert code == -signal.SIGKILL, output
+    code, output = processes.run(tmp_path, (stage, "tiny.toml"))
+    assert code == 0, output
+    exact.assert_same(part, trained.run / STAGES[stage])
+    seconds = [json.loads(line)["seconds"] for line in (part / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)
+    assert 0 <= seconds[0] <= seconds[-1] < 1000
+
+
+def test_decoding_process_killed(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    part = exact.before(trained, "vae", tmp_path)
+    meddle(tmp_path, "kill")
+    command = ("train-vae", "tiny.toml", "--set", "data.num_workers=1")
+    code, output = processes.run(tmp_path, command)
+    assert code == 1, output
+    assert re.search(r"error: a process that decodes pictures has ended: .*\(pid \w+\)", output), output
+    assert "a lower data.num_workers helps" in output
+    assert "Traceback" not in output
+    (tmp_path / "meddler.py").write_text(MEDDLER.format(how="nothing"))
+    code, output = processes.run(tmp_path, command)
+    assert code == 0, output
+    assert "going on from step 3 of 8" in output
+    exact.assert_same(part, trained.run / "vae")
+
+
+def test_other_errors_are_not_taken_for_a_killed_process() -> None:
+    assert lost_process(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    told = lost_process(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"))
+    assert isinstance(told, LdmkitError)
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts", "sizes"),
+    [
+        ("caption", ("captions",), (600, 2000)),
+        ("encode", ("latents", "text"), (4500, 9000, 20_000)),
+        ("train-unet", ("unet",), (4500, 16_000)),
+        ("train-vae", ("vae",), (4500, 50_000)),
+    ],
+)
+def test_disk_full(
+    stage: str, parts: tuple[str, ...], sizes: tuple[int, ...], trained: Any, exact: Any, processes: Any, tmp_path: Path
+) -> None:
+    """One line, no success that is none, and the same command goes on once there is room."""
+    for part in parts:
+        exact.before(trained, part, tmp_path)
+    for size in sizes:
+        code, output = processes.run(tmp_path, (stage, "tiny.toml"), largest_file=size)
+        assert code == 1, (size, output)
+        assert re.search(r"^error: .*cannot be written: .*File too large", output, re.MULTILINE), (size, output)
+        assert output.count("Traceback") == output.count("Exception in thread"), output  # TensorBoard's own, at most
+    code, output = processes.run(tmp_path, (stage, "tiny.toml"))
+    assert code == 0, output
+    for part in parts:
+        found, expected = tmp_path / "runs" / "tiny" / part, trained.run / part
+        if stage.startswith("train"):
+            exact.assert_same(found, expected)
+        else:
+            names = sorted(path.name for path in expected.iterdir())
+            assert sorted(path.name for path in found.iterdir()) == names
+            for name in set(names) - {"record.json"}:
+                assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_folder_that_cannot_be_written_stops_before_anything_is_computed(workshop: Any) -> None:
+    (workshop.folder / "exports").write_text("a file where the bundles should go")
+    with pytest.raises(LdmkitError, match=r"exports/tiny: cannot be written: Not a directory"):
+        workshop.pipeline().run()
+    assert [path.name for path in workshop.run.iterdir() if path.is_dir()] == []
+    workshop.run.mkdir(parents=True, exist_ok=True)
+    (workshop.run / "t2i").symlink_to("/proc/self")  # where not even root makes files
+    with pytest.raises(LdmkitError, match=r"runs/tiny/t2i: cannot be written"):
+        workshop.pipeline().run(("caption", "train-t2i"))
+    assert [path.name for path in workshop.run.iterdir() if path.is_dir() and not path.is_symlink()] == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "at", "strike", "told"),
+    [
+        ("caption", "pictures/05.txt", 1, r"caption: saved, 0 pictures left"),
+        ("encode", "pictures/05.png", 2, r"encode latents: saved behind picture 20 of 20"),
+    ],
+)
+def test_asked_to_stop_while_caching(
+    stage: str, at: str, strike: int, told: str, trained: Any, exact: Any, processes: Any, tmp_path: Path
+) -> None:
+    for part in ("captions",) if stage == "caption" else ("latents", "text"):
+        exact.before(trained, part, tmp_path)
+    options = {"strike": strike, "at": at, "signal": int(signal.SIGTERM)}
+    code, output = processes.run(tmp_path, (stage, "tiny.toml"), **options)
+    assert code == 143, output
+    assert re.search(told, output), output
+    code, output = processes.run(tmp_path, (stage, "tiny.toml"))
+    assert code == 0, output
+
+
+def test_poisoned_step_is_never_saved(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    """A log that ends at the last good step, and a checkpoint before it: see test_training for what is told."""
+    part = exact.before(trained, "unet", tmp_path)
+    latents = np.load(tmp_path / "runs" / "tiny" / "latents" / "mean.npy", mmap_mode="r+")
+    latents[:] = np.nan
+    latents.flush()
+    code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
+    assert code == 1, output
+    assert exact.curve(part) == []
+    assert not (part / "checkpoints").exists()
