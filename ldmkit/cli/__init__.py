@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "ldmkit.cli.plan",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
+    "ui": "ldmkit.cli.ui",
     "plugins": "ldmkit.cli.plugins",
     "recipe": "ldmkit.cli.recipe",
     "data": "ldmkit.cli.data",

@@ -177,6 +177,8 @@ class Manifest(_Frozen):
     precision: Literal["fp32", "fp16"] = "fp32"
     """of weights and most of the arithmetic; what goes into a graph and comes out of it is float32 or int64 anyway"""
     defaults: Defaults
+    examples: tuple[Annotated[str, Field(max_length=1000)], ...] = ()
+    """prompts like those that it was trained on, for who wants to try it"""
     text: Text | None
     files: dict[Literal[FILES], FileEntry]  # type: ignore[valid-type] # a tuple of literals, which mypy cannot follow
     graphs: dict[Literal[GRAPHS], GraphEntry]  # type: ignore[valid-type]

@@ -136,6 +136,7 @@ def export_bundle(
                 "latent": latent,
                 "picture_size": picture_size,
                 "defaults": checked_defaults,
+                "examples": tuple(dict.fromkeys(preview_prompts)),
                 "text": text,
                 "files": {file.name: file_entry(file) for file in sorted(folder.iterdir())},
                 "graphs": graphs,
