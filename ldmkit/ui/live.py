@@ -4,8 +4,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
@@ -41,15 +39,14 @@ def live_html(progress: Progress | None = None, *, left: int = 0, notes: Sequenc
     )
 
 
-def settings_html(settings: Mapping[str, str], path: Path) -> str:
-    """The settings behind a picture, and its file to download."""
+def settings_html(settings: Mapping[str, str]) -> str:
+    """The settings behind a picture."""
     rows = "".join(
         f"<dt>{label}</dt><dd>{escape(settings[key]) or '<em>none</em>'}</dd>"
         for key, label in LABELS.items()
         if key in settings
     )
-    link = f'<a href="gradio_api/file={quote(str(path))}" download="{escape(path.name)}">Download PNG</a>'
-    return f"<dl>{rows}</dl><p>{link}</p>"
+    return f"<dl>{rows}</dl>"
 
 
 def _data_uri(image: Image.Image) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from ldmkit.errors import LdmkitError
 from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.manifest import Defaults
 from ldmkit.ui import asked as limits
 from ldmkit.ui.asked import check_asked
 from ldmkit.ui.card import card_html
@@ -21,7 +22,7 @@ from ldmkit.ui.sessions import Sessions
 
 MAX_WAITING = 8
 """drawings in the queue; one more is refused"""
-MAX_EXAMPLES = 5
+MAX_EXAMPLES = 4
 
 Updates = dict[Any, Any]
 """component -> its new value"""
@@ -55,61 +56,10 @@ class Page:
                 )
             with gr.Row(elem_id="columns"):
                 with gr.Column(elem_id="controls", min_width=300):
-                    self.prompt = gr.Textbox(
-                        label="Prompt",
-                        placeholder="Empty: whatever comes to its mind",
-                        lines=1,
-                        max_lines=5,
-                        max_length=limits.MAX_PROMPT,
-                        autofocus=True,
-                        elem_id="prompt",
-                    )
-                    with gr.Row(elem_id="examples"):
-                        self.examples = [
-                            gr.Button(size="sm", elem_classes="example", visible=False) for _ in range(MAX_EXAMPLES)
-                        ]
-                    with gr.Row(elem_id="actions"):
-                        self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=3)
-                        self.stop_button = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
-                    with gr.Row(elem_id="seed-row"):
-                        self.seed = gr.Number(
-                            0, label="Seed", precision=0, minimum=0, maximum=limits.MAX_SEED, elem_id="seed"
-                        )
-                        self.dice = gr.Button("🎲", elem_id="dice", min_width=48, scale=0)
-                    self.count = gr.Slider(
-                        1, limits.MAX_PICTURES, 4, step=1, precision=0, label="Pictures", elem_id="count"
-                    )
-                    with gr.Accordion("Settings", open=False, elem_id="settings"):
-                        self.negative = gr.Textbox(
-                            label="Negative prompt",
-                            info="What to keep away from.",
-                            lines=1,
-                            max_lines=4,
-                            max_length=limits.MAX_PROMPT,
-                            elem_id="negative",
-                        )
-                        self.steps = gr.Slider(
-                            1,
-                            limits.MAX_STEPS,
-                            defaults.steps,
-                            step=1,
-                            precision=0,
-                            label="Steps",
-                            info="More take longer.",
-                            elem_id="steps",
-                        )
-                        self.guidance = gr.Slider(
-                            0,
-                            limits.MAX_GUIDANCE,
-                            defaults.guidance_scale,
-                            step=0.1,
-                            label="Guidance",
-                            info="How closely to follow the prompt; 1 is off.",
-                            elem_id="guidance",
-                        )
-                        self.sampler = gr.Dropdown(
-                            self.samplers, value=defaults.sampler, label="Sampler", elem_id="sampler"
-                        )
+                    with gr.Column(elem_id="ask"):
+                        self._build_ask()
+                    with gr.Column(elem_id="more"):
+                        self._build_settings(defaults)
                 with gr.Column(elem_id="pictures", min_width=320):
                     self.live = gr.HTML(live_html(), elem_id="live")
                     self.gallery = gr.Gallery(
@@ -123,13 +73,59 @@ class Page:
                         buttons=["download", "fullscreen"],
                         elem_id="gallery",
                     )
-                    with gr.Row(elem_id="chosen", visible=False) as self.chosen:
+                    with gr.Column(elem_id="chosen", visible=False) as self.chosen:
                         self.details = gr.HTML(elem_id="details")
-                        self.again_button = gr.Button("Use these again", size="sm", scale=0, elem_id="again")
+                        with gr.Row():
+                            self.again_button = gr.Button("Use these again", size="md", scale=0, elem_id="again")
+                            self.download = gr.DownloadButton("Download PNG", size="md", scale=0, elem_id="download")
             with gr.Accordion("About this bundle", open=False, elem_id="about"):
                 self.card = gr.HTML(elem_id="card")
             self._connect(app)
         return app
+
+    def _build_ask(self) -> None:
+        self.prompt = gr.Textbox(
+            label="Prompt",
+            placeholder="Empty: whatever comes to its mind",
+            lines=1,  # with one line Enter submits, and the field still grows with its text
+            max_lines=6,
+            max_length=limits.MAX_PROMPT,
+            autofocus=True,
+            elem_id="prompt",
+        )
+        with gr.Row(elem_id="examples"):
+            self.examples = [gr.Button(size="sm", elem_classes="example", visible=False) for _ in range(MAX_EXAMPLES)]
+        with gr.Row(elem_id="actions"):
+            self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=3)
+            self.stop_button = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
+
+    def _build_settings(self, defaults: Defaults) -> None:
+        with gr.Row(elem_id="seed-row"):
+            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=limits.MAX_SEED, elem_id="seed")
+            self.dice = gr.Button("Random seed", elem_id="dice", scale=0)
+        self.count = gr.Slider(1, limits.MAX_PICTURES, 4, step=1, precision=0, label="Pictures", elem_id="count")
+        with gr.Accordion("More settings", open=False, elem_id="settings"):
+            self.negative = gr.Textbox(
+                label="Negative prompt",
+                info="What to keep away from.",
+                lines=1,
+                max_lines=4,
+                max_length=limits.MAX_PROMPT,
+                elem_id="negative",
+            )
+            self.steps = gr.Slider(
+                1, limits.MAX_STEPS, defaults.steps, step=1, precision=0, label="Steps", elem_id="steps"
+            )
+            self.guidance = gr.Slider(
+                0,
+                limits.MAX_GUIDANCE,
+                defaults.guidance_scale,
+                step=0.1,
+                label="Guidance",
+                info="How closely to follow the prompt; 1 is off.",
+                elem_id="guidance",
+            )
+            self.sampler = gr.Dropdown(self.samplers, value=defaults.sampler, label="Sampler", elem_id="sampler")
 
     def _connect(self, app: gr.Blocks) -> None:
         """Events. Values reach `draw` as they were sent: it checks them itself, types as well."""
@@ -156,7 +152,7 @@ class Page:
             api_visibility="private",
         )
         self.stop_button.click(self.stop, None, self.stop_button, **quick)
-        self.gallery.select(self.select, None, [self.chosen, self.details], **quick)
+        self.gallery.select(self.select, None, [self.chosen, self.details, self.download], **quick)
         self.dice.click(None, None, self.seed, js="() => Math.floor(Math.random() * 4294967296)")
         for example in self.examples:
             example.click(None, example, self.prompt, js="(text) => text")
@@ -236,7 +232,8 @@ class Page:
         session.selected = session.pictures[event.index]
         return {
             self.chosen: gr.update(visible=True),
-            self.details: settings_html(read_settings(session.selected), session.selected),
+            self.details: settings_html(read_settings(session.selected)),
+            self.download: session.selected,
         }
 
     def again(self, request: gr.Request) -> Updates:
