@@ -29,7 +29,7 @@ class Asked:
 
 
 def check_asked(values: Mapping[str, Any], samplers: Sequence[str]) -> Asked:
-    """The settings in `values`, raw JSON by the names of `Asked`. Raises LdmkitError for the first that is not allowed."""
+    """The settings in `values`, raw JSON by the names of `Asked`. Raises LdmkitError for one that is not allowed."""
     sampler = values["sampler"]
     if not isinstance(sampler, str) or sampler not in samplers:
         raise LdmkitError(f"The sampler must be one of {', '.join(samplers)}.")

@@ -32,8 +32,6 @@ class Progress:
     """network calls, over all batches"""
     previews: list[Image.Image] = field(default_factory=list)
     """of the pictures in work; empty where the bundle has no map for them"""
-    in_work: int = 0
-    """how many pictures"""
     pictures: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -96,7 +94,7 @@ def _draw_batches(
             # Later batches may be smaller, never slower: each takes as many calls.
             done, total = index * step.total + step.done, len(batches) * step.total
             if time.monotonic() - told >= PREVIEW_EVERY:
-                tell(Progress(done, total, in_work=len(step.pictures), previews=bundle.preview(step.x0)))
+                tell(Progress(done, total, previews=bundle.preview(step.x0)))
                 told = time.monotonic()
 
         if stop.is_set():

@@ -8,7 +8,7 @@ far more routes than this page uses: uploads, a proxy, an editor. Only what the 
 import ipaddress
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,10 +64,16 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """ASGI middleware around the whole app: refuses with one line of plain text, or passes on."""
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], *, any_address: bool = False) -> None:
-        """`hosts`: names allowed in Host. `any_address`: every IP address too, to which no foreign name can lead."""
+    def __init__(
+        self, app: ASGIApp, hosts: Iterable[str], *, num_inputs: Mapping[int, int], any_address: bool = False
+    ) -> None:
+        """`hosts`: names allowed in Host. `any_address`: every IP address too, to which no foreign name can lead.
+
+        `num_inputs`: number of each event -> how many values it takes.
+        """
         self.app = app
         self.hosts = set(hosts)
+        self.num_inputs = num_inputs
         self.any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +95,7 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] == "POST":
             body = await _body(receive)
-            refusal = _body_refusal(body)
+            refusal = self._body_refusal(body, event=not scope["path"].endswith(("/cancel", "/reset")))
             receive = _replay(body, receive)
         if refusal is None:
             await self.app(scope, receive, send_with_headers)
@@ -100,10 +106,11 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason, None for a request that may pass."""
         headers, path, method = Headers(scope=scope), scope["path"], scope["method"]
-        if len(headers.getlist("host")) != 1 or not self._allows(urlsplit(f"//{headers['host']}").hostname or ""):
+        host = ",".join(headers.getlist("host"))
+        if "@" in host or not self._allows(urlsplit(f"//{host}").hostname or ""):
             return 403, "This name is not one of this server's: open the address that `ldmkit ui` printed."
         origins = headers.getlist("origin")
-        if origins and (len(origins) > 1 or urlsplit(origins[0]).netloc.lower() != headers["host"].lower()):
+        if origins and (len(origins) > 1 or urlsplit(origins[0]).netloc.lower() != host.lower()):
             return 403, "Another site's page may not use this server."
         if method in ("GET", "HEAD"):
             # Gradio would fetch a URL here, and serve what it got.
@@ -113,6 +120,26 @@ class Guard:
         elif method == "POST" and path in WRITES:
             return None
         return 404, "There is nothing here."
+
+    def _body_refusal(self, body: bytes | None, *, event: bool) -> tuple[int, str] | None:
+        """Gradio copies a file to where it can be fetched wherever `data` holds an object that names one.
+
+        No component of this page takes an object, so none gets through.
+        """
+        if body is None:
+            return 413, f"A request has {MAX_BODY} bytes at most."
+        try:
+            content: Any = json.loads(body)
+        except (ValueError, RecursionError):
+            return 400, "The request is not JSON."
+        if not isinstance(content, dict):
+            return 400, "The request must be a JSON object."
+        data, number = content.get("data", []), content.get("fn_index")
+        if not isinstance(data, list) or any(isinstance(value, list | dict) for value in data):
+            return 400, "The request's data must be a list of texts and numbers."
+        if event and (not isinstance(number, int) or self.num_inputs.get(number) != len(data)):
+            return 400, "The request is for no event of this page, or has too few or too many values."
+        return None
 
     def _allows(self, name: str) -> bool:
         if name in self.hosts:
@@ -131,28 +158,12 @@ async def _body(receive: Receive) -> bytes | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return body
-        body += message.get("body", b"")
+        part: bytes = message.get("body", b"")
+        body += part
         if len(body) > MAX_BODY:
             return None
         if not message.get("more_body", False):
             return body
-
-
-def _body_refusal(body: bytes | None) -> tuple[int, str] | None:
-    """Gradio copies a file to where it can be fetched wherever `data` holds an object that names one.
-
-    No component of this page takes an object, so none gets through.
-    """
-    if body is None:
-        return 413, f"A request has {MAX_BODY} bytes at most."
-    try:
-        content: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        return 400, "The request is not JSON."
-    data = content.get("data", []) if isinstance(content, dict) else None
-    if not isinstance(data, list) or any(isinstance(value, list | dict) for value in data):
-        return 400, "The request's data must be a list of texts and numbers."
-    return None
 
 
 def _replay(body: bytes | None, receive: Receive) -> Receive:

@@ -22,8 +22,8 @@ LABELS = {
 """what is shown of a picture's metadata, in this order"""
 
 
-def live_html(progress: Progress | None = None, *, left: int = 0, notes: Sequence[str] = ()) -> str:
-    """Progress and previews of the `left` pictures still in work, or the notes of a drawing that ended."""
+def live_html(progress: Progress | None = None, *, notes: Sequence[str] = ()) -> str:
+    """Progress and previews of the pictures in work, or the notes of a drawing that ended."""
     if progress is None:
         return "".join(f'<p class="note" role="status">{escape(note)}</p>' for note in notes)
     if progress.total:
@@ -31,7 +31,7 @@ def live_html(progress: Progress | None = None, *, left: int = 0, notes: Sequenc
         percent = f"{100 * progress.done // progress.total} %"
     else:
         bar, percent = '<progress aria-label="Opening the bundle"></progress>', "…"
-    tiles = "".join(f'<img alt="preview" src="{_data_uri(preview)}">' for preview in progress.previews[:left])
+    tiles = "".join(f'<img alt="preview" src="{_data_uri(preview)}">' for preview in progress.previews)
     return (
         f'<div class="work"><div class="bar">{bar}<span>{percent}</span></div>'
         + (f'<div class="tiles">{tiles}</div>' if tiles else "")

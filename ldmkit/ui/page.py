@@ -1,6 +1,5 @@
 """The page: what it shows, and what its events do."""
 
-import html
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,17 +11,15 @@ from PIL import Image
 from ldmkit.errors import LdmkitError
 from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.manifest import Defaults
-from ldmkit.ui import asked as limits
-from ldmkit.ui.asked import check_asked
-from ldmkit.ui.card import card_html
+from ldmkit.ui.asked import MAX_SEED, check_asked
 from ldmkit.ui.drawing import Progress, draw
+from ldmkit.ui.layout import Layout
 from ldmkit.ui.live import live_html, settings_html
 from ldmkit.ui.sessions import Sessions
+from ldmkit.ui.shown import shown_of
 
 MAX_WAITING = 8
 """drawings in the queue; one more is refused"""
-MAX_EXAMPLES = 4
 
 Updates = dict[Any, Any]
 """component -> its new value"""
@@ -35,135 +32,54 @@ class Page:
         self.bundles = dict(bundles)
         self.folder = folder
         self.samplers = Registry.load().names("sampler")
+        self.shown = {name: shown_of(bundle) for name, bundle in bundles.items()}
         self.sessions = Sessions()
         self._alone = threading.Lock()
         self._in_memory: str | None = None
         """name of the bundle whose graphs are open"""
-        self.app = self._build()
+        first = next(iter(self.shown.values()))
+        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False) as self.app:
+            self.on = Layout(list(self.bundles), first, self.samplers)
+            self._connect()
 
-    def _build(self) -> gr.Blocks:
-        first = next(iter(self.bundles.values()))
-        defaults = first.manifest.defaults
-        with gr.Blocks(title=f"ldmkit: {first.manifest.name}", analytics_enabled=False, delete_cache=None) as app:
-            with gr.Row(elem_id="top"):
-                self.header = gr.HTML(elem_id="header")
-                self.bundle = gr.Dropdown(
-                    list(self.bundles),
-                    value=next(iter(self.bundles)),
-                    label="Bundle",
-                    elem_id="bundle",
-                    visible=len(self.bundles) > 1,
-                )
-            with gr.Row(elem_id="columns"):
-                with gr.Column(elem_id="controls", min_width=300):
-                    with gr.Column(elem_id="ask"):
-                        self._build_ask()
-                    with gr.Column(elem_id="more"):
-                        self._build_settings(defaults)
-                with gr.Column(elem_id="pictures", min_width=320):
-                    self.live = gr.HTML(live_html(), elem_id="live")
-                    self.gallery = gr.Gallery(
-                        label="Pictures",
-                        show_label=False,
-                        format="png",
-                        columns=4,
-                        height="auto",
-                        object_fit="contain",
-                        interactive=False,
-                        buttons=["download", "fullscreen"],
-                        elem_id="gallery",
-                    )
-                    with gr.Column(elem_id="chosen", visible=False) as self.chosen:
-                        self.details = gr.HTML(elem_id="details")
-                        with gr.Row():
-                            self.again_button = gr.Button("Use these again", size="md", scale=0, elem_id="again")
-                            self.download = gr.DownloadButton("Download PNG", size="md", scale=0, elem_id="download")
-            with gr.Accordion("About this bundle", open=False, elem_id="about"):
-                self.card = gr.HTML(elem_id="card")
-            self._connect(app)
-        return app
+    def num_inputs(self) -> dict[int, int]:
+        """Number of each event that reaches the server -> how many values it takes."""
+        return {number: len(event.inputs) for number, event in self.app.fns.items() if event.fn is not None}
 
-    def _build_ask(self) -> None:
-        self.prompt = gr.Textbox(
-            label="Prompt",
-            placeholder="Empty: whatever comes to its mind",
-            lines=1,  # with one line Enter submits, and the field still grows with its text
-            max_lines=6,
-            max_length=limits.MAX_PROMPT,
-            autofocus=True,
-            elem_id="prompt",
-        )
-        with gr.Row(elem_id="examples"):
-            self.examples = [gr.Button(size="sm", elem_classes="example", visible=False) for _ in range(MAX_EXAMPLES)]
-        with gr.Row(elem_id="actions"):
-            self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=3)
-            self.stop_button = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
-
-    def _build_settings(self, defaults: Defaults) -> None:
-        with gr.Row(elem_id="seed-row"):
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=limits.MAX_SEED, elem_id="seed")
-            self.dice = gr.Button("Random seed", elem_id="dice", scale=0)
-        self.count = gr.Slider(1, limits.MAX_PICTURES, 4, step=1, precision=0, label="Pictures", elem_id="count")
-        with gr.Accordion("More settings", open=False, elem_id="settings"):
-            self.negative = gr.Textbox(
-                label="Negative prompt",
-                info="What to keep away from.",
-                lines=1,
-                max_lines=4,
-                max_length=limits.MAX_PROMPT,
-                elem_id="negative",
-            )
-            self.steps = gr.Slider(
-                1, limits.MAX_STEPS, defaults.steps, step=1, precision=0, label="Steps", elem_id="steps"
-            )
-            self.guidance = gr.Slider(
-                0,
-                limits.MAX_GUIDANCE,
-                defaults.guidance_scale,
-                step=0.1,
-                label="Guidance",
-                info="How closely to follow the prompt; 1 is off.",
-                elem_id="guidance",
-            )
-            self.sampler = gr.Dropdown(self.samplers, value=defaults.sampler, label="Sampler", elem_id="sampler")
-
-    def _connect(self, app: gr.Blocks) -> None:
+    def _connect(self) -> None:
         """Events. Values reach `draw` as they were sent: it checks them itself, types as well."""
         settings = [
-            self.bundle,
-            self.prompt,
-            self.negative,
-            self.seed,
-            self.steps,
-            self.guidance,
-            self.sampler,
-            self.count,
+            self.on.bundle,
+            self.on.prompt,
+            self.on.negative,
+            self.on.seed,
+            self.on.steps,
+            self.on.guidance,
+            self.on.sampler,
+            self.on.count,
         ]
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        shown = [self.on.header, self.on.card, self.on.prompt, self.on.negative, *self.on.examples]
+        defaults = [self.on.steps, self.on.guidance, self.on.sampler]
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         gr.on(
-            [self.draw_button.click, self.prompt.submit, self.negative.submit, self.seed.submit],
+            [self.on.draw_button.click, self.on.prompt.submit, self.on.negative.submit, self.on.seed.submit],
             self.draw,
             settings,
-            [self.live, self.gallery, self.stop_button],
+            [self.on.live, self.on.gallery, self.on.stop_button],
             preprocess=False,
             concurrency_limit=1,
             trigger_mode="once",
             show_progress="hidden",
             api_visibility="private",
         )
-        self.stop_button.click(self.stop, None, self.stop_button, **quick)
-        self.gallery.select(self.select, None, [self.chosen, self.details, self.download], **quick)
-        self.dice.click(None, None, self.seed, js="() => Math.floor(Math.random() * 4294967296)")
-        for example in self.examples:
-            example.click(None, example, self.prompt, js="(text) => text")
-        shown = [self.header, self.card, self.prompt, self.negative, *self.examples]
-        chosen = [self.bundle, self.prompt, self.negative, self.seed, self.steps, self.guidance, self.sampler]
-        self.again_button.click(self.again, None, [*dict.fromkeys([*chosen, self.count, *shown])], **quick)
-        self.bundle.input(
-            self.choose, self.bundle, [*shown, self.steps, self.guidance, self.sampler], preprocess=False, **quick
-        )
-        app.load(lambda: self._shown(next(iter(self.bundles))), None, shown, **quick)
-        app.unload(self.leave)
+        self.on.stop_button.click(self.stop, None, self.on.stop_button, **quick)
+        self.on.gallery.select(self.select, None, [self.on.chosen, self.on.details, self.on.download], **quick)
+        self.on.again_button.click(self.again, None, [*dict.fromkeys([*settings, *shown])], **quick)
+        self.on.bundle.input(self.choose, self.on.bundle, [*shown, *defaults], preprocess=False, **quick)
+        self.on.dice.click(None, None, self.on.seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})")
+        for example in self.on.examples:
+            example.click(None, example, self.on.prompt, js="(text) => text")
+        self.app.unload(self.leave)
 
     def draw(
         self,
@@ -194,24 +110,23 @@ class Page:
                 self.samplers,
             )
             opened = self._open(bundle)
-            yield {self.live: live_html(Progress(0, 0, in_work=asked.count)), self.stop_button: _enabled(True)}
+            yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: _enabled(True)}
             drawn: list[Path] = []
             notes: list[str] = []
             for progress in draw(opened, asked, folder=self.folder, stop=stop, alone=self._alone):
-                left = min(asked.count - len(drawn) - len(progress.pictures), progress.in_work or asked.count)
-                updates: Updates = {self.live: live_html(progress, left=left)}
+                updates: Updates = {self.on.live: live_html(progress)}
                 notes += progress.warnings
                 if progress.pictures:
                     drawn += [self._into_cache(path) for path in progress.pictures]
                     self.sessions.add(session, drawn)
-                    updates[self.gallery] = session.pictures
+                    updates[self.on.gallery] = session.pictures
                 yield updates
             if len(drawn) < asked.count:
                 notes.append(f"Stopped: {len(drawn)} of {asked.count} pictures were finished.")
-            yield {self.live: live_html(notes=notes), self.stop_button: _enabled(False)}
-        except LdmkitError as error:
-            yield {self.live: live_html(), self.stop_button: _enabled(False)}
-            raise self._refused(error) from None
+            yield {self.on.live: live_html(notes=notes), self.on.stop_button: _enabled(False)}
+        except Exception as error:
+            yield {self.on.live: live_html(), self.on.stop_button: _enabled(False)}
+            raise (self._refused(error) if isinstance(error, LdmkitError) else error) from None
         finally:
             stop.set()
 
@@ -224,16 +139,18 @@ class Page:
         """The page was closed."""
         self.sessions.get(request.session_hash).stop.set()
 
-    def select(self, event: gr.SelectData, request: gr.Request) -> Updates:
+    def select(self, event: gr.EventData, request: gr.Request) -> Updates:
         """Shows the settings of a picture, as its file holds them."""
         session = self.sessions.get(request.session_hash)
-        if not isinstance(event.index, int) or not 0 <= event.index < len(session.pictures):
+        # gr.SelectData would read these too, and fail where a request leaves them out.
+        index = event._data.get("index") if isinstance(event._data, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(session.pictures):
             raise gr.Error("This picture is not here any more.", print_exception=False)
-        session.selected = session.pictures[event.index]
+        session.selected = session.pictures[index]
         return {
-            self.chosen: gr.update(visible=True),
-            self.details: settings_html(read_settings(session.selected)),
-            self.download: session.selected,
+            self.on.chosen: gr.update(visible=True),
+            self.on.details: settings_html(read_settings(session.selected)),
+            self.on.download: session.selected,
         }
 
     def again(self, request: gr.Request) -> Updates:
@@ -242,47 +159,43 @@ class Page:
         if session.selected is None or not session.selected.is_file():
             raise gr.Error("Select a picture first.", print_exception=False)
         found = read_settings(session.selected)
-        updates: Updates = self._shown(found["bundle"])
-        return updates | {
-            self.bundle: found["bundle"],
-            self.prompt: gr.update(value=found["prompt"]),
-            self.negative: gr.update(value=found.get("negative_prompt", "")),
-            self.seed: int(found["seed"]),
-            self.steps: int(found["steps"]),
-            self.guidance: float(found["guidance"]),
-            self.sampler: found["sampler"],
-            self.count: 1,
+        (bundle,) = [name for name, each in self.bundles.items() if each.sha256 == found["bundle_sha256"]][:1]
+        return self._show(bundle) | {
+            self.on.bundle: bundle,
+            self.on.prompt: gr.update(value=found["prompt"]),
+            self.on.negative: gr.update(value=found["negative_prompt"]),
+            self.on.seed: int(found["seed"]),
+            self.on.steps: int(found["steps"]),
+            self.on.guidance: float(found["guidance"]),
+            self.on.sampler: found["sampler"],
+            self.on.count: 1,
         }
 
     def choose(self, name: Any) -> Updates:
         """Another bundle, with its defaults."""
         try:
-            shown = self._shown(name)
+            defaults = self._named(name).manifest.defaults
         except LdmkitError as error:
             raise self._refused(error) from None
-        defaults = self.bundles[name].manifest.defaults
-        return shown | {
-            self.steps: defaults.steps,
-            self.guidance: defaults.guidance_scale,
-            self.sampler: defaults.sampler,
+        return self._show(name) | {
+            self.on.steps: defaults.steps,
+            self.on.guidance: defaults.guidance_scale,
+            self.on.sampler: defaults.sampler,
         }
 
-    def _shown(self, name: Any) -> Updates:
+    def _show(self, name: str) -> Updates:
         """What the page says of a bundle."""
-        bundle = self._named(name)
-        manifest = bundle.manifest
-        examples = manifest.examples if bundle.draws_text else ()
-        chips = {
-            button: gr.update(value=text or "", visible=text is not None)
-            for button, text in zip(self.examples, [*examples, *[None] * MAX_EXAMPLES], strict=False)
-        }
-        size = f"{manifest.picture_size} × {manifest.picture_size} pixels"
+        shown = self.shown[name]
+        text = {"visible": True} if shown.draws_text else {"visible": False, "value": ""}
         return {
-            self.header: f"<h1>{html.escape(manifest.name)}</h1><p>{size}, drawn on this machine</p>",
-            self.card: card_html(bundle),
-            self.prompt: gr.update(visible=bundle.draws_text),
-            self.negative: gr.update(visible=bundle.draws_text),
-            **chips,
+            self.on.header: shown.header,
+            self.on.card: shown.card,
+            self.on.prompt: gr.update(**text),
+            self.on.negative: gr.update(**text),
+            **{
+                button: gr.update(value=text, visible=bool(text))
+                for button, text in zip(self.on.examples, shown.examples, strict=True)
+            },
         }
 
     def _named(self, name: Any) -> Bundle:
@@ -302,7 +215,8 @@ class Page:
 
     def _into_cache(self, path: Path) -> Path:
         """Moves a picture to where Gradio serves files from: it would copy it there."""
-        cached = self.gallery.move_resource_to_block_cache(path)
+        cached = self.on.gallery.move_resource_to_block_cache(path)
+        assert cached is not None
         path.unlink()
         return Path(cached)
 

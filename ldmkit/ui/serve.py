@@ -36,6 +36,7 @@ class Running:
     port: int
     page: "Page"
     guard: Guard
+    thread: threading.Thread
 
 
 def serve(
@@ -63,8 +64,8 @@ def serve(
         if browser and _has_display():
             webbrowser.open(server.url)
         with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+            while server.thread.is_alive():
+                server.thread.join(timeout=1)
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> It
         )
         # Mounting leaves this out, and without it Gradio serves any file that a request names as its own upload.
         page.app.has_launched = True
-        guard = Guard(app, allowed_hosts(host), any_address=not is_loopback(host))
+        guard = Guard(app, allowed_hosts(host), num_inputs=page.num_inputs(), any_address=not is_loopback(host))
         server = uvicorn.Server(uvicorn.Config(guard, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="ldmkit serves", daemon=True)
         thread.start()
@@ -111,7 +112,7 @@ def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> It
             time.sleep(0.01)
         try:
             chosen = int(bound.getsockname()[1])
-            yield Running(f"http://{_shown_host(host)}:{chosen}", chosen, page, guard)
+            yield Running(f"http://{_shown_host(host)}:{chosen}", chosen, page, guard, thread)
         finally:
             page.sessions.stop_all()
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that are open are cut off: no error
@@ -196,4 +197,8 @@ def _shown_host(host: str) -> str:
 
 def _has_display() -> bool:
     """Whether a browser could show a window: on a server without one a text browser would take the terminal."""
-    return os.name != "posix" or sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return (
+        os.name != "posix"
+        or sys.platform == "darwin"
+        or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    )

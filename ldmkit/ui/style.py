@@ -28,10 +28,11 @@ def theme() -> gr.themes.Base:
 
 # A die, as no emoji is in every system's fonts.
 _DIE = (
-    "url(\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'%3E%3Cpath fill-rule='evenodd' "
-    "d='M6 3h12a3 3 0 0 1 3 3v12a3 3 0 0 1-3 3H6a3 3 0 0 1-3-3V6a3 3 0 0 1 3-3zm2 3.5a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 "
-    "0-3zm8 0a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3zm-4 4a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3zm-4 4a1.5 1.5 0 1 0 0 3 1.5 "
-    "1.5 0 0 0 0-3zm8 0a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3z'/%3E%3C/svg%3E\")"
+    "url(\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'%3E%3Cpath "
+    "fill-rule='evenodd' d='M6 3h12a3 3 0 0 1 3 3v12a3 3 0 0 1-3 3H6a3 3 0 0 1-3-3V6a3 3 0 0 1 3-3z"
+    "m2 3.5a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 "
+    "0-3zm8 0a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3zm-4 4a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3zm-4 4a1.5 1.5 0 1 0 0 3 "
+    "1.5 1.5 0 0 0 0-3zm8 0a1.5 1.5 0 1 0 0 3 1.5 1.5 0 0 0 0-3z'/%3E%3C/svg%3E\")"
 )
 
 CSS = """
@@ -68,7 +69,8 @@ CSS = """
   padding: 0; font-size: 0; background: transparent; border-color: transparent; box-shadow: none;
 }
 #dice::before {
-  content: ""; width: 22px; height: 22px; background: var(--body-text-color-subdued); mask: DIE center / contain no-repeat;
+  content: ""; width: 22px; height: 22px; background: var(--body-text-color-subdued);
+  mask: DIE center / contain no-repeat;
 }
 #dice:hover::before, #dice:focus-visible::before { background: var(--color-accent); }
 
