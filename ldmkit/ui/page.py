@@ -42,6 +42,11 @@ class Page:
             self.on = Layout(list(self.bundles), first, self.samplers)
             self._connect()
 
+    @property
+    def drawing(self) -> bool:
+        """Whether a drawing is in work."""
+        return self._alone.locked()
+
     def num_inputs(self) -> dict[int, int]:
         """Number of each event that reaches the server -> how many values it takes."""
         return {number: len(event.inputs) for number, event in self.app.fns.items() if event.fn is not None}

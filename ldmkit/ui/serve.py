@@ -1,5 +1,6 @@
 """Serves the page until it is told to stop."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -21,6 +22,8 @@ from ldmkit.runtime.bundle import Bundle
 from ldmkit.ui.guard import Guard, allowed_hosts, is_loopback
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from ldmkit.ui.page import Page
 
 DEFAULT_PORT = 7860
@@ -76,32 +79,10 @@ def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> It
         tempfile.TemporaryDirectory(prefix="ldmkit-ui-", ignore_cleanup_errors=True) as folder,
         _gradio_keeps_to(Path(folder)),
     ):
-        import gradio as gr
         import uvicorn
-        from fastapi import FastAPI
 
-        from ldmkit.ui.page import MAX_WAITING, Page
-        from ldmkit.ui.style import CSS, theme
-
-        page = Page(bundles, Path(folder) / "new")
-        page.app.queue(max_size=MAX_WAITING, api_open=False)
-        app = gr.mount_gradio_app(
-            FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            page.app,
-            path="/",
-            allowed_paths=[],
-            css=CSS,
-            theme=theme(),
-            footer_links=[],
-            run_history=False,
-            show_error=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            pwa=False,
-        )
-        # Mounting leaves this out, and without it Gradio serves any file that a request names as its own upload.
-        page.app.has_launched = True
+        # In a running loop: without one Gradio makes a loop for each of its locks, and closes none.
+        page, app = asyncio.run(_build(bundles, Path(folder) / "new"))
         guard = Guard(app, allowed_hosts(host), num_inputs=page.num_inputs(), any_address=not is_loopback(host))
         server = uvicorn.Server(uvicorn.Config(guard, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="ldmkit serves", daemon=True)
@@ -114,10 +95,41 @@ def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> It
             chosen = int(bound.getsockname()[1])
             yield Running(f"http://{_shown_host(host)}:{chosen}", chosen, page, guard, thread)
         finally:
-            page.sessions.stop_all()
+            for session in page.sessions:
+                session.stop.set()
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that are open are cut off: no error
             server.should_exit = True
             thread.join(timeout=10)
+
+
+async def _build(bundles: Mapping[str, Bundle], folder: Path) -> tuple["Page", "FastAPI"]:
+    """The page, and the app that serves it."""
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from ldmkit.ui.page import MAX_WAITING, Page
+    from ldmkit.ui.style import CSS, theme
+
+    page = Page(bundles, folder)
+    page.app.queue(max_size=MAX_WAITING, api_open=False)
+    app = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page.app,
+        path="/",
+        allowed_paths=[],
+        css=CSS,
+        theme=theme(),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+    )
+    # Mounting leaves this out, and without it Gradio serves any file that a request names as its own upload.
+    page.app.has_launched = True
+    return page, app
 
 
 @contextlib.contextmanager

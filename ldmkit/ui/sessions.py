@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,18 +41,17 @@ class Sessions:
                 self._remove(forgotten.pictures)
             return session
 
+    def __iter__(self) -> Iterator[Session]:
+        """The least recently used first."""
+        with self._lock:
+            return iter(list(self._sessions.values()))
+
     def add(self, session: Session, pictures: list[Path]) -> None:
         """Puts new pictures before the others, and forgets the oldest above MAX_PICTURES."""
         with self._lock:
             kept = [*pictures, *(path for path in session.pictures if path not in pictures)]
             session.pictures, dropped = kept[:MAX_PICTURES], kept[MAX_PICTURES:]
             self._remove(dropped)
-
-    def stop_all(self) -> None:
-        """Stops every drawing."""
-        with self._lock:
-            for session in self._sessions.values():
-                session.stop.set()
 
     def _remove(self, pictures: list[Path]) -> None:
         """Deletes files, but not those that another session shows: the same settings give the same file."""
