@@ -55,6 +55,9 @@ def parts_of(recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str
     add("t2i", **denoising, text=parts["text"].fingerprint, t2i=recipe.t2i.fingerprint_keys())
     bundle = {name: parts[name].fingerprint for name in ("vae", "latents", "unet", "t2i", "text")}
     # Its own part, though the files lie in exports/: the sampler is left out, since it makes nothing stale.
-    export = {"opset": recipe.export.opset, "tolerance": recipe.export.tolerance}
+    export: dict[str, Any] = {"opset": recipe.export.opset, "tolerance": recipe.export.tolerance}
+    # Named only where asked for, so that they make no bundle stale that was exported before they were known.
+    export |= {"precision": recipe.export.precision} if recipe.export.precision != "fp32" else {}
+    export |= {"encoder": True} if recipe.export.encoder else {}
     add("bundle", **bundle, export=export)
     return parts

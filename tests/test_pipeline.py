@@ -98,6 +98,10 @@ def not_done(workshop: Any, *overrides: str) -> set[str]:
         ("gate.max_latent_kurtosis=30", set()),
         ("export.opset=19", {"bundle"}),
         ("export.tolerance=1e-3", {"bundle"}),
+        ("export.precision='fp16'", {"bundle"}),
+        ("export.encoder=true", {"bundle"}),
+        ("export.precision='fp32'", set()),  # as before the key was known
+        ("export.encoder=false", set()),
         ("sampler.use='ddpm'", set()),
         ("sampler.steps=7", set()),
         ("sampler.eta=0.5", set()),

@@ -25,6 +25,7 @@ COMMANDS = {
     "recipe": "ldmkit.cli.recipe",
     "data": "ldmkit.cli.data",
     "convert": "ldmkit.cli.convert",
+    "doctor": "ldmkit.cli.doctor",
 }
 
 

@@ -1,8 +1,12 @@
-"""`ldmkit export onnx`."""
+"""`ldmkit export`: a bundle, weights for PyTorch, and the check of a bundle."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ldmkit.recipe import Recipe
 
 
 @click.group()
@@ -10,19 +14,84 @@ def export() -> None:
     """Write a finished run in a form that others can use."""
 
 
+_run = click.argument("run", required=False, type=click.Path(path_type=Path))
+
+
 @export.command()
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@_run
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the bundle. Default: exports/<run>.")
-def onnx(run: Path | None, out: Path | None) -> None:
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16-weights", "fp16"]),
+    help="Of the graphs; fp16-weights: half the size at no cost of time; fp16: for GPUs. Default: the recipe's.",
+)
+@click.option("--with-encoder", is_flag=True, help="Add the encoder's graph, by which a bundle draws from a picture.")
+def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder: bool) -> None:
     """Export RUN as an ONNX bundle: a run's folder, or its name in runs/. Default: the newest finished one."""
+    from ldmkit.cli.missing import EXPORT, TRAINING, require
+    from ldmkit.pipeline import Pipeline
+    from ldmkit.plugins import Registry
+    from ldmkit.report import Reporter
+
+    folder, recipe = _run_and_recipe(run)
+    chosen: dict[str, Any] = {"precision": precision} if precision else {}
+    chosen |= {"encoder": True} if with_encoder else {}
+    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
+    require(*TRAINING, *EXPORT)
+    registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
+    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent)
+    pipeline.run(("export",), forced="export", bundle_dir=out)
+    click.echo(f"bundle: {out or pipeline.bundle_dir}")
+
+
+@export.command()
+@_run
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write, new or empty.")
+def safetensors(run: Path | None, out: Path) -> None:
+    """Export RUN's averaged weights for who goes on in PyTorch: safetensors, and a config.json that rebuilds them."""
+    from ldmkit.cli.missing import require
+    from ldmkit.plugins import Registry
+
+    folder, recipe = _run_and_recipe(run)
+    require("torch")
+    registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
+    from ldmkit.stages.export_tensors import export_tensors
+
+    for line in export_tensors(recipe, registry, folder, out):
+        click.echo(line)
+
+
+@export.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--provider", default="auto", help="What draws the golden pictures, as in `ldmkit generate`.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(bundle: Path, provider: str, as_json: bool) -> None:
+    """Check the bundle in folder BUNDLE: hashes, ONNX's checker, shapes, and the pictures that it was exported with."""
+    import json
+    from dataclasses import asdict
+
+    from ldmkit.errors import LdmkitError
+    from ldmkit.runtime.verify import verify
+
+    checks = []
+    for check in verify(bundle, provider=provider):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{check.state:<8} {check.name}: {check.words}")
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks], ensure_ascii=False))
+    failed = [check.name for check in checks if check.state == "failed"]
+    if failed:
+        raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+
+
+def _run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
+    """The folder of a run and its recipe. Raises LdmkitError where it is no run, or brings code along."""
     from pydantic import ValidationError
 
-    from ldmkit.cli.missing import EXPORT, TRAINING, require
     from ldmkit.errors import LdmkitError
-    from ldmkit.pipeline import Pipeline, newest_finished_run, recipe_of_run
-    from ldmkit.plugins import Registry
+    from ldmkit.pipeline import newest_finished_run, recipe_of_run
     from ldmkit.recipe import Recipe
-    from ldmkit.report import Reporter
 
     runs = Path("runs")
     folder = newest_finished_run(runs) if run is None else run
@@ -45,8 +114,4 @@ def onnx(run: Path | None, out: Path | None) -> None:
                 f"{folder / 'recipe.json'}: plugins: {plugin} lies in the run itself, and code that comes along with a "
                 "run is not run: move the file elsewhere and correct the path"
             )
-    require(*TRAINING, *EXPORT)
-    registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
-    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent)
-    pipeline.run(("export",), forced="export", bundle_dir=out)
-    click.echo(f"bundle: {out or pipeline.bundle_dir}")
+    return folder, recipe

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.graph import has_external_data
@@ -19,7 +19,7 @@ from ldmkit.runtime.manifest import (
     Manifest,
     read_manifest,
 )
-from ldmkit.runtime.providers import Provider, check_provider, open_session
+from ldmkit.runtime.providers import Provider, Used, check_provider, open_session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ldmkit.runtime.generate import Step
+    from ldmkit.runtime.request import Wanted
 
 
 class Bundle:
@@ -38,15 +39,17 @@ class Bundle:
         self.sha256 = sha256
         """SHA-256 of manifest.json, which holds the SHA-256 of every other file"""
         self._asked = provider
-        self._used: Literal["cpu", "cuda"] | None = None
         self._sessions: dict[str, Any] = {}
+        self._used: dict[str, Used] = {}
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def load(cls, path: Path | str, provider: str = "auto") -> "Bundle":
         """Reads the manifest and looks for its files; graphs are read, checked and opened when first needed.
 
-        `provider`: "auto" (CUDA where a session really gets it, else the CPU), "cpu" or "cuda".
+        `provider`: "auto" (CUDA where a session really gets it, else the CPU, with a `ProviderWarning` where an NVIDIA
+        driver is here), "cpu", "cuda", "tensorrt", "coreml" or "directml". One by name that a graph doesn't get is an
+        LdmkitError when that graph is opened.
         Raises LdmkitError where the folder is no bundle, or a file is missing, a link, or of another size.
         """
         folder = Path(path)
@@ -68,12 +71,16 @@ class Bundle:
         return UNET in self.manifest.files
 
     @property
-    def provider(self) -> Literal["cpu", "cuda"]:
-        """The provider in use; opens the decoder to find out."""
-        if self._used is None:
+    def provider(self) -> Used:
+        """The provider in use, "cpu" where any graph fell back to it; opens the decoder to find out."""
+        if not self._used:
             self._session(VAE_DECODER)
-        assert self._used is not None
-        return self._used
+        return "cpu" if "cpu" in self._used.values() else next(iter(self._used.values()))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a picture's metadata say of the bundle."""
+        return {"bundle": self.manifest.name, "bundle_sha256": self.sha256}
 
     def verify(self) -> None:
         """Checks the SHA-256 of every file that the manifest lists. Raises LdmkitError at the first that differs."""
@@ -92,22 +99,22 @@ class Bundle:
         negative_prompt: str = "",
         init_image: "Image.Image | None" = None,
         strength: float = 0.6,
+        size: tuple[int, int] | None = None,
         batch_size: int = 8,
         on_step: "Callable[[Step], None] | None" = None,
     ) -> "list[Image.Image]":
-        """Draws `n` pictures of each prompt, prompt by prompt; `request.py` and `generate.py` say how.
+        """Draws `n` pictures of each prompt, prompt by prompt.
 
         None and "" draw unconditionally. Picture k comes from seed + k, whatever the batch. Guidance moves away from
-        `negative_prompt`, or from the empty caption. `init_image` is cut and scaled to the bundle's size, noised to
+        `negative_prompt`, or from the empty caption. `init_image` is scaled and cut to the pictures' size, noised to
         `strength` of the way (1: nothing of it stays), and drawn anew from there; it needs a bundle with an encoder.
-        `on_step` is called after each call of the U-Net. Raises LdmkitError for a value out of range, before any
-        graph is opened. Warns with `PromptCutWarning` where a prompt is longer than the text encoder reads.
+        `size`: width and height in pixels, where the bundle draws more than one. `on_step` is called after each call
+        of the U-Net. Raises LdmkitError for a value out of range, before any graph is opened. Warns with
+        `PromptCutWarning` where a prompt is longer than the text encoder reads.
         """
-        from ldmkit.runtime.generate import draw
-        from ldmkit.runtime.request import each_prompt, make_plan
+        from ldmkit.runtime.request import each_prompt
 
-        plan = make_plan(
-            self,
+        return self._draw(
             each_prompt(self, prompts, n=n, seed=seed),
             steps=steps,
             guidance_scale=guidance_scale,
@@ -115,8 +122,51 @@ class Bundle:
             negative_prompt=negative_prompt,
             init_image=init_image,
             strength=strength,
+            size=size,
+            batch_size=batch_size,
+            on_step=on_step,
         )
-        return draw(self, plan, batch_size=batch_size, on_step=on_step)
+
+    def vary(
+        self, prompt: str | None = None, *, n: int = 4, seed: int = 0, amount: float = 0.3, **settings: Any
+    ) -> "list[Image.Image]":
+        """The picture of `seed` and `n` like it: their noise lies `amount` of the way to the noise of other seeds.
+
+        `settings` are those of `generate`, from `steps` on.
+        """
+        from ldmkit.runtime.request import variations
+
+        return self._draw(variations(self, prompt, n=n, seed=seed, amount=amount), **settings)
+
+    def interpolate(
+        self,
+        prompts: tuple[str | None, str | None] = (None, None),
+        *,
+        seeds: tuple[int, int] = (0, 0),
+        frames: int = 8,
+        **settings: Any,
+    ) -> "list[Image.Image]":
+        """`frames` pictures from the first prompt and seed to the second; the ends are what `generate` draws of them.
+
+        Noise goes along a great circle; between prompts the U-Net's outputs for both are weighted. `settings` are
+        those of `generate`, from `steps` on.
+        """
+        from ldmkit.runtime.request import between
+
+        return self._draw(between(self, prompts, seeds, frames=frames), **settings)
+
+    def _draw(
+        self,
+        wanted: "Sequence[Wanted]",
+        *,
+        batch_size: int = 8,
+        on_step: "Callable[[Step], None] | None" = None,
+        **settings: Any,
+    ) -> "list[Image.Image]":
+        from ldmkit.runtime.generate import draw
+        from ldmkit.runtime.request import make_plan
+
+        return draw(self, make_plan(self, wanted, **settings), batch_size=batch_size, on_step=on_step)
 
     def preview(self, x0: "np.ndarray") -> "list[Image.Image]":
         """Latents (B, C, h, w), as in `Step.x0`, by a cheap linear map: pictures of the bundle's size, if blurred.
@@ -132,8 +182,8 @@ class Bundle:
             return []
         pixels = np.einsum("kc,bchw->bkhw", np.asarray(rgb.weights), x0)
         pixels += np.asarray(rgb.bias)[:, None, None]
-        size = (self.manifest.picture_size, self.manifest.picture_size)
-        return [picture.resize(size) for picture in to_pictures(pixels)]
+        factor = self.manifest.picture_size // self.manifest.latent.height
+        return [picture.resize((picture.width * factor, picture.height * factor)) for picture in to_pictures(pixels)]
 
     def check_encodes(self) -> None:
         """Raises LdmkitError where the bundle has no graph that turns a picture into latents."""
@@ -170,7 +220,10 @@ class Bundle:
         from ldmkit.runtime.binding import Binding
 
         with self._naming(name):
-            binding = Binding(self._session(name), self._used or "cpu", fixed)
+            session = self._session(name)
+            # The others take their inputs from, and leave their output in, the machine's memory.
+            device = "cuda" if self._used[name] in ("cuda", "tensorrt") else "cpu"
+            binding = Binding(session, device, fixed)
 
         def call(**inputs: "np.ndarray") -> "np.ndarray":
             with self._naming(name):
@@ -186,7 +239,7 @@ class Bundle:
         except LdmkitError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-            raise LdmkitError(f"{self.folder / name} failed on {self._used}: {error}") from error
+            raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {error}") from error
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
@@ -198,8 +251,9 @@ class Bundle:
             if external:  # weights in files that no hash covers
                 raise LdmkitError(f"{self.folder / name} refers to a file outside itself: export it again.")
             session, used = open_session(graph, name=str(self.folder / name), provider=self._asked)
-            self._sessions[name] = session
-            self._used = "cpu" if "cpu" in (used, self._used) else "cuda"
+            self._sessions[name], self._used[name] = session, used
+            if self._asked == "auto" and used == "cpu":
+                self._asked = "cpu"  # what one graph could not have, the next ones need not try
         return self._sessions[name]
 
     def _locate(self, name: str) -> Path:

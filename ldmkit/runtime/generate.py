@@ -1,7 +1,7 @@
 """From prompts to pictures: noise, sampler, classifier-free guidance, decoder."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,9 +10,18 @@ import numpy as np
 from PIL import Image
 
 from ldmkit.components import Sampler
-from ldmkit.diffusion import NoiseSchedule, add_noise, to_x0
+from ldmkit.diffusion import NoiseSchedule, Prediction, add_noise, to_x0
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, Manifest
+from ldmkit.runtime.manifest import (
+    TEXT_ENCODER,
+    UNET,
+    UNET_T2I,
+    VAE_DECODER,
+    VAE_ENCODER,
+    Defaults,
+    Latent,
+    Schedule,
+)
 from ldmkit.runtime.noise import Source
 from ldmkit.runtime.request import Plan, Wanted, check_whole
 
@@ -40,6 +49,28 @@ class Step:
     """(B, C, h, w) float64 normalised latents: what the network takes the pictures for by now"""
 
 
+class Facts(Protocol):
+    """The part of a bundle's manifest that drawing needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def prediction(self) -> Prediction: ...
+
+    @property
+    def latent(self) -> Latent: ...
+
+    @property
+    def picture_size(self) -> int: ...
+
+    @property
+    def defaults(self) -> Defaults: ...
+
+
 class Backend(Protocol):
     """Networks by the names of a bundle's graphs: all that drawing needs, whatever runs them."""
 
@@ -49,7 +80,17 @@ class Backend(Protocol):
         ...
 
     @property
-    def manifest(self) -> Manifest: ...
+    def manifest(self) -> Facts: ...
+
+    @property
+    def provider(self) -> str:
+        """What computes, for people."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Which networks these are, for the pictures' metadata."""
+        ...
 
     @property
     def draws_text(self) -> bool:
@@ -92,7 +133,7 @@ def draw(
     for prompt in sorted(text for text in texts if text):
         if cut := words_cut(bundle, prompt):
             warnings.warn(
-                f"the prompt is too long for the text encoder; cut off: {cut!r}", PromptCutWarning, stacklevel=3
+                f"the prompt is too long for the text encoder; cut off: {cut!r}", PromptCutWarning, stacklevel=4
             )
 
     batches = list(_batches(plan.wanted, batch_size))
@@ -140,7 +181,7 @@ def num_calls(walk: Sampler, schedule: NoiseSchedule) -> int:
 
 
 def _draw_latents(
-    manifest: Manifest,
+    manifest: Facts,
     plan: Plan,
     network: Network,
     wanted: Sequence[Wanted],
@@ -165,9 +206,8 @@ def _draw_latents(
         report(calls, x0)
         return x0
 
-    latent = manifest.latent
     # float64 between the network's calls: a sampler's step costs nothing beside a call.
-    x_T = randn_like(np.empty((len(wanted), latent.channels, latent.height, latent.width)))  # noqa: N806 - the field's name
+    x_T = randn_like(np.empty((len(wanted), manifest.latent.channels, *plan.latent_size)))  # noqa: N806 - the field's name
     if start is not None:
         _, alpha, sigma = plan.schedule.grid(plan.walk.steps)
         x_T = add_noise(start, x_T, alpha[0], sigma[0])  # noqa: N806 - the field's name

@@ -30,6 +30,9 @@ FILES = (*GRAPHS, TOKENIZER, PREVIEW, GOLDEN, CARD)
 
 MAX_MANIFEST_BYTES = 4 << 20
 
+Precision = Literal["fp32", "fp16-weights", "fp16"]
+"""fp16-weights: weights kept in float16, arithmetic in float32; fp16: most of the arithmetic in float16 as well"""
+
 _VERSION = r"^[0-9][0-9A-Za-z.+-]{0,40}$"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -111,31 +114,31 @@ class FileEntry(_Frozen):
 
 
 class GraphEntry(_Frozen):
-    """How far a graph's outputs lay from torch's in float32 at export."""
+    """How far a graph's outputs lay from torch's in float32 at export, over several batches of random inputs."""
 
     max_abs_difference: Annotated[Finite, Field(ge=0)]
-    """of the graph in float32, from which one in float16 is made"""
+    """of the graph in float32, which one in float16 is made from"""
     batch_sizes: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...] = ()
-    """height and width of what went in; none for text"""
+    """height and width of the inputs, one for each batch; none for text"""
     timesteps: tuple[Finite, ...] = ()
     fp16_max_abs_difference: Annotated[Finite, Field(ge=0)] | None = None
-    """of the graph in float16, where the bundle holds that"""
+    """of the graph that the bundle holds, where that is not the one in float32"""
 
 
 class Trajectory(_Frozen):
-    """Whole pictures drawn by the bundle, against torch in float32 from the same noise by the same sampler."""
+    """Whole pictures drawn by the bundle on a CPU, against torch in float32: same noise, same sampler."""
 
     sampler: str
     steps: Annotated[int, Field(ge=1)]
     guidance_scale: Annotated[Finite, Field(ge=0)]
     seeds: tuple[int, ...]
     psnr: Finite
-    """dB, of the worst picture"""
+    """dB, of the picture that differs most; 100 where none does"""
     min_psnr: Finite
     """dB, below which the export would have failed"""
-    max_abs_difference: Annotated[Finite, Field(ge=0)]
-    """of any pixel, in [-1, 1]"""
+    max_difference: Annotated[int, Field(ge=0, le=255)]
+    """of any colour of any pixel, in levels of 0 to 255"""
 
 
 class Golden(_Frozen):
@@ -174,8 +177,8 @@ class Manifest(_Frozen):
     latent: Latent
     picture_size: Annotated[int, Field(gt=0, le=65536)]
     """pixels, height and width alike"""
-    precision: Literal["fp32", "fp16"] = "fp32"
-    """of weights and most of the arithmetic; what goes into a graph and comes out of it is float32 or int64 anyway"""
+    precision: Precision = "fp32"
+    """of its graphs; what goes into them and comes out is float32 or int64 with each"""
     defaults: Defaults
     examples: tuple[Annotated[str, Field(max_length=1000)], ...] = ()
     """prompts like those that it was trained on, for who wants to try it"""

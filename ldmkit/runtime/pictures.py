@@ -1,7 +1,8 @@
-"""Writes drawn pictures as PNG files that say how they were made."""
+"""Writes drawn pictures as files that say how they were made."""
 
 import contextlib
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,35 @@ def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, ex
         info.add_text(key, value)  # beyond Latin-1 it becomes iTXt by itself
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=info)
+    return _write_new(path, buffer, exact=exact)
+
+
+def write_gif(
+    images: Sequence[Image.Image],
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    exact: bool = False,
+    seconds: float = 0.12,
+) -> Path:
+    """Writes pictures as an endless animation, 8 a second, with its metadata as a comment in JSON.
+
+    Where it is written is as of `write_png`.
+    """
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=125,
+        loop=0,
+        comment=json.dumps(metadata).encode("ascii"),
+    )
+    return _write_new(path, buffer, exact=exact)
+
+
+def _write_new(path: Path, content: io.BytesIO, *, exact: bool) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -31,7 +61,7 @@ def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, ex
     while True:
         try:
             with target.open("xb") as file:  # fails where it exists, so that two processes cannot share a name
-                file.write(buffer.getbuffer())
+                file.write(content.getbuffer())
         except FileExistsError:
             if exact:
                 raise LdmkitError(f"{path} exists and is not overwritten: choose another name for --out.") from None

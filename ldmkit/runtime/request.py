@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ldmkit.runtime.generate import Backend
 
 DEFAULT_STRENGTH = 0.6
+MAX_LATENT_SIZE = 512
+"""height or width; attention over more positions outgrows a machine's memory without a word"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Plan:
     """the whole way from noise, or the part of it that is left where a picture is given"""
     pixels: np.ndarray | None
     """(1, 3, H, W) float32 in [-1, 1], the picture to start from"""
+    latent_size: tuple[int, int]
+    """height and width"""
     strength: float
     """share of the way from noise that is walked; 1 without a picture"""
 
@@ -69,6 +73,7 @@ def make_plan(
     negative_prompt: str = "",
     init_image: Image.Image | None = None,
     strength: float = DEFAULT_STRENGTH,
+    size: tuple[int, int] | None = None,
 ) -> Plan:
     """Fills in the bundle's defaults and checks every value; opens no graph. Raises LdmkitError for a wrong one."""
     defaults = bundle.manifest.defaults
@@ -86,14 +91,14 @@ def make_plan(
         raise LdmkitError(
             "negative_prompt has no effect at guidance_scale 1: guidance moves away from it. Take another scale."
         )
+    width, height, latent_size = check_size(bundle, size)
     pixels = None
     schedule: NoiseSchedule = make_schedule(**bundle.manifest.schedule.model_dump())
     schedule.grid(steps)  # raises where it has fewer timesteps
     table: dict[str, Any] = {"use": sampler or defaults.sampler, "steps": steps}
     if init_image is not None:
         bundle.check_encodes()
-        size = bundle.manifest.picture_size
-        pixels = to_pixels(init_image, size, size)
+        pixels = to_pixels(init_image, width, height)
         schedule = noised_to(schedule, strength)
         # Every step is as long as one of a whole way, as in SDEdit, Meng et al. 2022.
         table["steps"] = max(1, round(steps * strength))
@@ -102,7 +107,7 @@ def make_plan(
     if table["use"] == defaults.sampler:
         table |= defaults.sampler_options
     walk = Registry.load().build("sampler", table, where="sampler")
-    return Plan(tuple(wanted), negative, steps, scale, table, walk, schedule, pixels, strength)
+    return Plan(tuple(wanted), negative, steps, scale, table, walk, schedule, pixels, latent_size, strength)
 
 
 def each_prompt(bundle: "Backend", prompts: Sequence[str] | str | None, *, n: int, seed: int) -> list[Wanted]:
@@ -159,6 +164,22 @@ def check_prompt(bundle: "Backend", prompt: str) -> str:
     except UnicodeEncodeError:
         raise LdmkitError(f"the prompt {prompt!r} is not valid Unicode text.") from None
     return prompt
+
+
+def check_size(bundle: "Backend", size: tuple[int, int] | None) -> tuple[int, int, tuple[int, int]]:
+    """Pixels' width and height, and the latents' (height, width). Raises LdmkitError where no graph takes them."""
+    latent, usual = bundle.manifest.latent, bundle.manifest.picture_size
+    if size is None or size == (usual, usual):
+        return usual, usual, (latent.height, latent.width)
+    if latent.multiple is None:
+        raise LdmkitError(f"size is {size[0]}x{size[1]}; bundle {bundle.folder} draws {usual}x{usual} only.")
+    factor = usual // latent.height  # pixels a latent position
+    step, most = factor * latent.multiple, factor * MAX_LATENT_SIZE
+    if any(isinstance(side, bool) or side % step or not step <= side <= most for side in size):
+        raise LdmkitError(
+            f"size is {size[0]}x{size[1]}; bundle {bundle.folder} draws multiples of {step} pixels, {most} at most."
+        )
+    return *size, (size[1] // factor, size[0] // factor)
 
 
 def check_whole(least: int = 1, **values: int) -> None:

@@ -1,6 +1,6 @@
 """Writes a bundle: each network as an ONNX graph that was compared with torch, and all that the runtime needs."""
 
-import copy
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ldmkit
 from ldmkit.errors import LdmkitError
@@ -20,6 +19,7 @@ from ldmkit.runtime.manifest import (
     CARD,
     FILES,
     FORMAT_VERSION,
+    GOLDEN,
     MANIFEST,
     NEEDS,
     PREVIEW,
@@ -28,17 +28,25 @@ from ldmkit.runtime.manifest import (
     UNET,
     UNET_T2I,
     VAE_DECODER,
+    VAE_ENCODER,
     Defaults,
+    GraphEntry,
     Latent,
+    LatentRgb,
     Manifest,
+    Precision,
     Schedule,
     Text,
     file_entry,
     write_manifest,
 )
 from ldmkit.runtime.pictures import grid
+from ldmkit.stages import export_networks
 from ldmkit.stages.export_card import model_card
-from ldmkit.stages.export_graph import Inputs, compare, write_graph
+from ldmkit.stages.export_certify import certify, draw_golden
+from ldmkit.stages.export_graph import compare, half_difference, make_graph, serialized
+from ldmkit.stages.export_half import to_half, weights_to_half
+from ldmkit.stages.export_networks import Network
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,6 +74,9 @@ def export_bundle(
     fingerprint: str,
     notes: Mapping[str, Any],
     preview_prompts: Sequence[str] = (),
+    latent_rgb: LatentRgb | None = None,
+    precision: Precision = "fp32",
+    with_encoder: bool = False,
     tolerance: float = 1e-4,
     opset: int = 18,
     progress: Callable[[str], None] | None = None,
@@ -80,8 +91,8 @@ def export_bundle(
     The modules are copied to the CPU in float32 and left as they are. All is written into a folder beside `out_dir`
     that takes its place when whole: until then an earlier bundle stays.
 
-    Raises LdmkitError where a graph differs from torch by more than `tolerance`, naming it, and where `out_dir`
-    holds anything that is no part of a bundle.
+    Raises LdmkitError where a graph differs from torch by more than `tolerance`, or the pictures drawn by it by more
+    than `precision` allows, naming it, and where `out_dir` holds anything that is no part of a bundle.
     """
     if unet is None and unet_t2i is None:
         raise LdmkitError(f"{name}: there is no trained U-Net to export; train one with `ldmkit train`.")
@@ -91,12 +102,15 @@ def export_bundle(
     # Wrong keywords end here, not after minutes of exporting.
     checked_defaults = Defaults.model_validate(defaults)
     tell = progress or (lambda line: None)
+    multiple = math.lcm(*(network.downsample for network in (unet, unet_t2i) if network is not None))
     latent = Latent(
         channels=autoencoder.latent_channels,
         height=latent_size,
         width=latent_size,
         mean=tuple(map(float, latent_mean)),
         std=tuple(map(float, latent_std)),
+        multiple=multiple,
+        rgb=latent_rgb,
     )
     schedule = Schedule.model_validate(schedule_options)
 
@@ -106,24 +120,20 @@ def export_bundle(
     folder.mkdir()
     try:
         text = None
-        if unet_t2i is not None and tokenizer is not None:
+        networks = {VAE_DECODER: export_networks.decoder(autoencoder, latent)}
+        if with_encoder:
+            networks[VAE_ENCODER] = export_networks.encoder(autoencoder, latent)
+        if unet is not None:
+            networks[UNET] = export_networks.unet(unet, latent, schedule, None, multiple=multiple)
+        if unet_t2i is not None and text_module is not None and tokenizer is not None:
             tokenizer.save(str(folder / TOKENIZER))
             text = Text(max_tokens=len(tokenizer.encode("").ids), context_dim=int(unet_t2i.context_dim or 0))
-        networks = {
-            VAE_DECODER: (DecoderGraph(autoencoder, latent), _latent_inputs(latent)),
-            UNET: (unet, _unet_inputs(latent, schedule, None)),
-            TEXT_ENCODER: (text_module, _token_inputs(tokenizer)) if text and tokenizer else (None, None),
-            UNET_T2I: (unet_t2i, _unet_inputs(latent, schedule, text)),
-        }
+            networks[TEXT_ENCODER] = export_networks.text_encoder(text_module, tokenizer)
+            networks[UNET_T2I] = export_networks.unet(unet_t2i, latent, schedule, text, multiple=multiple)
         graphs = {}
-        for file, (module, inputs) in networks.items():
-            if module is None or inputs is None:
-                continue
+        for file, network in networks.items():
             tell(f"{file}: exporting")
-            network = on_cpu(module)
-            write_graph(network, inputs, folder / file, opset=opset)
-            tell(f"{file}: comparing with torch")
-            graphs[file] = compare(network, inputs, folder / file, tolerance=tolerance)
+            graphs[file] = write_graph(folder / file, network, precision=precision, tolerance=tolerance, opset=opset)
         manifest = Manifest.model_validate(
             {
                 "format_version": FORMAT_VERSION,
@@ -135,6 +145,7 @@ def export_bundle(
                 "prediction": prediction,
                 "latent": latent,
                 "picture_size": picture_size,
+                "precision": precision,
                 "defaults": checked_defaults,
                 "examples": tuple(dict.fromkeys(preview_prompts)),
                 "text": text,
@@ -146,12 +157,17 @@ def export_bundle(
             }
         )
         write_manifest(folder, manifest)
+        bundle = Bundle.load(folder, provider="cpu")
+        tell("pictures: comparing with torch")
+        trajectories = certify(bundle, networks, preview_prompts)
         tell(f"{PREVIEW}: drawing")
         prompts = [preview_prompts[k % len(preview_prompts)] for k in range(NUM_PREVIEW)] if preview_prompts else None
-        pictures = Bundle.load(folder, provider="cpu").generate(prompts, n=1 if prompts else NUM_PREVIEW)
-        grid(pictures, columns=4).save(folder / PREVIEW)
+        grid(bundle.generate(prompts, n=1 if prompts else NUM_PREVIEW), columns=4).save(folder / PREVIEW)
+        golden, sheet = draw_golden(bundle, preview_prompts)
+        sheet.save(folder / GOLDEN)
+        manifest = manifest.model_copy(update={"trajectories": trajectories, "golden": golden})
         (folder / CARD).write_text(model_card(manifest, prompts), encoding="utf-8")
-        extra = {file: file_entry(folder / file) for file in (PREVIEW, CARD)}
+        extra = {file: file_entry(folder / file) for file in (PREVIEW, GOLDEN, CARD)}
         manifest = manifest.model_copy(update={"files": {**manifest.files, **extra}})
         write_manifest(folder, manifest)
         replace_folder(folder, out_dir)
@@ -160,71 +176,18 @@ def export_bundle(
     return manifest
 
 
-class DecoderGraph(nn.Module):
-    """Normalised latents (B, C, h, w) -> pixels (B, 3, H, W), 1 the brightest and -1 the darkest, not clipped."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, autoencoder: AutoencoderKL, latent: Latent) -> None:
-        super().__init__()
-        self.decoder = unwrapped(autoencoder).decoder
-        self.register_buffer("mean", torch.tensor(latent.mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(latent.std).reshape(1, -1, 1, 1))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self.decoder(latents * self.std + self.mean)
-        return pixels
-
-
-def unwrapped(module: Any) -> Any:
-    """The module that `torch.compile` wrapped, which alone can be exported, or `module` itself."""
-    return getattr(module, "_orig_mod", module)
-
-
-def on_cpu(module: nn.Module) -> nn.Module:
-    """A float32 copy for inference."""
-    copied: nn.Module = copy.deepcopy(unwrapped(module)).cpu().float().eval()
-    return copied.requires_grad_(False)
-
-
-def _latent_inputs(latent: Latent) -> Inputs:
-    def draw(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"latents": torch.randn(batch, latent.channels, latent.height, latent.width, generator=generator)}
-
-    return draw
-
-
-def _unet_inputs(latent: Latent, schedule: Schedule, text: Text | None) -> Inputs:
-    def draw(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        t = torch.rand(batch, generator=generator) * (schedule.num_timesteps - 1)
-        inputs = {
-            "x_t": torch.randn(batch, latent.channels, latent.height, latent.width, generator=generator),
-            "t": t if schedule.name == "flow" else t.round(),  # only flow has timesteps between whole ones
-        }
-        if text is not None:
-            lengths = torch.randint(1, text.max_tokens + 1, (batch, 1), generator=generator)
-            inputs["context"] = torch.randn(batch, text.max_tokens, text.context_dim, generator=generator)
-            inputs["context_mask"] = (torch.arange(text.max_tokens) < lengths).long()
-        return inputs
-
-    return draw
-
-
-def _token_inputs(tokenizer: "Tokenizer") -> Inputs:
-    empty = tokenizer.encode("")
-
-    def draw(batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        length = len(empty.ids)
-        lengths = torch.randint(sum(empty.attention_mask), length + 1, (batch, 1), generator=generator)
-        mask = (torch.arange(length) < lengths).long()
-        drawn = torch.randint(0, tokenizer.get_vocab_size(), (batch, length), generator=generator)
-        # The tokenizer's own padding behind random tokens, and one real caption: the empty one.
-        ids = torch.where(mask.bool(), drawn, torch.tensor(empty.ids[-1]))
-        ids[0], mask[0] = torch.tensor(empty.ids), torch.tensor(empty.attention_mask)
-        return {"ids": ids, "mask": mask}
-
-    return draw
+def write_graph(path: Path, network: Network, *, precision: Precision, tolerance: float, opset: int) -> GraphEntry:
+    """Writes the graph of a network to `path`, compared with torch: in float32, and in float16 where that is asked."""
+    model = make_graph(network, opset=opset)
+    data = serialized(model)
+    entry = compare(network, data, name=path.name, tolerance=tolerance)
+    if precision != "fp32":
+        (to_half if precision == "fp16" else weights_to_half)(model)
+        data = serialized(model)
+        difference = half_difference(network, data, name=path.name)
+        entry = entry.model_copy(update={"fp16_max_abs_difference": difference})
+    path.write_bytes(data)
+    return entry
 
 
 def check_replaceable(folder: Path) -> None:

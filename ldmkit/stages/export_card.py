@@ -4,7 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldmkit.runtime.manifest import PREVIEW, UNET, UNET_T2I, Manifest
+from ldmkit.runtime.manifest import GOLDEN, PREVIEW, UNET, UNET_T2I, VAE_ENCODER, GraphEntry, Manifest
+
+PRECISIONS = {
+    "fp32": "weights and arithmetic in float32",
+    "fp16-weights": "weights stored in float16, arithmetic in float32",
+    "fp16": "float16, but for norms, softmax and the timestep's embedding",
+}
 
 
 def model_card(manifest: Manifest, preview_prompts: Sequence[str] | None) -> str:
@@ -39,16 +45,34 @@ Unless told otherwise it takes {defaults.steps} steps of the sampler `{defaults.
 
 ## Figures
 
-| graph | bytes | largest difference from torch | batch sizes compared |
-|---|---|---|---|
 """
+    half = manifest.precision != "fp32"
+    text += f"| graph | bytes | largest difference from torch{', in float32' if half else ''} |"
+    text += " as stored here |" if half else ""
+    text += " batches and sizes compared |\n|---|---|---|" + ("---|" if half else "") + "---|\n"
     for name, graph in manifest.graphs.items():
-        sizes = ", ".join(map(str, graph.batch_sizes))
-        text += f"| `{name}` | {manifest.files[name].size:,} | {graph.max_abs_difference:.1e} | {sizes} |\n"
+        text += f"| `{name}` | {manifest.files[name].size:,} | {graph.max_abs_difference:.1e} |"
+        text += f" {graph.fp16_max_abs_difference:.1e} |" if graph.fp16_max_abs_difference is not None else ""
+        text += f" {_compared(graph)} |\n"
+    text += "\n| pictures by | steps | guidance | PSNR against torch in float32 | largest difference of a colour |\n"
+    text += "|---|---|---|---|---|\n"
+    for name, found in manifest.trajectories.items():
+        text += (
+            f"| `{name}` | {found.steps} of `{found.sampler}` | {found.guidance_scale:g} | {found.psnr:.1f} dB, "
+            f"the least of {len(found.seeds)} | {found.max_difference} of 255 |\n"
+        )
+    rgb = f"; {100 * latent.rgb.r2:.0f}% of a preview's colours follow from them" if latent.rgb else ""
+    sizes = f", or any multiples of {latent.multiple}" if latent.multiple else ""
     text += f"""
-- latents: {latent.channels} x {latent.height} x {latent.width}, normalised per channel; the decoder graph undoes it
+`ldmkit export verify PATH_OF_THIS_FOLDER` repeats what needs no torch, and compares the pictures of `{GOLDEN}`.
+
+- precision `{manifest.precision}`: {PRECISIONS[manifest.precision]}
+- latents: {latent.channels} x {latent.height} x {latent.width}{sizes}, normalised per channel; the decoder graph
+  undoes it{rgb}
 - prediction `{manifest.prediction}`, schedule `{schedule.name}` over {schedule.num_timesteps} timesteps
 """
+    if VAE_ENCODER in manifest.files:
+        text += f"- `{VAE_ENCODER}` turns pictures into latents: it draws from a picture as well\n"
     if manifest.text is not None:
         text += f"- prompts are cut at {manifest.text.max_tokens} tokens\n"
     text += "\n## How it was made\n\n"
@@ -62,6 +86,14 @@ come out as the nearest thing that it knows. Whoever shares its pictures answers
 it was trained on.
 """
     return text
+
+
+def _compared(graph: GraphEntry) -> str:
+    """Batch sizes, each with its height and width where it has one."""
+    if not graph.sizes:
+        return ", ".join(map(str, graph.batch_sizes))
+    pairs = zip(graph.batch_sizes, graph.sizes, strict=True)
+    return ", ".join(f"{batch} of {height}x{width}" for batch, (height, width) in pairs)
 
 
 def _listing(table: Mapping[str, Any], depth: int = 0) -> str:

@@ -1,40 +1,41 @@
 """One network as an ONNX graph, and its comparison with torch."""
 
+import gc
+import re
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.manifest import GraphEntry
 from ldmkit.runtime.providers import open_session
-
-BATCH_SIZES = (1, 2, 5)
-"""compared at: the exporter may leave a batch size fixed in the graph without a word"""
-
-Inputs = Callable[[int, torch.Generator], dict[str, Tensor]]
-"""inputs(batch, generator) -> random inputs by name, batch first"""
+from ldmkit.stages.export_networks import Network, Size
 
 
-def write_graph(network: nn.Module, inputs: Inputs, path: Path, *, opset: int) -> None:
-    """Writes `network` to `path` with a dynamic batch and its weights inside; its output is called "output"."""
+def make_graph(network: Network, *, opset: int) -> Any:
+    """The network as an `onnx.ModelProto`, dynamic in batch, height and width; its output is called "output"."""
     import onnx
 
-    # An example of one would fix the batch at one.
-    example = inputs(3, torch.Generator().manual_seed(0))
-    batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
+    # No axis of an example may be 1: it would be fixed at that.
+    size = (4 * network.multiple, 6 * network.multiple)
+    example = network.draw(3, size, torch.Generator().manual_seed(0))
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    maps = {2: height, 3: width}
+    if network.multiple > 1:
+        maps = {axis: network.multiple * dim for axis, dim in maps.items()}
+    with warnings.catch_warnings(), _no_collection():
         # One batch for all inputs is what we want; the exporter remarks on each input after the first.
         warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
         program = torch.onnx.export(
-            network,
+            network.module,
             kwargs=example,
             input_names=list(example),
             output_names=["output"],
-            dynamic_shapes={name: {0: batch} for name in example},
+            dynamic_shapes={name: {0: batch, **(maps if x.ndim == 4 else {})} for name, x in example.items()},
             opset_version=opset,
             dynamo=True,
             external_data=False,
@@ -44,7 +45,23 @@ def write_graph(network: nn.Module, inputs: Inputs, path: Path, *, opset: int) -
     model = program.model_proto
     strip(model)
     onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    return model
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """The exporter makes millions of objects that live to its end: looking through them took a quarter of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def serialized(model: Any) -> bytes:
+    """The same bytes for the same model."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def strip(model: Any) -> None:
@@ -57,33 +74,68 @@ def strip(model: Any) -> None:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
     model.graph.ClearField("value_info")
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not re.fullmatch(r"(\d+\*)?(batch|height|width)", dim.dim_param):
+                dim.ClearField("dim_param")  # a size that the exporter has no name for, such as "s39"
 
 
-def compare(network: nn.Module, inputs: Inputs, path: Path, *, tolerance: float) -> GraphEntry:
-    """The largest difference between the graph at `path` and `network` over several batches of random inputs.
+def compare(network: Network, graph: bytes, *, name: str, tolerance: float) -> GraphEntry:
+    """The largest difference between the serialized `graph` and `network` over several batches of random inputs.
 
-    Raises LdmkitError where it is above `tolerance`, not a number, or the graph cannot take a batch size.
+    Raises LdmkitError where it is above `tolerance`, not a number, or the graph cannot take a batch or a size.
     """
-    session, _ = open_session(path.read_bytes(), name=path.name, provider="cpu")
-    known = {given.name for given in session.get_inputs()}
-    largest = 0.0
-    for batch in BATCH_SIZES:
-        given = inputs(batch, torch.Generator().manual_seed(batch))
-        with torch.inference_mode():
-            wanted = network(**given)
-        try:
-            got = session.run(None, {key: value.numpy() for key, value in given.items() if key in known})[0]
-        except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-            raise LdmkitError(f"{path.name}: the exported graph fails at batch {batch}: {error}") from error
-        if got.shape != tuple(wanted.shape):
-            raise LdmkitError(
-                f"{path.name}: at batch {batch} the graph gives {got.shape}, torch {tuple(wanted.shape)}."
-            )
-        difference = float((torch.from_numpy(got) - wanted).abs().max())
+    largest, timesteps = 0.0, []
+    for batch, size, given, difference in _differences(network, graph, name):
         if not difference <= tolerance:
             raise LdmkitError(
-                f"{path.name}: the exported graph differs from torch by {difference:.3g} at batch {batch}, more than "
+                f"{name}: the exported graph differs from torch by {difference:.3g} at {_case(batch, size)}, more than "
                 f"{tolerance:g}. Try another opset in [export]; if it stays, the bundle would draw something else."
             )
         largest = max(largest, difference)
-    return GraphEntry(max_abs_difference=largest, batch_sizes=BATCH_SIZES)
+        timesteps += given["t"].tolist() if "t" in given else []
+    return GraphEntry(
+        max_abs_difference=largest,
+        batch_sizes=tuple(batch for batch, _ in network.cases()),
+        sizes=tuple(size for _, size in network.cases()) if network.size else (),
+        timesteps=tuple(sorted(set(timesteps))),
+    )
+
+
+def half_difference(network: Network, graph: bytes, *, name: str) -> float:
+    """As `compare` for a graph with float16 in it, whose tolerance the final picture decides.
+
+    Raises LdmkitError where an output is not finite.
+    """
+    found = 0.0
+    for batch, size, _, difference in _differences(network, graph, name):
+        if not difference < float("inf"):
+            raise LdmkitError(
+                f"{name}: the graph's values are too large for float16 at {_case(batch, size)}: "
+                "export with --precision fp16-weights or fp32."
+            )
+        found = max(found, difference)
+    return found
+
+
+def _differences(network: Network, graph: bytes, name: str) -> Iterator[tuple[int, Size, dict[str, Tensor], float]]:
+    """(batch, size, inputs, largest difference from torch) for each of the network's cases."""
+    session, _ = open_session(graph, name=name, provider="cpu")
+    known = {given.name for given in session.get_inputs()}
+    for batch, size in network.cases():
+        given = network.draw(batch, size, torch.Generator().manual_seed(batch))
+        with torch.inference_mode():
+            wanted = network.module(**given)
+        try:
+            got = session.run(None, {key: value.numpy() for key, value in given.items() if key in known})[0]
+        except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+            raise LdmkitError(f"{name}: the exported graph fails at {_case(batch, size)}: {error}") from error
+        if got.shape != tuple(wanted.shape):
+            raise LdmkitError(
+                f"{name}: at {_case(batch, size)} the graph gives {got.shape}, torch {tuple(wanted.shape)}."
+            )
+        yield batch, size, given, float((torch.from_numpy(got) - wanted).abs().max())
+
+
+def _case(batch: int, size: Size) -> str:
+    return f"batch {batch}" + (f", {size[0]}x{size[1]}" if any(size) else "")

@@ -13,6 +13,7 @@ from ldmkit.recipe import Recipe
 from ldmkit.run import read_metrics
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.export import NUM_PREVIEW, export_bundle
+from ldmkit.stages.export_rgb import fit_latent_rgb
 from ldmkit.stages.latent_set import TextSet, latent_statistics
 from ldmkit.stages.networks import build_text_to_image, build_unet, load_autoencoder, trained_weights
 
@@ -51,15 +52,22 @@ def export_run(context: StageContext, out_dir: Path) -> dict[str, Any]:
             "steps": table["steps"],
             "guidance_scale": recipe.sampler.guidance_scale,
         },
-        recipe=_published(recipe),
+        recipe=published(recipe),
         fingerprint=context.parts["bundle"].fingerprint,
         notes=_notes(context),
         preview_prompts=_preview_prompts(context),
+        latent_rgb=fit_latent_rgb(context),
+        precision=recipe.export.precision,
+        with_encoder=recipe.export.encoder,
         tolerance=recipe.export.tolerance,
         opset=recipe.export.opset,
         progress=context.reporter.line,
     )
-    return {"bundle": str(out_dir), **{name: graph.max_abs_difference for name, graph in manifest.graphs.items()}}
+    return {
+        "bundle": str(out_dir),
+        **{name: graph.max_abs_difference for name, graph in manifest.graphs.items()},
+        **{f"{Path(name).stem}_psnr": found.psnr for name, found in manifest.trajectories.items()},
+    }
 
 
 def _preview_prompts(context: StageContext) -> list[str]:
@@ -72,7 +80,7 @@ def _preview_prompts(context: StageContext) -> list[str]:
     return []
 
 
-def _published(recipe: Recipe) -> dict[str, Any]:
+def published(recipe: Recipe) -> dict[str, Any]:
     """The recipe as others may read it: pictures and plugins without where they lie on this machine."""
     table = recipe.model_dump(mode="json")
     table["data"]["path"] = Path(recipe.data.path).name

@@ -1,6 +1,7 @@
 """Samplers against diffusers' schedulers on the same model outputs, and on Gaussian data solved in closed form."""
 
 from dataclasses import fields
+from functools import partial
 from itertools import pairwise
 from typing import get_type_hints
 
@@ -12,18 +13,22 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
-from ldmkit_samplers import DDIM, DDPM, DPMpp2M, Euler, Heun
+from ldmkit_samplers import DDIM, DDPM, DPMpp2M, DPMpp2MSDE, Euler, EulerAncestral, Heun, UniPC
 from pydantic import TypeAdapter, ValidationError
 
 from ldmkit import LdmkitError, Sampler
-from ldmkit.diffusion import make_schedule, to_noise, to_x0
+from ldmkit.diffusion import make_schedule, noised_to, to_noise, to_x0
 
-ALL = [DDPM, DDIM, Euler, Heun, DPMpp2M]
+ALL = [DDPM, DDIM, Euler, EulerAncestral, Heun, DPMpp2M, DPMpp2MSDE, UniPC]
+WITH_OPTIONS = [partial(DDIM, eta=0.7), partial(UniPC, spacing="karras"), partial(DPMpp2MSDE, spacing="logsnr")]
+STOCHASTIC = (DDPM, EulerAncestral, DPMpp2MSDE)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 DIFFUSERS_NAME = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 DIFFUSERS_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
@@ -55,11 +60,8 @@ def x_T():  # noqa: N802 - the field's name
 
 
 def ours(sampler, schedule, prediction, seed=0):
-    t, alpha, sigma = (values.tolist() for values in schedule.grid(sampler.steps))
-    coefficients = {time: (a, s) for time, a, s in zip(t, alpha[:-1], sigma[:-1], strict=True)}
-
     def denoise(x_t, time):
-        return to_x0(prediction, network(x_t, time), x_t, *coefficients[time])
+        return to_x0(prediction, network(x_t, time), x_t, float(schedule.alpha(time)), float(schedule.sigma(time)))
 
     return sampler.sample(denoise, x_T(), schedule, noise_stream(seed))
 
@@ -73,6 +75,7 @@ class DownToZero:
 
     def __init__(self, schedule):
         self.schedule, self.num_timesteps = schedule, schedule.num_timesteps
+        self.alpha, self.sigma = schedule.alpha, schedule.sigma
 
     def grid(self, steps):
         t = np.linspace(self.num_timesteps - 1, 0, steps).round()
@@ -211,16 +214,134 @@ def test_dpmpp_2m_on_flow_is_diffusers(steps, diffusers_in_double):
     agree(ours(DPMpp2M(steps=steps), schedule, "flow"), x)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 30])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_dpmpp_2m_sde_is_diffusers(steps, name, prediction, diffusers_in_double):
+    scheduler = DPMSolverMultistepScheduler(
+        **BETAS,
+        beta_schedule=DIFFUSERS_NAME[name],
+        prediction_type=DIFFUSERS_PREDICTION[prediction],
+        algorithm_type="sde-dpmsolver++",
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(steps)
+    x, generator = x_T(), torch.Generator().manual_seed(0)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, generator=generator).prev_sample
+    agree(ours(DPMpp2MSDE(steps=steps), make_schedule(name, **BETAS), prediction), x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 30])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_unipc_is_diffusers(steps, name, prediction, diffusers_in_double):
+    scheduler = UniPCMultistepScheduler(
+        **BETAS,
+        beta_schedule=DIFFUSERS_NAME[name],
+        prediction_type=DIFFUSERS_PREDICTION[prediction],
+        timestep_spacing="trailing",
+    )
+    scheduler.set_timesteps(steps)
+    x = x_T()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    agree(ours(UniPC(steps=steps), make_schedule(name, **BETAS), prediction), x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 30])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_euler_ancestral_is_diffusers(steps, name, diffusers_in_double):
+    schedule = make_schedule(name, **BETAS)
+    scheduler = EulerAncestralDiscreteScheduler(
+        **BETAS, beta_schedule=name, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(0)
+    x = x_T() / float(schedule.grid(steps)[1][0])  # diffusers' variable here is x / alpha
+    for t in scheduler.timesteps:
+        output = network(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(output, t, x, generator=generator).prev_sample
+    agree(ours(EulerAncestral(steps=steps), schedule, "v"), x)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 30])
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "options", "strength"),
+    [
+        (DPMpp2MSDE, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, 1.0),
+        (DPMpp2MSDE, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, 0.9),
+        (UniPC, UniPCMultistepScheduler, {}, 1.0),
+        (UniPC, UniPCMultistepScheduler, {}, 0.9),
+    ],
+)
+def test_new_samplers_on_flow_are_diffusers(sampler, scheduler, options, strength, steps, diffusers_in_double):
+    schedule = noised_to(make_schedule("flow"), strength)
+    scheduler = scheduler(use_flow_sigmas=True, prediction_type="flow_prediction", **options)
+    scheduler.set_timesteps(steps)
+    t, _, sigma = schedule.grid(steps)
+    scheduler.sigmas, scheduler.timesteps = torch.from_numpy(sigma), torch.from_numpy(t)
+    x, generator = x_T(), torch.Generator().manual_seed(0)
+    extra = {} if sampler is UniPC else {"generator": generator}
+    for step in scheduler.timesteps:
+        x = scheduler.step(network(x, step), step, x, **extra).prev_sample
+    agree(ours(sampler(steps=steps), schedule, "flow"), x)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+def test_2m_sde_without_fresh_noise_is_2m(name):
+    schedule = make_schedule(name)
+    agree(ours(DPMpp2MSDE(steps=12, eta=0.0), schedule, "v"), ours(DPMpp2M(steps=12), schedule, "v"))
+
+
+class Recorder:
+    """Timesteps at which a sampler calls."""
+
+    def __init__(self, sampler, schedule):
+        self.times = []
+        sampler.sample(lambda x, t: self.times.append(t) or x, np.zeros(2), schedule, np.zeros_like)
+
+
+@pytest.mark.parametrize(("spacing", "option"), [("karras", "use_karras_sigmas"), ("logsnr", "use_exponential_sigmas")])
+@pytest.mark.parametrize("steps", [2, 5, 12])
+@pytest.mark.parametrize("sampler", [DPMpp2M, DPMpp2MSDE, UniPC])
+def test_spacing_is_diffusers_to_a_timestep(sampler, steps, spacing, option):
+    scheduler = DPMSolverMultistepScheduler(**BETAS, beta_schedule="scaled_linear", **{option: True})
+    scheduler.set_timesteps(steps)
+    times = Recorder(sampler(steps=steps, spacing=spacing), make_schedule("scaled_linear", **BETAS)).times
+    np.testing.assert_allclose(times, scheduler.timesteps.numpy(), atol=1)
+    assert times[0] == 999
+
+
+@pytest.mark.parametrize("spacing", ["karras", "logsnr"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 40, 333, 1000])
+@pytest.mark.parametrize(
+    ("name", "zero_snr"), [("linear", False), ("cosine", False), ("cosine", True), ("flow", False)]
+)
+def test_spaced_timesteps_are_whole_and_no_two_alike(name, zero_snr, steps, spacing):
+    schedule = make_schedule(name, zero_terminal_snr=zero_snr)
+    times = np.array(Recorder(DPMpp2M(steps=steps, spacing=spacing), schedule).times)
+    assert len(times) == steps
+    np.testing.assert_allclose(times, np.round(times), atol=1e-9)
+    assert (np.diff(times) < 0).all()
+    assert times[0] == schedule.grid(1)[0][0]
+    if steps > 1:
+        assert times[-1] == schedule.grid(1000)[0][-1]
+
+
+def test_more_spaced_steps_than_timesteps_is_a_clear_error():
+    with pytest.raises(LdmkitError, match="'karras' needs steps of at most 1000, not 1001"):
+        Recorder(DPMpp2M(steps=1001, spacing="karras"), make_schedule("flow"))
+
+
 MEAN, STD = 0.7, 0.5
 
 
-def gaussian_denoiser(schedule, steps, mean=MEAN, std=STD):
+def gaussian_denoiser(schedule, mean=MEAN, std=STD):
     """E[x0 | x_t] for x0 ~ N(mean, std^2)."""
-    t, alpha, sigma = schedule.grid(steps)
-    coefficients = {time: (a, s) for time, a, s in zip(t, alpha[:-1], sigma[:-1], strict=True)}
 
     def denoise(x_t, time):
-        a, s = coefficients[time]
+        a, s = float(schedule.alpha(time)), float(schedule.sigma(time))
         return mean + a * std**2 / (a**2 * std**2 + s**2) * (x_t - a * mean)
 
     return denoise
@@ -240,7 +361,7 @@ def drawn_mean_and_std(sampler, schedule, mean=MEAN, std=STD):
 
     rows = np.zeros(sampler.steps + 2)
     rows[1] = 1
-    x0 = sampler.sample(gaussian_denoiser(schedule, sampler.steps, mean, std), rows, schedule, randn_like)
+    x0 = sampler.sample(gaussian_denoiser(schedule, mean, std), rows, schedule, randn_like)
     return x0[0], np.sqrt(((x0[1:] - x0[0]) ** 2).sum())
 
 
@@ -263,6 +384,10 @@ SCHEDULES = {
         (Euler, {}),
         (Heun, {}),
         (DPMpp2M, {}),
+        (DPMpp2M, {"spacing": "karras"}),
+        (DPMpp2M, {"spacing": "logsnr"}),
+        (DPMpp2MSDE, {}),
+        (UniPC, {}),
     ],
 )
 def test_samplers_converge_on_gaussian_data(sampler, options, name):
@@ -301,7 +426,7 @@ def ode_errors(sampler, schedule):
     for steps in (50, 100, 200):
         _, alpha, sigma = schedule.grid(steps)
         exact = MEAN + STD * (noise - alpha[0] * MEAN) / np.sqrt((alpha[0] * STD) ** 2 + sigma[0] ** 2)
-        x0 = sampler(steps=steps).sample(gaussian_denoiser(schedule, steps), noise, schedule, None)
+        x0 = sampler(steps=steps).sample(gaussian_denoiser(schedule), noise, schedule, None)
         errors.append(np.abs(x0 - exact).max())
     return np.array(errors)
 
@@ -311,7 +436,7 @@ def test_first_and_second_order_samplers_solve_the_ode(name):
     first = ode_errors(Euler, SCHEDULES[name])
     np.testing.assert_allclose(first, ode_errors(DDIM, SCHEDULES[name]), rtol=1e-6)
     np.testing.assert_allclose(first[:-1] / first[1:], 2, rtol=0.03)
-    for second in (Heun, DPMpp2M):
+    for second in (Heun, DPMpp2M, UniPC):
         assert (ode_errors(second, SCHEDULES[name]) < 0.2 * first).all()
 
 
@@ -322,16 +447,17 @@ def test_heun_is_of_second_order_on_flow():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
-@pytest.mark.parametrize("sampler", [*ALL, lambda steps: DDIM(steps=steps, eta=0.7)])
+@pytest.mark.parametrize("sampler", [*ALL, lambda steps: UniPC(steps=steps, spacing="karras")])
 def test_numpy_and_torch_agree_and_float32_stays(sampler, steps, name):
     """Warnings are errors, so this also says that no step divides by zero."""
     schedule = SCHEDULES[name]
-    t, alpha, sigma = schedule.grid(steps)
-    coefficients = {time: (float(a), float(s)) for time, a, s in zip(t, alpha[:-1], sigma[:-1], strict=True)}
     start = np.random.default_rng(0).standard_normal((2, 4, 3, 3)).astype(np.float32)
 
+    def both(time):
+        return float(schedule.alpha(time)), float(schedule.sigma(time))
+
     def denoise(x_t, time):
-        return to_x0("v", (x_t - time / 1000) / (1 + x_t * x_t), x_t, *coefficients[time])
+        return to_x0("v", (x_t - time / 1000) / (1 + x_t * x_t), x_t, *both(time))
 
     def draws(convert):
         rng = np.random.default_rng(1)
@@ -350,7 +476,7 @@ def test_numpy_and_torch_agree_and_float32_stays(sampler, steps, name):
 def test_one_step_is_the_denoised_noise(sampler, name):
     schedule = SCHEDULES[name]
     noise = np.linspace(-2, 2, 5)
-    denoise = gaussian_denoiser(schedule, 1)
+    denoise = gaussian_denoiser(schedule)
     x0 = sampler(steps=1).sample(denoise, noise, schedule, None)
     np.testing.assert_allclose(x0, denoise(noise, schedule.grid(1)[0][0]), atol=1e-12)
 
@@ -360,17 +486,17 @@ def test_same_noise_same_result_and_x_T_is_left_alone(sampler):  # noqa: N802 - 
     schedule = SCHEDULES["cosine"]
     results = [ours(sampler(steps=10), schedule, "v", seed) for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2]) == (sampler in (DDIM, Euler, Heun, DPMpp2M))
+    assert torch.equal(results[0], results[2]) == (sampler in set(ALL) - set(STOCHASTIC))
     start = x_T()
-    sampler(steps=3).sample(gaussian_denoiser(schedule, 3), start, schedule, noise_stream(0))
+    sampler(steps=3).sample(gaussian_denoiser(schedule), start, schedule, noise_stream(0))
     assert torch.equal(start, x_T())
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(DDPM, 10), (DDIM, 10), (Euler, 10), (Heun, 19), (DPMpp2M, 10)])
+@pytest.mark.parametrize(("sampler", "calls"), [(sampler, 19 if sampler is Heun else 10) for sampler in ALL])
 def test_number_of_network_calls(sampler, calls):
     schedule = SCHEDULES["flow"]
     seen = []
-    denoise = gaussian_denoiser(schedule, 10)
+    denoise = gaussian_denoiser(schedule)
     sampler(steps=10).sample(lambda x, t: seen.append(t) or denoise(x, t), np.zeros(2), schedule, np.zeros_like)
     assert len(seen) == calls
     assert {type(t) for t in seen} == {float}
@@ -379,7 +505,16 @@ def test_number_of_network_calls(sampler, calls):
 
 def test_registered_names_and_options():
     registered = ldmkit_samplers.register_samplers()
-    assert list(registered) == ["ddpm", "ddim", "euler", "heun", "dpmpp_2m"]
+    assert list(registered) == [
+        "ddpm",
+        "ddim",
+        "euler",
+        "euler_a",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+        "unipc",
+    ]
     for factory in registered.values():
         assert isinstance(factory(), Sampler)
         hints = get_type_hints(factory, include_extras=True)

@@ -1,6 +1,7 @@
 """A bundle of hand-written graphs whose pictures can be worked out on paper; no torch in sight."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ DECODER = (
         first = Constant<value = int64[1] {0}>()
         again = Gather<axis = 1>(latents, first)
         output = Concat<axis = 1>(latents, again)
+    }"""
+)
+
+# The other way round: what the decoder makes of the latents comes back.
+ENCODER = (
+    HEADER
+    + """(float[batch,3,height,width] pixels) => (float[batch,2,height,width] output) {
+        first = Constant<value = int64[2] {0, 1}>()
+        output = Gather<axis = 1>(pixels, first)
     }"""
 )
 
@@ -83,6 +93,16 @@ ZERO = unet("output = Identity(nothing)")
 
 
 @pytest.fixture
+def any_size_unet() -> str:
+    """ZERO at any height and width."""
+    return _any_size(ZERO)
+
+
+def _any_size(graph: str) -> str:
+    return re.sub(r"float\[batch,(\d),2,2\]", r"float[batch,\1,height,width]", graph)
+
+
+@pytest.fixture
 def unet_text() -> Callable[[str], str]:
     return unet
 
@@ -91,10 +111,20 @@ def unet_text() -> Callable[[str], str]:
 def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     """make_bundle(name, unet=..., **manifest keys) -> folder; `unet=None` or `text=None` leaves that out."""
 
-    def make(name: str = "hand-made", *, unet: str | None = ZERO, t2i: bool = True, **changes: Any) -> Path:
+    def make(
+        name: str = "hand-made",
+        *,
+        unet: str | None = ZERO,
+        t2i: bool = True,
+        encoder: bool = False,
+        any_size: bool = False,
+        **changes: Any,
+    ) -> Path:
         folder = tmp_path / "exports" / name
         folder.mkdir(parents=True)
-        graphs = {"vae_decoder.onnx": DECODER}
+        graphs = {"vae_decoder.onnx": _any_size(DECODER) if any_size else DECODER}
+        if encoder:
+            graphs["vae_encoder.onnx"] = ENCODER
         if unet is not None:
             graphs["unet.onnx"] = unet
         if t2i:

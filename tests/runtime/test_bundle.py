@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime import providers
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.find import bundles_in, default_bundle
 from ldmkit.runtime.manifest import file_entry
@@ -199,29 +197,6 @@ def test_an_input_that_the_exporter_dropped_is_not_fed(make_bundle: MakeBundle) 
     del model.graph.input[1]  # t
     replace_graph(folder, "unet.onnx", model.SerializeToString())
     assert len(Bundle.load(folder).generate()) == 1
-
-
-def test_cuda_by_name_is_an_error_where_the_session_lacks_it(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if providers.gpu_may_exist():
-        pytest.skip("a GPU is here")
-    folder = make_bundle()
-    with pytest.raises(LdmkitError, match=r"gave .* only the CPU.*--provider cpu"):
-        Bundle.load(folder, provider="cuda").generate()
-    assert Bundle.load(folder, provider="auto").provider == "cpu"
-    with pytest.raises(LdmkitError, match="provider 'gpu' is unknown; choose from auto, cpu, cuda"):
-        Bundle.load(folder, provider="gpu")
-
-
-def test_auto_falls_back_in_silence_where_the_driver_is_not_enough(
-    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or providers.gpu_may_exist():
-        pytest.skip("needs onnxruntime-gpu on a machine without a GPU")
-    monkeypatch.setattr(providers, "gpu_may_exist", lambda: True)
-    assert Bundle.load(make_bundle()).provider == "cpu"
-    assert capfd.readouterr() == ("", "")
 
 
 def test_the_newest_bundle_is_the_default(make_bundle: MakeBundle, tmp_path: Path) -> None:

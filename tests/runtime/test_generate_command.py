@@ -12,6 +12,7 @@ from PIL import Image
 
 from ldmkit.cli.generate import generate
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime.bundle import Bundle
 
 MakeBundle = Callable[..., Path]
 
@@ -76,6 +77,111 @@ def test_one_file(make_bundle: MakeBundle, work: Path) -> None:
     ):
         with pytest.raises(LdmkitError, match=message):
             invoke("cat", *arguments)
+
+
+def test_prompts_from_a_file(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle()
+    (work / "list.txt").write_bytes("\ufeffred cat\r\n\r\n  mat  \n".encode())
+    drawn = json.loads(invoke("--prompts", "list.txt", "-n", "2", "--seed", "5", "--json"))
+    assert [(each["prompt"], each["seed"]) for each in drawn["pictures"]] == [
+        ("red cat", 5),
+        ("red cat", 6),
+        ("mat", 7),
+        ("mat", 8),
+    ]
+    assert Path(drawn["pictures"][3]["path"]).name == "mat-8.png"
+    assert Path(drawn["grid"]).is_file()
+    (work / "empty.txt").write_text("\n \n")
+    (work / "latin.txt").write_bytes(b"chat \xe9")
+    for arguments, message in (
+        (["--prompts", "empty.txt"], "empty.txt: holds no prompt"),
+        (["--prompts", "latin.txt"], "latin.txt: is not text in UTF-8"),
+        (["--prompts", "none.txt"], "none.txt: cannot be read"),
+        (["cat", "--prompts", "list.txt"], "PROMPT and --prompts do not go together"),
+        (["--prompts", "list.txt", "--out", "one.png"], "is one file"),
+    ):
+        with pytest.raises(LdmkitError, match=message):
+            invoke(*arguments)
+
+
+def test_a_way_between_seeds_is_a_strip_and_an_animation(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle(prediction="flow")
+    drawn = json.loads(invoke("--seed", "2", "--to-seed", "4", "--interpolate", "5", "--json"))
+    frames = Bundle.load("exports/hand-made").interpolate(seeds=(2, 4), frames=5)
+    with Image.open(drawn["strip"]) as strip:
+        assert strip.size == (5 * 2 + 4 * 2, 2)  # 2 pixels each, 2 apart
+        for k, frame in enumerate(frames):
+            assert strip.crop((4 * k, 0, 4 * k + 2, 2)).tobytes() == frame.tobytes()
+        assert strip.text["to_seed"] == "4"  # type: ignore[attr-defined]
+    with Image.open(drawn["gif"]) as gif:
+        assert gif.n_frames == 5  # type: ignore[attr-defined]
+        assert gif.info["loop"] == 0
+        assert json.loads(gif.info["comment"])["frames"] == "5"
+        for k, frame in enumerate(frames):
+            gif.seek(k)
+            assert gif.convert("RGB").tobytes() == frame.tobytes()  # four colours need no palette of their own
+    assert invoke("--to-seed", "4", "--interpolate", "2", "--out", "way.gif").splitlines()[1:] == ["way.gif"]
+    assert "cat-0-to-mat-strip.png" in invoke("cat", "--to-prompt", "mat", "--interpolate", "3")
+
+
+def test_variations(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle(prediction="flow")
+    drawn = json.loads(invoke("--seed", "3", "--variations", "2", "--amount", "0.5", "--json"))
+    names = [Path(each["path"]).name for each in drawn["pictures"]]
+    assert names == ["unconditional-3.png", "unconditional-3-to-4.png", "unconditional-3-to-5.png"]
+    expected = Bundle.load("exports/hand-made").vary(seed=3, n=2, amount=0.5)
+    for each, picture in zip(drawn["pictures"], expected, strict=True):
+        with Image.open(each["path"]) as written:
+            assert written.tobytes() == picture.tobytes()
+
+
+def test_a_picture_to_start_from(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle(encoder=True, prediction="flow")
+    original = Image.new("RGB", (6, 4), (10, 200, 30))
+    original.save("start.bmp")
+    drawn = json.loads(invoke("--img2img", "start.bmp", "--strength", "0.5", "--json"))
+    expected = Bundle.load("exports/hand-made").generate(init_image=original, strength=0.5)[0]
+    with Image.open(drawn["pictures"][0]["path"]) as written:
+        assert written.tobytes() == expected.tobytes()
+        assert (written.text["img2img"], written.text["strength"]) == ("start.bmp", "0.5")  # type: ignore[attr-defined]
+    (work / "no.png").write_bytes(b"no picture")
+    for arguments, message in (
+        (["--img2img", "no.png"], "no.png: not a JPEG"),
+        (["--img2img", "missing.png"], "missing.png: cannot be read"),
+        (["--img2img", "start.bmp", "--strength", "0"], "strength is 0"),
+    ):
+        with pytest.raises(LdmkitError, match=message):
+            invoke(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strength", "0.5"], "--strength means something only with --img2img"),
+        (["--to-seed", "5"], "--to-seed means something only with --interpolate"),
+        (["--amount", "0.5"], "--amount means something only with --variations"),
+        (["--interpolate", "4", "--variations", "2"], "--variations and --interpolate do not go together"),
+        (["--interpolate", "4", "-n", "2"], "--interpolate and -n do not go together"),
+        (["--interpolate", "4"], "nothing between one prompt and itself"),
+        (["--backend", "torch"], "--backend torch and --run RUN go together"),
+        (["--run", "runs/x"], "--backend torch and --run RUN go together"),
+        (["--backend", "torch", "--run", "runs/x"], "runs/x: not a run"),
+        (["--size", "4x4"], "size is 4x4; bundle .* draws 2x2 only"),
+        (["--negative", "mat"], "no effect at guidance_scale 1"),
+    ],
+)
+def test_options_that_do_not_fit(make_bundle: MakeBundle, work: Path, arguments: list[str], message: str) -> None:
+    make_bundle()
+    with pytest.raises(LdmkitError, match=message):
+        invoke("cat", *arguments)
+    assert not (work / "outputs").exists()
+
+
+@pytest.mark.parametrize("size", ["4", "4x", "x4", "-4x4", "4x4x4", "³x4"])
+def test_a_size_is_two_numbers(work: Path, size: str) -> None:
+    result = CliRunner().invoke(generate, ["--size", size])
+    assert result.exit_code == 2
+    assert "is not a width and a height" in result.stderr
 
 
 def test_words_cut_are_named_on_stderr(make_bundle: MakeBundle, work: Path) -> None:

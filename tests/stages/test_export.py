@@ -20,9 +20,10 @@ from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
 from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.stages import export
-from ldmkit.stages.export import export_bundle, on_cpu
-from ldmkit.stages.export_graph import compare, write_graph
+from ldmkit.stages import export, export_networks
+from ldmkit.stages.export import export_bundle
+from ldmkit.stages.export_graph import compare, make_graph, serialized
+from ldmkit.stages.export_networks import Network, Size, on_cpu
 
 MEAN, STD = (0.3, -0.2), (1.5, 0.5)
 PROMPTS = ["a red cat", "a blue cat on a mat"]
@@ -87,6 +88,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
         "fingerprint": "f" * 8,
         "notes": {"steps": 0, "command": "pytest"},
         "preview_prompts": PROMPTS,
+        "with_encoder": True,
     }
     folder = tmp_path_factory.mktemp("exports") / "tiny"
     lines: list[str] = []
@@ -95,9 +97,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 def test_the_bundle_is_whole(toy: Toy) -> None:
-    graphs = {"vae_decoder.onnx", "unet.onnx", "unet_t2i.onnx", "text_encoder.onnx"}
+    graphs = {"vae_decoder.onnx", "vae_encoder.onnx", "unet.onnx", "unet_t2i.onnx", "text_encoder.onnx"}
     names = {path.name for path in toy.folder.iterdir()}
-    assert names == graphs | {"manifest.json", "tokenizer.json", "preview.png", "README.md"}
+    assert names == graphs | {"manifest.json", "tokenizer.json", "preview.png", "golden.png", "README.md"}
     assert [path.name for path in toy.folder.parent.iterdir()] == ["tiny"]  # nothing temporary is left
     bundle = Bundle.load(toy.folder)
     bundle.verify()
@@ -106,9 +108,18 @@ def test_the_bundle_is_whole(toy: Toy) -> None:
         # Exactly 0 would mean that nothing was compared: the two libraries sum in different orders.
         assert 0 < graph.max_abs_difference < 1e-4
         assert graph.batch_sizes == (1, 2, 5)
+    # Higher and wider than trained, and lower; both ends of the schedule.
+    assert bundle.manifest.graphs["unet.onnx"].sizes == ((4, 4), (6, 4), (2, 8))
+    assert bundle.manifest.graphs["vae_decoder.onnx"].sizes == ((4, 4), (5, 4), (3, 6))
+    assert bundle.manifest.graphs["vae_encoder.onnx"].sizes == ((8, 8), (10, 8), (6, 12))
+    timesteps = bundle.manifest.graphs["unet_t2i.onnx"].timesteps
+    assert (timesteps[0], timesteps[-1]) == (0, 1000)
+    assert len(timesteps) == 5
+    assert bundle.manifest.latent.multiple == 2
+    assert (bundle.manifest.precision, bundle.manifest.needs) == ("fp32", "0.1.0")
     assert bundle.manifest.text is not None
     assert (bundle.manifest.text.max_tokens, bundle.manifest.text.context_dim) == (10, 8)
-    assert "unet_t2i.onnx: comparing with torch" in toy.lines
+    assert {"unet_t2i.onnx: exporting", "pictures: comparing with torch"} <= set(toy.lines)
 
 
 def test_preview_is_what_the_bundle_draws(toy: Toy) -> None:
@@ -148,21 +159,31 @@ def test_a_picture_is_that_of_euler_in_torch(toy: Toy) -> None:
     assert got.std() > 5  # not one flat colour
 
 
-@pytest.mark.parametrize("batch", [1, 4, 7])
-def test_batch_is_dynamic(toy: Toy, batch: int) -> None:
-    zeros = {
-        "x_t": np.zeros((batch, 2, 4, 4), np.float32),
-        "t": np.ones(batch, np.float32),
-        "context": np.zeros((batch, 10, 8), np.float32),
-        "context_mask": np.ones((batch, 10), np.int64),
-        "latents": np.zeros((batch, 2, 4, 4), np.float32),
-        "ids": np.zeros((batch, 10), np.int64),
-        "mask": np.ones((batch, 10), np.int64),
+@torch.inference_mode()
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 4, 4), (4, 2, 8), (7, 6, 4)])
+def test_batch_and_size_are_dynamic(toy: Toy, batch: int, height: int, width: int) -> None:
+    """Each graph against its module in torch, at batches and sizes that the export did not compare."""
+    rng = torch.Generator().manual_seed(0)
+    x_t, t = torch.randn(batch, 2, height, width, generator=rng), torch.rand(batch, generator=rng) * 1000
+    ids = torch.randint(0, 200, (batch, 10), generator=rng)
+    mask = (torch.arange(10) < torch.randint(1, 11, (batch, 1), generator=rng)).long()
+    context = torch.randn(batch, 10, 8, generator=rng)
+    pixels = torch.rand(batch, 3, 2 * height, 2 * width, generator=rng) * 2 - 1
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    expected = {
+        "unet.onnx": ({"x_t": x_t, "t": t}, toy.unet(x_t, t)),
+        "unet_t2i.onnx": (
+            {"x_t": x_t, "t": t, "context": context, "context_mask": mask},
+            toy.unet_t2i(x_t, t, context, mask),
+        ),
+        "text_encoder.onnx": ({"ids": ids, "mask": mask}, toy.text_module(ids, mask)),
+        "vae_decoder.onnx": ({"latents": x_t}, toy.autoencoder.decode(x_t * std + mean)),
+        "vae_encoder.onnx": ({"pixels": pixels}, (toy.autoencoder.encode(pixels).mean - mean) / std),
     }
-    for name in ("unet.onnx", "unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"):
+    for name, (inputs, wanted) in expected.items():
         session = toy.session(name)
-        inputs = {given.name: zeros[given.name] for given in session.get_inputs()}
-        assert session.run(None, inputs)[0].shape[0] == batch
+        got = session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+        np.testing.assert_allclose(got, wanted.numpy(), atol=2e-5, err_msg=name)
         assert all(given.shape[0] == "batch" for given in (*session.get_inputs(), *session.get_outputs()))
 
 
@@ -210,28 +231,28 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-def ones(batch: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def ones(batch: int, size: Size, generator: torch.Generator) -> dict[str, torch.Tensor]:
     return {"x": torch.ones(batch, 2)}
 
 
-def test_a_graph_that_differs_is_named_with_its_difference(tmp_path: Path) -> None:
-    path = tmp_path / "unet.onnx"
-    write_graph(on_cpu(Scale(2.0)), ones, path, opset=18)
-    assert compare(Scale(2.0), ones, path, tolerance=1e-4).max_abs_difference == 0
-    assert compare(Scale(2.0 + 2**-14), ones, path, tolerance=1e-4).max_abs_difference == 2**-14
-    for factor, difference in ((2.0 + 2**-13, "0.000122"), (float("nan"), "nan")):
-        with pytest.raises(
-            LdmkitError, match=rf"unet\.onnx: .* differs from torch by {difference} at batch 1, .*0\.0001"
-        ):
-            compare(Scale(factor), ones, path, tolerance=1e-4)
+def test_a_graph_that_differs_is_named_with_its_difference() -> None:
+    graph = serialized(make_graph(Network(on_cpu(Scale(2.0)), ones), opset=18))
+
+    def difference(factor: float) -> float:
+        return compare(Network(Scale(factor), ones), graph, name="unet.onnx", tolerance=1e-4).max_abs_difference
+
+    assert difference(2.0) == 0
+    assert difference(2.0 + 2**-14) == 2**-14
+    for factor, told in ((2.0 + 2**-13, "0.000122"), (float("nan"), "nan")):
+        with pytest.raises(LdmkitError, match=rf"unet\.onnx: .* differs from torch by {told} at batch 1, .*0\.0001"):
+            difference(factor)
 
 
-def test_a_fixed_batch_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "unet.onnx"
+def test_a_fixed_batch_is_found() -> None:
     text = '<ir_version: 8, opset_import: ["" : 18]> g (float[2,2] x) => (float[2,2] output) {output = Identity(x)}'
-    onnx.save(onnx.parser.parse_model(text), path)
+    graph = onnx.parser.parse_model(text).SerializeToString()
     with pytest.raises(LdmkitError, match=r"unet\.onnx: the exported graph fails at batch 1"):
-        compare(Scale(1.0), ones, path, tolerance=1e-4)
+        compare(Network(Scale(1.0), ones), graph, name="unet.onnx", tolerance=1e-4)
 
 
 def test_a_compiled_module_is_unwrapped() -> None:
@@ -253,8 +274,7 @@ def test_the_old_bundle_stays_until_the_new_is_whole(toy: Toy, tmp_path: Path, m
     with pytest.raises(LdmkitError, match="no trained U-Net"):
         export_bundle(folder, **options)
     # One graph only, and that one fails its comparison.
-    monkeypatch.setattr(export, "DecoderGraph", lambda autoencoder, latent: Scale(2.0))
-    monkeypatch.setattr(export, "_latent_inputs", lambda latent: ones)
+    monkeypatch.setattr(export_networks, "decoder", lambda autoencoder, latent: Network(on_cpu(Scale(2.0)), ones))
     with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx: .* differs"):
         export_bundle(folder, **{**toy.options, "tolerance": -1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

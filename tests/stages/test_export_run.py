@@ -12,9 +12,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ldmkit.cli.torch_run import open_run
+from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
 from ldmkit.plugins import Registry
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.generate import draw
+from ldmkit.runtime.request import each_prompt, make_plan
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +107,33 @@ def test_manifest_tells_how_it_was_made(exported: Path) -> None:
 def test_again_with_another_sampler_makes_nothing(exported: Path, processes: Any) -> None:
     code, output = processes.run(exported, ("train", "tiny.toml", "--set", "sampler.steps=9"))
     assert (code, output) == (0, "tiny: everything is up to date; nothing to do\n")
+
+
+def test_torch_draws_the_run_as_onnxruntime_draws_its_bundle(exported: Path) -> None:
+    """Same noise, same sampler: what is left is rounding."""
+    run = open_run(exported / "runs" / "tiny")
+    bundle = Bundle.load(exported / "exports" / "tiny", provider="cpu")
+    settings: dict[str, Any] = {"steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 3.0, "negative_prompt": "two"}
+    for prompt in ("a red cat on a mat", ""):
+        drawn = []
+        for backend in (run, bundle):
+            plan = make_plan(backend, each_prompt(backend, prompt, n=4, seed=7), **settings)
+            drawn.append(np.stack([np.asarray(picture, dtype=np.float64) for picture in draw(backend, plan)]))
+        assert np.ptp(drawn[0]) > 50
+        assert np.abs(drawn[0] - drawn[1]).max() <= 1  # a level
+    # From a picture: its encoder is the run's autoencoder, normalised.
+    vae = AutoencoderKL((4, 8), latent_channels=2, num_res_blocks=1, norm_groups=4).eval()
+    vae.load_state_dict(load_file(exported / "runs" / "tiny" / "vae" / "ema.safetensors"))
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16)).astype(np.float32)
+    statistics = json.loads((exported / "runs" / "tiny" / "latents" / "statistics.json").read_text())
+    mean, std = (torch.tensor(statistics[key]).reshape(1, 2, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        same(run.run("vae_encoder.onnx", pixels=pixels), (vae.encode(torch.from_numpy(pixels)).mean - mean) / std)
+
+
+def test_an_unfinished_run_is_not_drawn_from(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported / "runs" / "tiny", tmp_path / "runs" / "tiny")
+    record = tmp_path / "runs" / "tiny" / "t2i" / "record.json"
+    record.write_text(record.read_text().replace('"done"', '"running"'))
+    with pytest.raises(LdmkitError, match="t2i: not finished"):
+        open_run(Path("tiny"), runs=tmp_path / "runs")

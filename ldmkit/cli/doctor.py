@@ -1,0 +1,28 @@
+"""`ldmkit doctor`."""
+
+import click
+
+
+@click.command()
+@click.option("--no-torch", is_flag=True, help="Leave torch alone, whose import takes seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+def doctor(*, no_torch: bool, as_json: bool) -> int:
+    """Look at what this machine offers ldmkit, and say what it means. Exit code 1: something is broken."""
+    import json
+    from dataclasses import asdict
+
+    from ldmkit.doctor import examine
+
+    findings = examine(runs_torch=not no_torch)
+    broken = [finding for finding in findings if finding.state == "broken"]
+    if as_json:
+        click.echo(json.dumps({"broken": len(broken), "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return 1 if broken else 0
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        click.echo(f"{finding.state:6}  {finding.name:{width}}  {finding.found}")
+        for mark, words in (("", finding.meaning), ("-> ", finding.remedy)):
+            if words:
+                click.echo(f"{'':6}  {'':{width}}  {mark}{words}")
+    click.echo(f"{len(broken)} broken" if broken else "nothing is broken")
+    return 1 if broken else 0

@@ -1,0 +1,132 @@
+"""A finished run's networks in torch behind the interface of a bundle: what the export must not change."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ldmkit.components import TextEncoder
+from ldmkit.diffusion import Prediction
+from ldmkit.errors import LdmkitError
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.plugins import Registry
+from ldmkit.recipe import Recipe
+from ldmkit.run import is_finished
+from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, Defaults, Latent, Schedule
+from ldmkit.stages.latent_set import latent_statistics
+from ldmkit.stages.networks import build_text_to_image, build_unet, load_autoencoder, trained_weights
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a bundle's manifest would say of the run."""
+
+    name: str
+    schedule: Schedule
+    prediction: Prediction
+    latent: Latent
+    picture_size: int
+    defaults: Defaults
+
+
+class TorchBackend:
+    """`ldmkit.runtime.generate.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
+
+    draws_text = True
+    draws_unconditionally = True
+
+    def __init__(self, recipe: Recipe, registry: Registry, folder: Path) -> None:
+        """Loads the networks of the run in `folder`, averaged where there is an average, to the GPU if there is one.
+
+        Raises LdmkitError where a part of it is not finished.
+        """
+        for part in ("vae", "latents", "text", "unet", "t2i"):
+            if not is_finished(folder / part):
+                raise LdmkitError(f"{folder / part}: not finished; `ldmkit train` with its recipe goes on")
+        self.folder = folder
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        autoencoder = load_autoencoder(recipe, folder / "vae")
+        mean, std = latent_statistics(folder / "latents", recipe.latents)
+        unet = build_unet(recipe)
+        unet.load_state_dict(trained_weights(folder / "unet"))
+        self._tokenizer_file = folder / "text" / "tokenizer.json"
+        encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
+        text_module = encoder.load_module(self.tokenizer)
+        text_to_image = build_text_to_image(recipe, encoder, text_module if encoder.trainable else None)
+        text_to_image.load_state_dict(trained_weights(folder / "t2i"))
+        self._networks = {UNET: unet, UNET_T2I: text_to_image.unet, TEXT_ENCODER: text_module, "vae": autoencoder}
+        for network in self._networks.values():
+            network.to(self._device).eval().requires_grad_(False)
+        self._mean, self._std = (each.reshape(1, -1, 1, 1).to(self._device) for each in (mean, std))
+        self._autoencoder: AutoencoderKL = autoencoder
+        size = recipe.data.size // autoencoder.downsample
+        table = recipe.sampler.table()
+        self.manifest = RunFacts(
+            name=recipe.name,
+            schedule=Schedule.model_validate(recipe.diffusion.schedule_options()),
+            prediction=recipe.diffusion.prediction,
+            latent=Latent(
+                channels=recipe.vae.latent_channels,
+                height=size,
+                width=size,
+                mean=tuple(mean.tolist()),
+                std=tuple(std.tolist()),
+            ),
+            picture_size=recipe.data.size,
+            defaults=Defaults(
+                sampler=table["use"],
+                sampler_options={key: value for key, value in table.items() if key not in ("use", "steps")},
+                steps=table["steps"],
+                guidance_scale=recipe.sampler.guidance_scale,
+            ),
+        )
+
+    @property
+    def provider(self) -> str:
+        return f"torch {self._device.type}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"run": self.manifest.name}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
+        tokenizer.encode_special_tokens = True  # a prompt that spells one is text
+        return tokenizer
+
+    def check_encodes(self) -> None:
+        """A run always has its encoder."""
+
+    def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
+        return self.bind(name)(**inputs)
+
+    def bind(self, name: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
+        given = {key: self._tensor(value) for key, value in fixed.items()}
+
+        @torch.inference_mode()
+        def call(**inputs: np.ndarray) -> np.ndarray:
+            tensors = given | {key: self._tensor(value) for key, value in inputs.items()}
+            output: np.ndarray = self._call(name, tensors).float().cpu().numpy()
+            return output
+
+        return call
+
+    def _call(self, name: str, inputs: Inputs) -> Tensor:
+        if name == VAE_DECODER:
+            return self._autoencoder.decode(inputs["latents"] * self._std + self._mean)
+        if name == VAE_ENCODER:
+            return (self._autoencoder.encode(inputs["pixels"]).mean - self._mean) / self._std
+        network: nn.Module = self._networks[name]
+        output: Tensor = network(**inputs)
+        return output
+
+    def _tensor(self, value: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(value)).to(self._device)

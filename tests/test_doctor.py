@@ -1,0 +1,170 @@
+"""`ldmkit doctor` on machines with something wrong: made by real metadata, real programs and real modules."""
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx.parser
+import pytest
+from click.testing import CliRunner
+
+from ldmkit import doctor
+from ldmkit.cli.doctor import doctor as command
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """distribution(name, version): as pip would have left it."""
+
+    def install(name: str, version: str) -> None:
+        folder = tmp_path / "site" / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+    return install
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """program(name, shell script): first on the PATH."""
+
+    def write(name: str, script: str) -> None:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", str(path.parent), prepend=":")
+
+    return write
+
+
+def named(check: Callable[[], object], name: str) -> doctor.Finding:
+    (found,) = [finding for finding in check() if finding.name == name]  # type: ignore[attr-defined]
+    return found
+
+
+def test_nothing_is_broken_where_the_tests_run() -> None:
+    result = CliRunner().invoke(command, ["--no-torch", "--json"], standalone_mode=False, catch_exceptions=False)
+    report = json.loads(result.stdout)
+    assert [each for each in report["findings"] if each["state"] == "broken"] == []
+    assert (report["broken"], result.return_value) == (0, 0)
+    names = [each["name"] for each in report["findings"]]
+    assert {"python", "packages", "onnxruntime", "gpu", "provider cpu", "plugins", "bundle", "disk"} <= set(names)
+    versions = {each["name"]: each["found"] for each in report["findings"]}
+    assert f"numpy {importlib.metadata.version('numpy')}" in versions["packages"]
+
+
+def test_two_onnxruntime_wheels_are_broken(distribution: Callable[[str, str], None]) -> None:
+    have = {name for name in doctor.WHEELS if doctor._version(name)}
+    other = "onnxruntime" if "onnxruntime-gpu" in have else "onnxruntime-gpu"
+    distribution(other, "1.99.0")
+    found = named(doctor._onnxruntime, "onnxruntime")
+    assert found.state == "broken"
+    assert f"{other} 1.99.0" in found.found
+    assert all(name in found.remedy for name in {other, *have})
+    result = CliRunner().invoke(command, ["--no-torch"], standalone_mode=False, catch_exceptions=False)
+    assert result.return_value == 1
+    assert "broken  onnxruntime" in result.stdout
+    assert result.stdout.endswith("1 broken\n")
+
+
+def test_an_old_or_missing_package(distribution: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution("numpy", "1.9.3")
+    found = named(doctor._packages, "packages")
+    assert found.state == "broken"
+    assert "numpy 1.9.3 (at least 1.26 is needed)" in found.found
+    lacking = doctor._installed("train", {"no-such-package": "1.0"})
+    assert (lacking.state, lacking.remedy) == ("note", "pip install 'ldmkit[train]'")
+    assert doctor._installed("", {"no-such-package": "1.0"}).state == "broken"
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("1.9.3", "1.26"), ("2.14.1+cpu", "2.15"), ("1.0rc1", "1.0.1"), ("0.9", "1"), ("9", "10")]
+)
+def test_versions_are_numbers(a: str, b: str) -> None:
+    assert doctor._numbers(a) < doctor._numbers(b)
+
+
+def test_gpus_are_what_nvidia_smi_says(program: Callable[[str, str], None]) -> None:
+    program("nvidia-smi", 'echo "NVIDIA H100, 580.1, 81559 MiB"; echo "NVIDIA L4, 580.1, 23034 MiB"')
+    assert [finding.found for finding in doctor._gpu()] == [
+        "NVIDIA H100, 580.1, 81559 MiB",
+        "NVIDIA L4, 580.1, 23034 MiB",
+    ]
+    program("nvidia-smi", 'echo "Failed to initialize NVML: Driver/library version mismatch"; exit 18')
+    (found,) = doctor._gpu()
+    assert (found.state, found.remedy != "") == ("note", True)
+    assert "version mismatch" in found.found
+
+
+def test_torch_is_looked_at_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libc10.so: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (found,) = doctor._torch()
+    assert found.state == "broken"
+    assert "libc10.so: cannot open" in found.found
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace as N\n__version__ = '9.9'\nversion = N(cuda='13.0')\n"
+        "cuda = N(is_available=lambda: True, device_count=lambda: 1, get_device_name=lambda k: 'NVIDIA H100')\n"
+        "backends = N(cudnn=N(version=lambda: 91000), mps=N(is_available=lambda: False))\nget_num_threads = lambda: 3\n"
+    )
+    (found,) = doctor._torch()
+    assert (found.state, found.found) == ("ok", "9.9, 3 threads, CUDA 13.0, cuDNN 91000")
+    assert found.meaning == "trains on NVIDIA H100"
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    (found,) = doctor._torch()
+    assert (found.state, found.remedy) == ("note", "pip install 'ldmkit[train]'")
+
+
+def test_a_damaged_bundle_is_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "exports" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    assert named(doctor._bundle, "bundle").state == "ok"  # no bundle at all: the one that comes with ldmkit draws
+    from ldmkit import shipped
+
+    source = shipped.exports_dir()
+    assert source is not None
+    for path in (source / "toy-cats").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with (folder / "unet.onnx").open("r+b") as file:
+        file.write(b"!")
+    found = named(doctor._bundle, "bundle")
+    assert found.state == "broken"
+    assert "unet.onnx does not match its SHA-256" in found.found
+
+
+def test_one_check_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(doctor, "_disk", fails)
+    findings = doctor.examine(runs_torch=False)
+    assert [(each.name, each.found) for each in findings if each.state == "broken"] == [
+        ("fails", "RuntimeError: out of luck")
+    ]
+    assert findings[-1].name == "torch cache"
+
+
+def test_caches_are_measured(tmp_path: Path) -> None:
+    (tmp_path / "hf" / "hub" / "models").mkdir(parents=True)
+    (tmp_path / "hf" / "hub" / "models" / "weights").write_bytes(bytes(3 << 20))
+    assert named(doctor._caches, "hub cache").found == f"{tmp_path / 'hf' / 'hub'}: 3 MiB"
+
+
+def test_the_test_graph_is_what_its_comment_says() -> None:
+    model = onnx.load_model_from_string(doctor.NEGATION)
+    onnx.checker.check_model(model, full_check=True)
+    header = '<ir_version: 8, opset_import: ["" : 18]>'
+    assert model == onnx.parser.parse_model(header + "g (float[1] x) => (float[1] y) {y = Neg(x)}")
