@@ -11,7 +11,7 @@ import click
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine's alone.")
 @click.option("--share", is_flag=True, help="Make a public link, through a server of Gradio's makers.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
-@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--provider", default="auto", show_default=True, help="What draws: see `ldmkit generate --help`.")
 def ui(bundle: Path | None, *, port: int | None, host: str, share: bool, browser: bool, provider: str) -> None:
     """Draw in the browser, on a page that this machine serves.
 

@@ -85,7 +85,7 @@ class Bundle:
     def verify(self) -> None:
         """Checks the SHA-256 of every file that the manifest lists. Raises LdmkitError at the first that differs."""
         for name in self.manifest.files:
-            self._read(name)
+            self.read(name)
 
     def generate(
         self,
@@ -200,7 +200,7 @@ class Bundle:
             from tokenizers import Tokenizer
 
             try:
-                self._tokenizer = Tokenizer.from_str(self._read(TOKENIZER).decode())
+                self._tokenizer = Tokenizer.from_str(self.read(TOKENIZER).decode())
                 self._tokenizer.encode_special_tokens = True  # a prompt that spells one is text
             except Exception as error:  # the tokenizers library raises bare Exception
                 raise LdmkitError(f"{self.folder / TOKENIZER} is not a tokenizer: {error}") from error
@@ -231,6 +231,10 @@ class Bundle:
 
         return call
 
+    def close(self) -> None:
+        """Lets its graphs go; they are opened again when needed."""
+        self._sessions.clear()
+
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
         """Turns onnxruntime's errors into one that names the graph."""
@@ -243,7 +247,7 @@ class Bundle:
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
-            graph = self._read(name)
+            graph = self.read(name)
             try:
                 external = has_external_data(graph)
             except ValueError as error:
@@ -268,7 +272,7 @@ class Bundle:
             )
         return path
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         """The bytes of a file of the manifest, hashed: what is checked is what is used."""
         data = self._locate(name).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:

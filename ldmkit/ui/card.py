@@ -21,7 +21,7 @@ def card_html(bundle: Bundle) -> str:
         return "<p>This bundle has no card.</p>"
     if bundle.manifest.files[CARD].size > MAX_CARD_BYTES:
         raise LdmkitError(f"{bundle.folder / CARD} is larger than {MAX_CARD_BYTES >> 10} KiB.")
-    text = bundle._read(CARD).decode(errors="replace")
+    text = bundle.read(CARD).decode(errors="replace")
     # HTML is shown as it is written, and links other than http, https and mailto are left as text.
     markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable("table")
     tokens = markdown.parse(text)
@@ -44,4 +44,4 @@ def _preview(bundle: Bundle) -> str:
     entry = bundle.manifest.files.get(PREVIEW)
     if entry is None or entry.size > MAX_PREVIEW_BYTES:
         return ""
-    return "data:image/png;base64," + base64.b64encode(bundle._read(PREVIEW)).decode()
+    return "data:image/png;base64," + base64.b64encode(bundle.read(PREVIEW)).decode()

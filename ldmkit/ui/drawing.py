@@ -13,7 +13,8 @@ from PIL import Image
 from ldmkit.runtime import generate
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import PromptCutWarning, Step
-from ldmkit.runtime.pictures import slug, write_png
+from ldmkit.runtime.pictures import metadata_of, slug, write_png
+from ldmkit.runtime.providers import ProviderWarning
 from ldmkit.runtime.request import Plan, each_prompt, make_plan
 from ldmkit.ui.asked import Asked
 
@@ -83,6 +84,7 @@ def _draw_batches(
 ) -> None:
     """Raises _Stopped soon after `stop` is set."""
     batches = [plan.wanted[k : k + TOGETHER] for k in range(0, len(plan.wanted), TOGETHER)]
+    kinds = (PromptCutWarning, ProviderWarning)
     done = total = 0
     for index, batch in enumerate(batches):
         told = 0.0
@@ -100,26 +102,17 @@ def _draw_batches(
         if stop.is_set():
             raise _Stopped
         with warnings.catch_warnings(record=True) as caught:  # `alone` is held, as the filters are the process's
-            warnings.simplefilter("always", PromptCutWarning)
+            for kind in kinds:
+                warnings.simplefilter("always", kind)
             pictures = generate.draw(bundle, replace(plan, wanted=batch), batch_size=TOGETHER, on_step=on_step)
-        cut = [str(warning.message) for warning in caught if issubclass(warning.category, PromptCutWarning)]
+            metadata = metadata_of(bundle, plan)
         paths = [
-            write_png(picture, folder / f"{slug(each.prompt)}-{each.seed}.png", settings(bundle, plan, each.seed))
+            write_png(
+                picture,
+                folder / f"{slug(each.prompt)}-{each.seed}.png",
+                {"prompt": each.prompt, **metadata, "seed": str(each.seed)},
+            )
             for picture, each in zip(pictures, batch, strict=True)
         ]
-        tell(Progress(done, total, pictures=paths, warnings=cut if index == 0 else []))
-
-
-def settings(bundle: Bundle, plan: Plan, seed: int) -> dict[str, str]:
-    """The metadata of a picture's file, as `ldmkit generate` writes them."""
-    return {
-        "prompt": plan.prompts[0],
-        "negative_prompt": plan.negative_prompt,
-        "sampler": plan.sampler["use"],
-        "steps": str(plan.steps),
-        "guidance": str(plan.guidance_scale),
-        "bundle": bundle.manifest.name,
-        "bundle_sha256": bundle.sha256,
-        "provider": bundle.provider,
-        "seed": str(seed),
-    }
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, kinds)]
+        tell(Progress(done, total, pictures=paths, warnings=said if index == 0 else []))

@@ -11,7 +11,7 @@ from ldmkit.ui.drawing import Progress
 
 LABELS = {
     "prompt": "Prompt",
-    "negative_prompt": "Negative prompt",
+    "negative": "Negative prompt",
     "seed": "Seed",
     "steps": "Steps",
     "guidance": "Guidance",

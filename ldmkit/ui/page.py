@@ -1,5 +1,6 @@
 """The page: what it shows, and what its events do."""
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -168,11 +169,11 @@ class Page:
         return self._show(bundle) | {
             self.on.bundle: bundle,
             self.on.prompt: gr.update(value=found["prompt"]),
-            self.on.negative: gr.update(value=found["negative_prompt"]),
+            self.on.negative: gr.update(value=found.get("negative", "")),
             self.on.seed: int(found["seed"]),
             self.on.steps: int(found["steps"]),
             self.on.guidance: float(found["guidance"]),
-            self.on.sampler: found["sampler"],
+            self.on.sampler: _sampler(found["sampler"]),
             self.on.count: 1,
         }
 
@@ -212,9 +213,8 @@ class Page:
         """The bundle to draw with; the graphs of the one before are let go."""
         bundle = self._named(name)
         with self._alone:
-            if self._in_memory not in (None, name):
-                last = self.bundles[self._in_memory]
-                self.bundles[self._in_memory] = Bundle.load(last.folder, provider=last._asked)
+            if self._in_memory is not None and self._in_memory != name:
+                self.bundles[self._in_memory].close()
             self._in_memory = name
         return bundle
 
@@ -237,6 +237,11 @@ def read_settings(path: Path) -> dict[str, str]:
     """The text metadata of a PNG that this server wrote."""
     with Image.open(path) as image:
         return {key: str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
+
+
+def _sampler(text: str) -> str:
+    """The sampler's name, of metadata that may hold its options too."""
+    return str(json.loads(text)["use"]) if text.startswith("{") else text
 
 
 def _enabled(enabled: bool) -> Any:

@@ -61,7 +61,7 @@ def test_settings_are_read_from_the_picture_and_used_again(browser: Any, client:
     addresses = browser.draw(2)
     expected = {
         "prompt": "a <b>grey</b> cat & more",
-        "negative_prompt": "blue",
+        "negative": "blue",
         "seed": "42",
         "steps": "3",
         "guidance": "2.5",
@@ -101,9 +101,7 @@ def test_the_download_button_saves_the_file_with_its_settings(browser: Any, tmp_
         assert image.text["prompt"] == PROMPT  # type: ignore[attr-defined]
 
 
-def test_an_empty_prompt_draws_unconditionally(
-    browser: Any, client: httpx.Client, bundles: dict[str, Bundle]
-) -> None:
+def test_an_empty_prompt_draws_unconditionally(browser: Any, client: httpx.Client, bundles: dict[str, Bundle]) -> None:
     browser.open()
     browser.write("#count input[type=number]", "1")
     drawn = fetched(client, browser.draw(1)[0])
