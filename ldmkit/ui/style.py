@@ -78,7 +78,7 @@ CSS = """
   outline: 2px solid var(--color-accent); outline-offset: 2px;
 }
 
-#live:not(:has(.work, .note)) { display: none; }
+#live:not(:has(.work)):not(:has(.note)) { display: none; }
 #live .bar { display: flex; align-items: center; gap: 12px; font-variant-numeric: tabular-nums; }
 #live .bar span { color: var(--body-text-color-subdued); min-width: 3.2em; text-align: right; }
 #live progress { flex: 1; height: 8px; appearance: none; border: 0; border-radius: 4px; overflow: hidden;

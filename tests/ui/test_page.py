@@ -150,15 +150,16 @@ def test_an_example_fills_the_prompt(browser: Any, bundles: dict[str, Bundle]) -
     browser.until(lambda: browser.value("#prompt textarea") == bundles["toy-cats"].manifest.examples[1])
 
 
-def test_too_many_steps_are_refused_in_words(browser: Any) -> None:
+def test_what_is_too_large_is_refused_in_words(browser: Any) -> None:
     browser.open()
     browser.press("#settings button")
     browser.write("#steps input[type=number]", "5000")
-    browser.write("#prompt textarea", PROMPT, end=Keys.ENTER)
+    browser.write("#seed input", "99999999999", end=Keys.ENTER)
     message = browser.until(lambda: " ".join(each.text for each in browser.all(".toast-wrap")))
-    assert "The number of steps is 5000; it must be from 1 to 200." in message
+    assert "The seed is 99999999999; it must be from 0 to 4294967295." in message
+    assert browser.value("#steps input[type=number]") == "200", "the widget itself keeps to its limit"
     assert not browser.pictures()
-    assert not browser.busy()
+    browser.until(lambda: not browser.busy())
 
 
 def begin_long_drawing(browser: Any) -> None:
