@@ -170,6 +170,7 @@ def bind(host: str, port: int | None) -> socket.socket:
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 bound.bind(address)
+                bound.listen()
             except OSError:
                 bound.close()
                 raise
