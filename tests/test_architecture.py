@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "components", "hookspecs", "options", "atomic", "hub", "recipe", "shipped", "randomness", "report"},
     {"models", "data", "diffusion", "weighting", "run", "checkpoint", "plugins", "gate"},
     {"stages", "runtime", "parts"},
-    {"pipeline", "doctor", "verify"},
+    {"pipeline", "doctor", "verify", "ui"},
     {"cli", "__main__"},
 ]
 STAGES = {"caption", "train_vae", "encode", "train_unet", "train_t2i", "export"}
@@ -163,8 +163,8 @@ def test_torch_is_not_loaded_where_it_is_barred(module: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [module for module in sources() if module.startswith("ldmkit.runtime.")]
-    + ["ldmkit.cli.generate", "ldmkit_samplers"],
+    [module for module in sources() if module.startswith(("ldmkit.runtime.", "ldmkit.ui."))]
+    + ["ldmkit.cli.generate", "ldmkit.cli.ui", "ldmkit_samplers"],
 )
 def test_generation_knows_no_torch_even_inside_functions(module: str) -> None:
     # `--backend torch` alone leads there; tests/runtime/test_generate_command.py sees a process draw without it.

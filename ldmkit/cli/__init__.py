@@ -21,6 +21,7 @@ COMMANDS = {
     "verify-resume": "ldmkit.cli.verify",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
+    "ui": "ldmkit.cli.ui",
     "plugins": "ldmkit.cli.plugins",
     "recipe": "ldmkit.cli.recipe",
     "data": "ldmkit.cli.data",

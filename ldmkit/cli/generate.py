@@ -95,9 +95,10 @@ def generate(
     as_json: bool,
 ) -> None:
     """Draw PROMPT from a bundle; without PROMPT, draw unconditionally."""
-    from ldmkit.cli.generate_files import metadata_of, write_pictures, write_way
+    from ldmkit.cli.generate_files import write_pictures, write_way
     from ldmkit.runtime import request
     from ldmkit.runtime.generate import draw, networks_of
+    from ldmkit.runtime.pictures import metadata_of
 
     given = click.get_current_context().params
     _check_belongs(given)

@@ -1,30 +1,12 @@
 """The files that `ldmkit generate` writes, and what they say of themselves."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ldmkit.runtime.generate import Backend
 from ldmkit.runtime.pictures import grid, slug, write_gif, write_png
-from ldmkit.runtime.request import Plan, Wanted
-
-
-def metadata_of(opened: Backend, plan: Plan, img2img: Path | None) -> dict[str, str]:
-    """What every picture of this call has in common, as text."""
-    metadata = {
-        "sampler": json.dumps(plan.sampler) if len(plan.sampler) > 2 else plan.sampler["use"],
-        "steps": str(plan.steps),
-        "guidance": str(plan.guidance_scale),
-        **opened.identity,
-        "provider": opened.provider,
-    }
-    if plan.negative_prompt:
-        metadata["negative"] = plan.negative_prompt
-    if img2img is not None:
-        metadata |= {"img2img": img2img.name, "strength": str(plan.strength)}
-    return metadata
+from ldmkit.runtime.request import Wanted
 
 
 def write_pictures(

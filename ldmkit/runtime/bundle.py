@@ -87,7 +87,7 @@ class Bundle:
     def verify(self) -> None:
         """Checks the SHA-256 of every file that the manifest lists. Raises LdmkitError at the first that differs."""
         for name in self.manifest.files:
-            self._read(name)
+            self.read(name)
 
     def generate(
         self,
@@ -204,7 +204,7 @@ class Bundle:
 
             assert self.manifest.text is not None  # a bundle that draws text has it
             try:
-                self._tokenizer = read_tokenizer(self._read(TOKENIZER), self.manifest.text.max_tokens)
+                self._tokenizer = read_tokenizer(self.read(TOKENIZER), self.manifest.text.max_tokens)
             except ValueError as error:
                 raise LdmkitError(f"{self.folder / TOKENIZER} is not a tokenizer: {error}") from error
             self._tokenizer.encode_special_tokens = True  # a prompt that spells one is text
@@ -234,6 +234,10 @@ class Bundle:
                 return binding(**inputs)
 
         return call
+
+    def close(self) -> None:
+        """Lets its graphs go; they are opened again when needed."""
+        self._sessions.clear()
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -269,7 +273,7 @@ class Bundle:
         return self._sessions[name]
 
     def _open(self, name: str) -> tuple[Any, Used]:
-        graph = self._read(name)
+        graph = self.read(name)
         try:
             external = has_external_data(graph)
         except ValueError as error:
@@ -290,7 +294,7 @@ class Bundle:
             )
         return path
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
         """The bytes of a file of the manifest, hashed: what is checked is what is used."""
         data = self._locate(name).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:

@@ -183,6 +183,8 @@ class Manifest(_Frozen):
     precision: Precision = "fp32"
     """of its graphs; what goes into them and comes out is float32 or int64 with each"""
     defaults: Defaults
+    examples: tuple[Annotated[str, Field(max_length=1000)], ...] = ()
+    """prompts like those that it was trained on, for who wants to try it"""
     text: Text | None
     files: dict[Literal[FILES], FileEntry]  # type: ignore[valid-type] # a tuple of literals, which mypy cannot follow
     graphs: dict[Literal[GRAPHS], GraphEntry]  # type: ignore[valid-type]

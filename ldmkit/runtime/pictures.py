@@ -7,11 +7,32 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmkit.errors import LdmkitError
+
+if TYPE_CHECKING:
+    from ldmkit.runtime.generate import Backend
+    from ldmkit.runtime.request import Plan
+
+
+def metadata_of(opened: "Backend", plan: "Plan", img2img: Path | None = None) -> dict[str, str]:
+    """What every picture of a call has in common, as text; its prompt and seed are its own."""
+    metadata = {
+        "sampler": json.dumps(plan.sampler) if len(plan.sampler) > 2 else plan.sampler["use"],
+        "steps": str(plan.steps),
+        "guidance": str(plan.guidance_scale),
+        **opened.identity,
+        "provider": opened.provider,
+    }
+    if plan.negative_prompt:
+        metadata["negative"] = plan.negative_prompt
+    if img2img is not None:
+        metadata |= {"img2img": img2img.name, "strength": str(plan.strength)}
+    return metadata
 
 
 def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, exact: bool = False) -> Path:

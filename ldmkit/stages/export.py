@@ -148,6 +148,7 @@ def export_bundle(
                 "picture_size": picture_size,
                 "precision": precision,
                 "defaults": checked_defaults,
+                "examples": tuple(dict.fromkeys(preview_prompts)),
                 "text": text,
                 "files": {file.name: file_entry(file) for file in sorted(folder.iterdir())},
                 "graphs": graphs,

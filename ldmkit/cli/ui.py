@@ -1,0 +1,47 @@
+"""`ldmkit ui`: a page in the browser to draw on."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: the first free one from 7860 on; 0: any.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine's alone.")
+@click.option("--share", is_flag=True, help="Make a public link, through a server of Gradio's makers.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
+@click.option("--provider", default="auto", show_default=True, help="What draws: see `ldmkit generate --help`.")
+def ui(bundle: Path | None, *, port: int | None, host: str, share: bool, browser: bool, provider: str) -> None:
+    """Draw in the browser, on a page that this machine serves.
+
+    BUNDLE is the folder of one; without it the page offers all those in exports/.
+    """
+    from ldmkit import shipped
+    from ldmkit.cli.missing import UI, require
+    from ldmkit.errors import LdmkitError
+    from ldmkit.runtime.bundle import Bundle
+    from ldmkit.runtime.find import bundles_in, default_bundle
+
+    require(*UI, extra="ui")
+    from ldmkit.ui.serve import serve
+
+    opened = {}
+    if bundle is not None:
+        opened[bundle.resolve().name] = Bundle.load(bundle, provider=provider)
+    else:
+        default = default_bundle(Path("exports"), shipped.exports_dir())
+        opened[default.name] = Bundle.load(default, provider=provider)
+        for folder, _ in bundles_in(default.parent):
+            try:
+                opened.setdefault(folder.name, Bundle.load(folder, provider=provider))
+            except LdmkitError as error:
+                click.echo(f"warning: left out: {error}", err=True)
+    serve(
+        opened,
+        host=host,
+        port=port,
+        share=share,
+        browser=browser,
+        tell=lambda line: click.echo(line, err=line.startswith("warning")),
+    )

@@ -1,0 +1,118 @@
+"""Draws in a thread of its own and hands over previews and pictures as they come; stops when told to."""
+
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+
+from ldmkit.runtime import generate
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.generate import PromptCutWarning, Step
+from ldmkit.runtime.pictures import metadata_of, slug, write_png
+from ldmkit.runtime.providers import ProviderWarning
+from ldmkit.runtime.request import Plan, each_prompt, make_plan
+from ldmkit.ui.asked import Asked
+
+TOGETHER = 4
+"""pictures of one batch: the first four are shown while the next four are drawn"""
+PREVIEW_EVERY = 0.15
+"""seconds; a step may take far less, and a browser would fall behind"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a drawing stands. `pictures` are finished since the last one, in the order of their seeds."""
+
+    done: int
+    total: int
+    """network calls, over all batches"""
+    previews: list[Image.Image] = field(default_factory=list)
+    """of the pictures in work; empty where the bundle has no map for them"""
+    pictures: list[Path] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Stopped(BaseException):
+    """Leaves the sampler; no error, so that nothing on the way takes it for one."""
+
+
+def draw(
+    bundle: Bundle, asked: Asked, *, folder: Path, stop: threading.Event, alone: threading.Lock
+) -> Iterator[Progress]:
+    """Draws what was asked for into PNG files in `folder`; ends early, after the step in work, once `stop` is set.
+
+    Whoever leaves this iterator before its end stops the drawing as well. `alone` is held while it draws, so that two
+    of them do not share the processor. Raises LdmkitError where the bundle refuses the settings, before it draws.
+    """
+    plan = make_plan(
+        bundle,
+        each_prompt(bundle, asked.prompt, n=asked.count, seed=asked.seed),
+        steps=asked.steps,
+        guidance_scale=asked.guidance_scale,
+        sampler=asked.sampler,
+        negative_prompt=asked.negative_prompt,
+    )
+    news: queue.SimpleQueue[Progress | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            with alone:
+                _draw_batches(bundle, plan, folder, stop, news.put)
+            news.put(None)
+        except _Stopped:
+            news.put(None)
+        except BaseException as error:  # raised again where the iterator is read
+            news.put(error)
+
+    threading.Thread(target=work, name="ldmkit draws", daemon=True).start()
+    try:
+        while (item := news.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
+def _draw_batches(
+    bundle: Bundle, plan: Plan, folder: Path, stop: threading.Event, tell: Callable[[Progress], None]
+) -> None:
+    """Raises _Stopped soon after `stop` is set."""
+    batches = [plan.wanted[k : k + TOGETHER] for k in range(0, len(plan.wanted), TOGETHER)]
+    kinds = (PromptCutWarning, ProviderWarning)
+    done = total = 0
+    for index, batch in enumerate(batches):
+        told = 0.0
+
+        def on_step(step: Step, index: int = index) -> None:
+            nonlocal done, total, told
+            if stop.is_set():
+                raise _Stopped
+            # Later batches may be smaller, never slower: each takes as many calls.
+            done, total = index * step.total + step.done, len(batches) * step.total
+            if time.monotonic() - told >= PREVIEW_EVERY:
+                tell(Progress(done, total, previews=bundle.preview(step.x0)))
+                told = time.monotonic()
+
+        if stop.is_set():
+            raise _Stopped
+        with warnings.catch_warnings(record=True) as caught:  # `alone` is held, as the filters are the process's
+            for kind in kinds:
+                warnings.simplefilter("always", kind)
+            pictures = generate.draw(bundle, replace(plan, wanted=batch), batch_size=TOGETHER, on_step=on_step)
+            metadata = metadata_of(bundle, plan)
+        paths = [
+            write_png(
+                picture,
+                folder / f"{slug(each.prompt)}-{each.seed}.png",
+                {"prompt": each.prompt, **metadata, "seed": str(each.seed)},
+            )
+            for picture, each in zip(pictures, batch, strict=True)
+        ]
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, kinds)]
+        tell(Progress(done, total, pictures=paths, warnings=said if index == 0 else []))

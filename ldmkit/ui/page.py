@@ -1,0 +1,248 @@
+"""The page: what it shows, and what its events do."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ldmkit.errors import LdmkitError
+from ldmkit.plugins import Registry
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.ui.asked import MAX_SEED, check_asked
+from ldmkit.ui.drawing import Progress, draw
+from ldmkit.ui.layout import Layout
+from ldmkit.ui.live import live_html, settings_html
+from ldmkit.ui.sessions import Sessions
+from ldmkit.ui.shown import shown_of
+
+MAX_WAITING = 8
+"""drawings in the queue; one more is refused"""
+
+Updates = dict[Any, Any]
+"""component -> its new value"""
+
+
+class Page:
+    """A Gradio app that draws with `bundles`, and keeps its pictures in `folder`."""
+
+    def __init__(self, bundles: Mapping[str, Bundle], folder: Path) -> None:
+        self.bundles = dict(bundles)
+        self.folder = folder
+        self.samplers = Registry.load().names("sampler")
+        self.shown = {name: shown_of(bundle) for name, bundle in bundles.items()}
+        self.sessions = Sessions()
+        self._alone = threading.Lock()
+        self._in_memory: str | None = None
+        """name of the bundle whose graphs are open"""
+        first = next(iter(self.shown.values()))
+        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False) as self.app:
+            self.on = Layout(list(self.bundles), first, self.samplers)
+            self._connect()
+
+    @property
+    def drawing(self) -> bool:
+        """Whether a drawing is in work."""
+        return self._alone.locked()
+
+    def num_inputs(self) -> dict[int, int]:
+        """Number of each event that reaches the server -> how many values it takes."""
+        return {number: len(event.inputs) for number, event in self.app.fns.items() if event.fn is not None}
+
+    def _connect(self) -> None:
+        """Events. Values reach `draw` as they were sent: it checks them itself, types as well."""
+        settings = [
+            self.on.bundle,
+            self.on.prompt,
+            self.on.negative,
+            self.on.seed,
+            self.on.steps,
+            self.on.guidance,
+            self.on.sampler,
+            self.on.count,
+        ]
+        shown = [self.on.header, self.on.card, self.on.prompt, self.on.negative, *self.on.examples]
+        defaults = [self.on.steps, self.on.guidance, self.on.sampler]
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        gr.on(
+            [self.on.draw_button.click, self.on.prompt.submit, self.on.negative.submit, self.on.seed.submit],
+            self.draw,
+            settings,
+            [self.on.live, self.on.gallery, self.on.stop_button],
+            preprocess=False,
+            concurrency_limit=1,
+            trigger_mode="once",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        self.on.stop_button.click(self.stop, None, self.on.stop_button, **quick)
+        self.on.gallery.select(self.select, None, [self.on.chosen, self.on.details, self.on.download], **quick)
+        self.on.again_button.click(self.again, None, [*dict.fromkeys([*settings, *shown])], **quick)
+        self.on.bundle.input(self.choose, self.on.bundle, [*shown, *defaults], preprocess=False, **quick)
+        self.on.dice.click(None, None, self.on.seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})")
+        for example in self.on.examples:
+            example.click(None, example, self.on.prompt, js="(text) => text")
+        self.app.unload(self.leave)
+
+    def draw(
+        self,
+        bundle: Any,
+        prompt: Any,
+        negative: Any,
+        seed: Any,
+        steps: Any,
+        guidance: Any,
+        sampler: Any,
+        count: Any,
+        request: gr.Request,
+    ) -> Iterator[Updates]:
+        """Previews and pictures as they come."""
+        session = self.sessions.get(request.session_hash)
+        session.stop = stop = threading.Event()
+        try:
+            asked = check_asked(
+                {
+                    "prompt": prompt,
+                    "negative_prompt": negative,
+                    "seed": seed,
+                    "steps": steps,
+                    "guidance_scale": guidance,
+                    "sampler": sampler,
+                    "count": count,
+                },
+                self.samplers,
+            )
+            opened = self._open(bundle)
+            yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: _enabled(True)}
+            drawn: list[Path] = []
+            notes: list[str] = []
+            for progress in draw(opened, asked, folder=self.folder, stop=stop, alone=self._alone):
+                updates: Updates = {self.on.live: live_html(progress)}
+                notes += progress.warnings
+                if progress.pictures:
+                    drawn += [self._into_cache(path) for path in progress.pictures]
+                    self.sessions.add(session, drawn)
+                    updates[self.on.gallery] = session.pictures
+                yield updates
+            if len(drawn) < asked.count:
+                notes.append(f"Stopped: {len(drawn)} of {asked.count} pictures were finished.")
+            yield {self.on.live: live_html(notes=notes), self.on.stop_button: _enabled(False)}
+        except Exception as error:
+            yield {self.on.live: live_html(), self.on.stop_button: _enabled(False)}
+            raise (self._refused(error) if isinstance(error, LdmkitError) else error) from None
+        finally:
+            stop.set()
+
+    def stop(self, request: gr.Request) -> Any:
+        """Ends this page's drawing after the step in work."""
+        self.sessions.get(request.session_hash).stop.set()
+        return _enabled(False)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self.sessions.get(request.session_hash).stop.set()
+
+    def select(self, event: gr.EventData, request: gr.Request) -> Updates:
+        """Shows the settings of a picture, as its file holds them."""
+        session = self.sessions.get(request.session_hash)
+        # gr.SelectData would read these too, and fail where a request leaves them out.
+        index = event._data.get("index") if isinstance(event._data, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(session.pictures):
+            raise gr.Error("This picture is not here any more.", print_exception=False)
+        session.selected = session.pictures[index]
+        return {
+            self.on.chosen: gr.update(visible=True),
+            self.on.details: settings_html(read_settings(session.selected)),
+            self.on.download: session.selected,
+        }
+
+    def again(self, request: gr.Request) -> Updates:
+        """The selected picture's settings, back in the controls."""
+        session = self.sessions.get(request.session_hash)
+        if session.selected is None or not session.selected.is_file():
+            raise gr.Error("Select a picture first.", print_exception=False)
+        found = read_settings(session.selected)
+        (bundle,) = [name for name, each in self.bundles.items() if each.sha256 == found["bundle_sha256"]][:1]
+        return self._show(bundle) | {
+            self.on.bundle: bundle,
+            self.on.prompt: gr.update(value=found["prompt"]),
+            self.on.negative: gr.update(value=found.get("negative", "")),
+            self.on.seed: int(found["seed"]),
+            self.on.steps: int(found["steps"]),
+            self.on.guidance: float(found["guidance"]),
+            self.on.sampler: _sampler(found["sampler"]),
+            self.on.count: 1,
+        }
+
+    def choose(self, name: Any) -> Updates:
+        """Another bundle, with its defaults."""
+        try:
+            defaults = self._named(name).manifest.defaults
+        except LdmkitError as error:
+            raise self._refused(error) from None
+        return self._show(name) | {
+            self.on.steps: defaults.steps,
+            self.on.guidance: defaults.guidance_scale,
+            self.on.sampler: defaults.sampler,
+        }
+
+    def _show(self, name: str) -> Updates:
+        """What the page says of a bundle."""
+        shown = self.shown[name]
+        text = {"visible": True} if shown.draws_text else {"visible": False, "value": ""}
+        return {
+            self.on.header: shown.header,
+            self.on.card: shown.card,
+            self.on.prompt: gr.update(**text),
+            self.on.negative: gr.update(**text),
+            **{
+                button: gr.update(value=text, visible=bool(text))
+                for button, text in zip(self.on.examples, shown.examples, strict=True)
+            },
+        }
+
+    def _named(self, name: Any) -> Bundle:
+        if not isinstance(name, str) or name not in self.bundles:
+            raise LdmkitError("There is no such bundle.")
+        return self.bundles[name]
+
+    def _open(self, name: Any) -> Bundle:
+        """The bundle to draw with; the graphs of the one before are let go."""
+        bundle = self._named(name)
+        with self._alone:
+            if self._in_memory is not None and self._in_memory != name:
+                self.bundles[self._in_memory].close()
+            self._in_memory = name
+        return bundle
+
+    def _into_cache(self, path: Path) -> Path:
+        """Moves a picture to where Gradio serves files from: it would copy it there."""
+        cached = self.on.gallery.move_resource_to_block_cache(path)
+        assert cached is not None
+        path.unlink()
+        return Path(cached)
+
+    def _refused(self, error: LdmkitError) -> gr.Error:
+        """For the page: without the folders of this machine."""
+        message = str(error)
+        for name, bundle in self.bundles.items():
+            message = message.replace(str(bundle.folder), name)
+        return gr.Error(message, title="Not drawn", print_exception=False)
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """The text metadata of a PNG that this server wrote."""
+    with Image.open(path) as image:
+        return {key: str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
+
+
+def _sampler(text: str) -> str:
+    """The sampler's name, of metadata that may hold its options too."""
+    return str(json.loads(text)["use"]) if text.startswith("{") else text
+
+
+def _enabled(enabled: bool) -> Any:
+    return gr.update(interactive=enabled)

@@ -1,0 +1,243 @@
+"""A page served in this process, and Chromium to look at it."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.manifest import file_entry
+from ldmkit.ui.serve import Running, running
+
+SHIPPED = Path(__file__).parents[2] / "exports" / "toy-cats"
+DEFAULTS = {
+    "bundle": "toy-cats",
+    "prompt": "a cute orange cat",
+    "negative": "",
+    "seed": 0,
+    "steps": 2,
+    "guidance": 2.0,
+    "sampler": "ddim",
+    "count": 1,
+}
+"""what the page sends to draw, in its order"""
+
+HOSTILE_CARD = """# A card
+<script>window.struck = 1</script><img src="x" onerror="window.struck = 1">
+![far](https://elsewhere.invalid/far.png) ![near](near.png) ![its own](preview.png)
+[run](javascript:window.struck=1) [data](data:text/html,x) [site](https://elsewhere.invalid/)
+
+| a | b |
+|---|---|
+| <b onclick="window.struck=1">1</b> | 2 |
+"""
+
+
+def copy_bundle(folder: Path, change: Callable[[dict[str, Any]], None]) -> Bundle:
+    """The shipped bundle in `folder`, its manifest changed."""
+    shutil.copytree(SHIPPED, folder)
+    manifest = json.loads((SHIPPED / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.load(folder, provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """`toy-cats`, which has previews, and `wordless`, which has neither text nor previews and a hostile card."""
+    exports = tmp_path_factory.mktemp("exports")
+
+    def with_previews(manifest: dict[str, Any]) -> None:
+        channels = manifest["latent"]["channels"]
+        rows = [[0.3 if channel == colour else 0.0 for channel in range(channels)] for colour in range(3)]
+        manifest["latent"]["rgb"] = {"weights": rows, "bias": [0.0, 0.1, 0.2], "r2": 0.5}
+
+    def without_text(manifest: dict[str, Any]) -> None:
+        card = exports / "wordless" / "README.md"
+        card.write_text(HOSTILE_CARD)
+        manifest["files"]["README.md"] = file_entry(card).model_dump()
+        for name in ("unet_t2i.onnx", "text_encoder.onnx", "tokenizer.json"):
+            (exports / "wordless" / name).unlink()
+            for table in ("files", "graphs", "trajectories"):
+                manifest.get(table, {}).pop(name, None)
+        manifest |= {"name": "wordless", "text": None, "golden": None, "examples": []}
+        manifest["latent"]["rgb"] = None
+
+    return {
+        "toy-cats": copy_bundle(exports / "toy-cats", with_previews),
+        "wordless": copy_bundle(exports / "wordless", without_text),
+    }
+
+
+@pytest.fixture(scope="session")
+def server(bundles: dict[str, Bundle]) -> Iterator[Running]:
+    with running(bundles, host="127.0.0.1", port=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> Iterator[httpx.Client]:
+    # Without the environment's proxies: the server is on loopback.
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+class Answer(NamedTuple):
+    """What a request for a drawing ended with."""
+
+    status: int
+    text: str
+    """the refusal, "" where it drew"""
+
+
+class Forger:
+    """Sends the server what the page sends, and what it never would."""
+
+    def __init__(self, client: httpx.Client, server: Running) -> None:
+        self.client = client
+        self.server = server
+        self._sessions = 0
+
+    def number(self, handler: str) -> int:
+        """Number of the event that calls `Page.handler`."""
+        events = self.server.page.app.fns.items()
+        (number,) = [number for number, event in events if getattr(event.fn, "__name__", "") == handler]
+        return int(number)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        """JSON as Python writes it: NaN goes through."""
+        headers = {"content-type": "application/json"}
+        return self.client.post(f"/gradio_api/{path}", content=json.dumps(body), headers=headers)
+
+    def join(self, **changes: Any) -> tuple[httpx.Response, str]:
+        """Asks for a drawing with `changes` to DEFAULTS, in a new session; the response, and the session."""
+        self._sessions += 1
+        session = f"forged-{self._sessions}"
+        data = list((DEFAULTS | changes).values())
+        return self.post("queue/join", data=data, fn_index=self.number("draw"), session_hash=session), session
+
+    def draw(self, **changes: Any) -> Answer:
+        """Asks for a drawing and waits for its end."""
+        joined, session = self.join(**changes)
+        if joined.status_code != 200:
+            return Answer(joined.status_code, joined.text)
+        with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data:"):
+                    message = json.loads(line.removeprefix("data:"))
+                    if message["msg"] == "process_completed":
+                        return Answer(200, message["output"].get("error", ""))
+        raise AssertionError("the stream ended before the drawing did")
+
+
+@pytest.fixture
+def forger(client: httpx.Client, server: Running) -> Forger:
+    return Forger(client, server)
+
+
+class Browser:
+    """Chromium, by what a person does with it."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str) -> None:
+        self.driver = driver
+        self.url = url
+
+    def open(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """A new visit: its gallery is empty."""
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.get(self.url)
+        self.until(lambda: self.all("#header h1") and self.all("#gallery"))
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """The first true value of `condition`; elements may vanish while it looks."""
+        end, reason = time.monotonic() + 60, ""
+        while time.monotonic() < end:
+            try:
+                if found := condition():
+                    return found
+            except Exception as error:
+                reason = str(error).partition("\n")[0]
+            time.sleep(0.05)
+        raise AssertionError(f"waited in vain {reason}\n{self.one('body').text}")
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def value(self, selector: str) -> str:
+        """What a field holds."""
+        return str(self.one(selector).get_property("value"))
+
+    def write(self, selector: str, text: str, *, end: str = "") -> None:
+        """Replaces a field's text by typing."""
+        field = self.until(lambda: self.one(selector).is_displayed() and self.one(selector))
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(Keys.BACKSPACE, text, end)
+
+    def press(self, selector: str) -> None:
+        self.until(lambda: self.one(selector).is_displayed() and self.one(selector).is_enabled())
+        self.one(selector).click()
+
+    def pictures(self) -> list[str]:
+        """Addresses of the gallery's pictures, in its order."""
+        return [str(image.get_attribute("src")) for image in self.all("#gallery .grid-container img")]
+
+    def busy(self) -> bool:
+        return self.one("#stop").is_enabled()
+
+    def draw(self, count: int) -> list[str]:
+        """Presses Draw and waits; the addresses of the gallery's pictures, `count` by then."""
+        before = self.pictures()
+        self.press("#draw")
+        self.until(lambda: self.pictures() != before)
+        return self.drawn(count)
+
+    def drawn(self, count: int) -> list[str]:
+        """Waits for a drawing that has begun."""
+        self.until(lambda: len(self.pictures()) == count and not self.all("#live .work") and not self.busy())
+        return self.pictures()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[webdriver.Chrome]:
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("Chromium or its driver is not installed (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (
+            *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"),
+            *("disable-background-networking", "disable-component-update", "disable-sync"),
+            f"user-data-dir={profile}",
+        ):
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        chromium = webdriver.Chrome(options=options, service=Service(driver))
+        try:
+            yield chromium
+        finally:
+            chromium.quit()
+
+
+@pytest.fixture
+def browser(chromium: webdriver.Chrome, server: Running) -> Browser:
+    return Browser(chromium, server.url)
