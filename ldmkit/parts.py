@@ -5,7 +5,7 @@ from typing import Any
 
 from ldmkit.data.captions import captions_hash
 from ldmkit.recipe import Recipe
-from ldmkit.run import Part
+from ldmkit.run import Part, weights_of
 
 LAYOUT = 2
 """raised whenever `encode` writes other files than it did"""
@@ -22,8 +22,11 @@ def parts_of(recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str
     pixels = {key: data[key] for key in ("size", "crop", "flip")}
     parts: dict[str, Part] = {}
 
-    def add(name: str, **inputs: Any) -> None:
-        parts[name] = Part(run_dir / name, name, inputs)
+    trained = {name: weights for name in ("vae", "unet", "t2i") if (weights := weights_of(run_dir / name))}
+
+    def add(name: str, *made_of: str, **inputs: Any) -> None:
+        known = {each: trained[each] for each in made_of if each in trained}
+        parts[name] = Part(run_dir / name, name, inputs, known)
 
     add(
         "captions",
@@ -33,7 +36,7 @@ def parts_of(recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str
     )
     add("vae", pictures=pictures, data={**pixels, **split}, vae=recipe.vae.fingerprint_keys())
     cache = {"dtype": recipe.latents.dtype, "layout": LAYOUT}
-    add("latents", vae=parts["vae"].fingerprint, latents=cache, data={**pixels, **split})
+    add("latents", "vae", vae=parts["vae"].fingerprint, latents=cache, data={**pixels, **split})
     captions = run_dir / "captions" / "captions.jsonl"
     done = parts["captions"].status().state == "done"
     add(
@@ -51,13 +54,13 @@ def parts_of(recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str
         "diffusion": recipe.diffusion.fingerprint_keys(),
         "data": {**pixels, **split},
     }
-    add("unet", **denoising, unet=recipe.unet.fingerprint_keys())
-    add("t2i", **denoising, text=parts["text"].fingerprint, t2i=recipe.t2i.fingerprint_keys())
+    add("unet", "vae", **denoising, unet=recipe.unet.fingerprint_keys())
+    add("t2i", "vae", **denoising, text=parts["text"].fingerprint, t2i=recipe.t2i.fingerprint_keys())
     bundle = {name: parts[name].fingerprint for name in ("vae", "latents", "unet", "t2i", "text")}
     # Its own part, though the files lie in exports/: the sampler is left out, since it makes nothing stale.
     export: dict[str, Any] = {"opset": recipe.export.opset, "tolerance": recipe.export.tolerance}
     # Named only where asked for, so that they make no bundle stale that was exported before they were known.
     export |= {"precision": recipe.export.precision} if recipe.export.precision != "fp32" else {}
     export |= {"encoder": True} if recipe.export.encoder else {}
-    add("bundle", **bundle, export=export)
+    add("bundle", *trained, **bundle, export=export)
     return parts

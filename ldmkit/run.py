@@ -34,9 +34,17 @@ class Status:
 class Part:
     """One folder of a run (`vae/`, `latents/`, ...) with the record of what it was made from."""
 
-    def __init__(self, folder: Path, name: str, inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, name: str, inputs: Mapping[str, Any], made_of: Mapping[str, str] | None = None
+    ) -> None:
+        """`made_of`: SHA-256 of the weights of each trained part before this one, as far as they are known.
+
+        They stand beside the inputs: a part that was trained again from the same inputs, on another machine say, may
+        be another one, and what was made of the old one is then stale.
+        """
         self.folder = folder
         self.name = name
+        self.made_of = dict(made_of or {})
         # Through JSON once, so that tuples compare equal to the lists read back.
         self.inputs: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **inputs}))
         self.fingerprint = fingerprint(self.inputs)
@@ -48,11 +56,13 @@ class Part:
             return Status("missing")
         try:
             record = json.loads(record_file.read_text(encoding="utf-8"))
-            old, state = record["inputs"], record["state"]
+            old, state, made_of = record["inputs"], record["state"], dict(record.get("made_of", {}))
         except (ValueError, KeyError, TypeError):
             return Status("stale", f"{record_file} is damaged")
         if fingerprint(old) != self.fingerprint:
             return Status("stale", "; ".join(differences(old, self.inputs)) or "made from other inputs")
+        if again := [name for name, weights in self.made_of.items() if made_of.get(name, weights) != weights]:
+            return Status("stale", f"{' and '.join(again)} trained again")
         return Status("done") if state == "done" else Status("interrupted")
 
     def begin(self) -> None:
@@ -63,20 +73,21 @@ class Part:
             self.set_aside()
         if status.state in ("stale", "missing"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(
-                self.folder / RECORD, {"inputs": self.inputs, "fingerprint": self.fingerprint, "state": "running"}
-            )
+            write_json(self.folder / RECORD, {**self._record(), "state": "running"})
+
+    def _record(self) -> dict[str, Any]:
+        return {"inputs": self.inputs, "fingerprint": self.fingerprint, "made_of": self.made_of}
 
     def finish(self, seconds: float, **facts: Any) -> None:
         """Marks the part as whole; `facts` are kept in the record."""
         write_json(
             self.folder / RECORD,
             {
-                "inputs": self.inputs,
-                "fingerprint": self.fingerprint,
+                **self._record(),
                 "state": "done",
                 "seconds": round(seconds, 1),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "weights": _weights_hash(self.folder),
                 **facts,
             },
         )
@@ -98,6 +109,24 @@ class Part:
                 self.folder.rename(target)
                 return
         raise LdmkitError(f"{aside}: too many parts set aside; remove what is not needed")
+
+
+def weights_of(folder: Path) -> str | None:
+    """SHA-256 of a finished part's weights, by its record; None where it is not finished, or has none."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record.get("weights") if record["state"] == "done" else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _weights_hash(folder: Path) -> str | None:
+    """Of those that later stages use."""
+    for name in ("ema.safetensors", "model.safetensors"):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
 
 def is_finished(folder: Path) -> bool:

@@ -145,7 +145,7 @@ class ResumeCheck:
         return Verdict(stage, _environment(self.alone / STAGES[stage][0])), touched
 
     def run_to_the_end(self, verdict: Verdict, next_strike: Callable[[], dict[str, Any] | None]) -> None:
-        """Runs the stage from nothing, killed by each strike, until it is done, and compares it with the undisturbed run."""
+        """Runs the stage from nothing, killed by each strike until it is done; compares it with the undisturbed run."""
         (part,) = STAGES[verdict.stage]
         shutil.rmtree(self.killed, ignore_errors=True)
         shutil.copytree(self.alone, self.killed, ignore=shutil.ignore_patterns("stale", ".lock"))

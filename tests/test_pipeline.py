@@ -193,6 +193,44 @@ def test_again(made: Any) -> None:
     assert not_done(made) == set()
 
 
+@pytest.mark.parametrize(
+    ("stage", "behind"), [("train-vae", FROM_LATENTS), ("train-unet", {"bundle"}), ("train-t2i", {"bundle"})]
+)
+def test_autoencoder_trained_again(
+    stage: str, behind: set[str], workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same inputs, but to other bits, as on another machine: what was made of the old one is stale."""
+    weights = b"1"
+
+    def trained(name: str) -> Callable[[Any, Path], dict[str, Any]]:
+        make = fake(name)
+
+        def with_weights(context: Any, bundle_dir: Path = Path()) -> dict[str, Any]:
+            if name in ("vae", "unet", "t2i"):
+                (context.folder(name) / "model.safetensors").write_bytes(weights)
+            return make(context, bundle_dir)
+
+        return with_weights
+
+    monkeypatch.setattr(module, "_maker", trained)
+    workshop.pipeline().run()
+    assert not_done(workshop) == set()
+    workshop.pipeline().run((stage,), forced=stage)
+    assert not_done(workshop) == set()  # the very same weights
+    weights = b"2"
+    workshop.pipeline().run((stage,), forced=stage)
+    assert not_done(workshop) == behind
+    reasons = {p.status.reason for p in workshop.pipeline().plan() if p.status.state == "stale"}
+    assert reasons == {f"{STAGES[stage][0]} trained again"}
+    workshop.pipeline().run()
+    assert not_done(workshop) == set()
+    record = workshop.run / "latents" / "record.json"
+    old = json.loads(record.read_text())
+    del old["made_of"]  # of a version that did not know of it
+    record.write_text(json.dumps(old))
+    assert not_done(workshop) == set()
+
+
 def test_bundle_elsewhere_and_bundle_removed(made: Any) -> None:
     made.pipeline().run(("export",), forced="export", bundle_dir=made.folder / "elsewhere")
     assert (made.folder / "elsewhere" / "manifest.json").is_file()

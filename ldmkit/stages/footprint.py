@@ -24,7 +24,8 @@ def trained_bytes(folder: Path, section: Training, num_steps: int) -> tuple[int,
     """(a finished training stage, one checkpoint) in bytes, from a folder with one of everything but the weights."""
     (checkpoint,) = (folder / "checkpoints").glob("step_*")
     one = folder_bytes(checkpoint)
-    checkpoints = min(section.keep_checkpoints, times_due(section.checkpoint_every, 0, num_steps, last=True))
+    kept = section.keep_checkpoints + section.keep_best + (num_steps // section.keep_every if section.keep_every else 0)
+    checkpoints = min(kept, times_due(section.checkpoint_every, 0, num_steps, last=True) + section.keep_best)
     weights = [f.stat().st_size for f in checkpoint.glob("*.safetensors") if not f.name.startswith("optimizer_")]
     drawn = folder_bytes(folder / "samples") + folder_bytes(folder / "tensorboard")
     draws = times_due(section.sample_every, 0, num_steps, last=True)

@@ -78,6 +78,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "p2_k": [0],
     "p2_gamma": [-1],
     "log_every": [0],
+    "keep_every": [-1],
     "eval_every": [0],
     "sample_every": [0],
     "checkpoint_every": [0],

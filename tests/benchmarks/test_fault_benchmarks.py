@@ -1,0 +1,50 @@
+"""The benchmarks of what may go wrong, at sizes that tests can pay for."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+# Python 3.12 warns of any fork beside threads; these children touch none of torch's.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_import_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+
+
+def test_races_for_a_run(tmp_path: Path) -> None:
+    from lock_races import winners
+
+    assert winners(100, tmp_path) == 100
+
+
+def test_every_damage_is_noticed(tmp_path: Path) -> None:
+    from flips import bundle_flips, checkpoint_flips
+
+    assert checkpoint_flips(tmp_path / "checkpoints", 150, random.Random(1)) == 150
+    shutil.copytree(REPOSITORY / "exports" / "toy-cats", tmp_path / "bundle")
+    assert bundle_flips(tmp_path / "bundle", 30, random.Random(1)) == 30
+
+
+def test_tiny_recipe_is_tiny() -> None:
+    from tiny_recipe import tiny_recipe
+
+    from ldmkit.stages.networks import build_autoencoder, build_unet
+
+    recipe = tiny_recipe()
+    for network in (build_autoencoder(recipe), build_unet(recipe)):
+        assert sum(p.numel() for p in network.parameters()) < 100_000
+    assert recipe.data.size == 16
+
+
+def test_growth_is_a_slope() -> None:
+    """Half a MiB a second from here to there, and a process too short to tell."""
+    from soak import growth
+
+    rising = [(20 + i / 2, 2**20 * i // 4, 40) for i in range(60)]
+    assert growth([rising, rising[:5]], 1) == [pytest.approx(30 * 2**20, rel=0.02)]
+    assert growth([rising], 2) == [0]
