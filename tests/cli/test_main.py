@@ -187,3 +187,39 @@ def test_what_works_without_training_packages(tmp_path: Path) -> None:
     ):
         left = without_training_packages(tmp_path, *arguments)
         assert (left.returncode, left.stderr) == (0, ""), arguments
+
+
+def test_control_characters_do_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
+    """Names and texts of others' files are shown with escapes: none clears the screen or adds a line."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "\x1b[2J\n3 left out.png").write_bytes(b"x")
+    draw(folder / "a\x07\u202e.png", "moves")
+    for arguments in (
+        ("data", "check", "pictures"),
+        ("data", "check", "nothing\x1b[2J"),
+        ("recipe", "check", "\x1b]0;x\x07"),
+    ):
+        left = run(*arguments)
+        assert not {"\x1b", "\x07", "\u202e"} & set(left.out + left.err)
+        assert "\\x1b" in left.out + left.err
+    assert run("data", "check", "pictures").out.splitlines()[1] == "1 left out"
+
+
+def draw(path: Path, *_: str) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
+
+
+def test_data_check_tells_what_to_know(run: Run, tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.png", "b.bmp"):
+        draw(tmp_path / "pictures" / name)
+    out = run("data", "check", "pictures").out
+    assert "2 to know of" in out
+    assert "b.png: the same content as a.png" in out
+    assert "b.png: shares its caption file with b.bmp" in out
+    assert len(json.loads(run("data", "check", "pictures", "--json").out)["remarks"]) == 2

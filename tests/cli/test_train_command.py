@@ -117,3 +117,21 @@ def test_a_plan_fetches_nothing(run: Run, tmp_path: Path) -> None:
     assert left.code == 0
     assert "the pictures are not there yet" in left.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_cannot_begin_leaves_nothing(run: Run, pictures: Path, tmp_path: Path) -> None:
+    for path in ("nowhere", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert run("train", "cats", "--set", f"data.path={path}", "--set", "caption.use=filename").code == 1
+        assert not (tmp_path / "runs").exists()
+
+
+def test_captions_that_exist_need_no_torch(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldmkit.cli.missing.find_spec", lambda name: None)
+    options = ("--set", "data.path=pictures", "--set", "caption.use=filename", "--set", "text.use=transformer")
+    left = run("caption", "toy-cats", *options)
+    assert (left.code, left.err) == (0, "")
+    assert (tmp_path / "runs" / "toy-cats" / "captions" / "captions.jsonl").is_file()
+    assert "torch" in run("train-vae", "toy-cats", *options).err

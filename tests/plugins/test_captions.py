@@ -135,3 +135,18 @@ def test_sidecar_undecodable_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(LdmkitError, match="not UTF-8") as caught:
         Sidecar().caption([picture(tmp_path / "a.jpg")])
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "metadata.jsonl"])
+def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
+    """A data set must not have any file of the user's read as a caption; a link to itself is one more link."""
+    (tmp_path / "secret").write_text('{"file_name": "a.jpg", "text": "a secret"}')
+    for target in (tmp_path / "secret", tmp_path / name, tmp_path / "nowhere"):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(LdmkitError, match=f"{name}: a symbolic link, which is not followed"):
+            Sidecar().caption([picture(tmp_path / "a.jpg")])
+        (tmp_path / name).unlink()
+
+
+def test_a_name_that_is_no_utf8_gives_no_caption() -> None:
+    assert Filename().caption(named("caf\udce9.jpg", "cat.jpg")) == [None, "cat"]

@@ -279,3 +279,14 @@ def test_folder_of_another_model(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
     with pytest.raises(LdmkitError, match="is a 'bert', not a CLIP"):
         _ = Clip(model=str(tmp_path)).context_dim
+
+
+def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
+    """transformers would ask on the terminal whether to run it."""
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass Evil: ...\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LdmkitError, match=r"can't read text\.model"):
+        _ = Clip(model=str(tmp_path)).context_dim
+    assert not canary.exists()

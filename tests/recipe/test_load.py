@@ -225,3 +225,27 @@ def test_plugin_files_lie_beside_the_recipe(cats: Path, tmp_path: Path, monkeypa
     assert tomllib.loads(to_toml(recipe))["plugins"] == [str(folder / "jump.py")]
     named = RecipeFile.read(Path("mine/mine.toml"), ["plugins=['other.py']"])
     assert named.plugin_files() == [Path("other.py")]
+
+
+@pytest.mark.parametrize("plugin", ["../x.py", "FOLDER/x.py", "a/../../x.py", "link.py"])
+def test_plugins_outside_the_recipes_folder_are_refused(plugin: str, tmp_path: Path) -> None:
+    """A stranger's recipe has no file of the user's run; named on the command line it is the user's wish."""
+    (tmp_path / "x.py").write_text("raise AssertionError('it was run')")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "link.py").symlink_to(tmp_path / "x.py")
+    path = tmp_path / "mine" / "mine.toml"
+    path.write_text(f"plugins = ['{plugin.replace('FOLDER', str(tmp_path))}']")
+    with pytest.raises(LdmkitError, match="lies outside the recipe's folder"):
+        RecipeFile.read(path)
+    path.write_text("")
+    assert RecipeFile.read(path, [f"plugins=['{tmp_path}/x.py']"]).plugin_files() == [tmp_path / "x.py"]
+
+
+def test_a_home_that_is_nobodys(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("plugins = ['~nosuchuser/x.py']")  # no expansion: a folder of this name beside the recipe
+    with pytest.raises(LdmkitError, match=r"~nosuchuser/x\.py: no such plugin file"):
+        Registry.load(RecipeFile.read(path).plugin_files())
+    path.write_text("")
+    with pytest.raises(LdmkitError, match=r"~nosuchuser/x\.py: no such plugin file"):
+        Registry.load(RecipeFile.read(path, ["plugins=['~nosuchuser/x.py']"]).plugin_files())
