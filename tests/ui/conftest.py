@@ -166,7 +166,7 @@ class Browser:
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """The first true value of `condition`; elements may vanish while it looks."""
-        end, reason = time.monotonic() + 60, ""
+        end, reason = time.monotonic() + 300, ""
         while time.monotonic() < end:
             try:
                 if found := condition():
