@@ -99,7 +99,8 @@ def _damage(checkpoint: Path) -> str | None:
         hashes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return "its manifest cannot be read"
-    if not isinstance(hashes, dict) or hashes.keys() != {path.name for path in checkpoint.iterdir()} - {MANIFEST}:
+    files = {path.name for path in checkpoint.iterdir()} - {MANIFEST}
+    if not isinstance(hashes, dict) or not files <= hashes.keys() or any(Path(name).name != name for name in hashes):
         return "its manifest does not list its files"
     for name, expected in hashes.items():
         file = checkpoint / name
