@@ -16,7 +16,7 @@ from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter
 from ldmkit.run import read_metrics
-from ldmkit.verify import TRAINING_STAGES, cut
+from ldmkit.verify_resume import TRAINING_STAGES, cut
 
 NEVER = 10**9
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tiny_recipe import tiny_recipe
 
-from ldmkit.verify import TRAINING_STAGES, ResumeCheck, cut
+from ldmkit.verify_resume import TRAINING_STAGES, ResumeCheck, cut
 
 
 def main() -> int:

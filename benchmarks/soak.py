@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from tiny_recipe import tiny_recipe
 
-from ldmkit.verify import TRAINING_STAGES, ResumeCheck, cut
+from ldmkit.verify_resume import TRAINING_STAGES, ResumeCheck, cut
 
 WARM_UP = 20.0
 """seconds of a process before its samples count: it is loading"""

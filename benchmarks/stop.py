@@ -19,7 +19,7 @@ from ldmkit.checkpoint import checkpoints
 from ldmkit.pipeline import STAGES
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.run import read_metrics
-from ldmkit.verify import TRAINING_STAGES
+from ldmkit.verify_resume import TRAINING_STAGES
 
 
 def main() -> int:

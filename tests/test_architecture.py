@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "components", "hookspecs", "options", "atomic", "hub", "recipe", "shipped", "randomness", "report"},
     {"models", "data", "diffusion", "weighting", "run", "checkpoint", "plugins", "gate"},
     {"stages", "runtime", "parts"},
-    {"pipeline", "doctor", "verify", "ui"},
+    {"pipeline", "doctor", "verify_resume", "ui"},
     {"cli", "__main__"},
 ]
 STAGES = {"caption", "train_vae", "encode", "train_unet", "train_t2i", "export"}

@@ -18,7 +18,7 @@ COMMANDS = {
     "train-t2i": "ldmkit.cli.train",
     "status": "ldmkit.cli.train",
     "plan": "ldmkit.cli.plan",
-    "verify-resume": "ldmkit.cli.verify",
+    "verify-resume": "ldmkit.cli.verify_resume",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
     "ui": "ldmkit.cli.ui",

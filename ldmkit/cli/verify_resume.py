@@ -14,7 +14,7 @@ from ldmkit.cli.missing import TRAINING, require
 from ldmkit.errors import LdmkitError
 
 if TYPE_CHECKING:
-    from ldmkit.verify import Verdict
+    from ldmkit.verify_resume import Verdict
 
 STAGE_NAMES = ("train-vae", "train-unet", "train-t2i")
 
@@ -46,7 +46,7 @@ def verify_resume(
         raise LdmkitError("ldmkit verify-resume checks one process; start it without a launcher")
     from ldmkit.cli.recipe import open_recipe
     from ldmkit.recipe import RecipeFile, find_recipe
-    from ldmkit.verify import ResumeCheck, cut
+    from ldmkit.verify_resume import ResumeCheck, cut
 
     checked, _ = open_recipe(recipe, overrides)
     plugins = RecipeFile.read(find_recipe(recipe), overrides).plugin_files()

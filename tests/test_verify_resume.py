@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ldmkit.recipe import Recipe, load_recipe
-from ldmkit.verify import PICTURES, ResumeCheck, Verdict, cut
+from ldmkit.verify_resume import PICTURES, ResumeCheck, Verdict, cut
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
