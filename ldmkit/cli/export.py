@@ -114,4 +114,6 @@ def run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
                 f"{folder / 'recipe.json'}: plugins: {plugin} lies in the run itself, and code that comes along with a "
                 "run is not run: move the file elsewhere and correct the path"
             )
+    for plugin in recipe.plugins:
+        click.echo(f"{folder / 'recipe.json'}: runs the plugin {plugin}", err=True)  # before it does
     return folder, recipe

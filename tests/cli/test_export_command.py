@@ -119,6 +119,7 @@ def test_code_that_comes_along_with_a_run_is_not_run(run: Run, exported: list[An
         assert left.code == code, left.err
         assert Path("sprung").exists() == (code == 0)
         assert ("recipe.json: plugins:" in left.err) == (code == 1)
+        assert ("recipe.json: runs the plugin" in left.err) == (code == 0)
 
 
 def test_what_is_no_run(run: Run, tmp_path: Path) -> None:
