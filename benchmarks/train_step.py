@@ -8,6 +8,7 @@ published, and the precision of the others ldmkit's own choice; on a CPU all are
 """
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 # The autoencoder is there to give latents of 4x32x32; the text U-Net is the seed's, parameter for parameter.
 TEMPLATE = """
-plugins = ["{plugin}"]
+plugins = ["random_text.py"]
 
 [data]
 path = "{pictures}"
@@ -82,8 +83,8 @@ def write_inputs(folder: Path, num_pictures: int, batch: int) -> None:
         # Detailed captions mostly fill CLIP's 77 tokens.
         words = rng.integers(0, 2000, rng.integers(60, 100))
         (pictures / f"{i:06d}.txt").write_text(" ".join(f"word{word}" for word in words))
-    plugin = Path(__file__).with_name("random_text.py").resolve()
-    (folder / RECIPE).write_text(TEMPLATE.format(plugin=plugin, pictures=pictures, batch=batch))
+    shutil.copy(Path(__file__).with_name("random_text.py"), folder)  # a recipe runs what lies beside it alone
+    (folder / RECIPE).write_text(TEMPLATE.format(pictures=pictures, batch=batch))
     pipeline = pipeline_of(folder)
     pipeline.run(("caption", "train-vae", "encode"))
     latents = LatentSet(pipeline.run_dir / "latents", pipeline.recipe.latents, seed=0)

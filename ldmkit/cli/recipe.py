@@ -1,6 +1,7 @@
 """`ldmkit recipe`: check, show, new, schema."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Re
     from ldmkit.recipe import RecipeFile, find_recipe
 
     file = RecipeFile.read(find_recipe(name), overrides)
-    for plugin in filter(Path.is_file, file.plugin_files()):
+    tells = os.environ.get("RANK", "0") == "0"  # under a launcher the first process speaks for all
+    for plugin in filter(Path.is_file, file.plugin_files() if tells else []):
         click.echo(f"{file.path}: runs the plugin {plugin}", err=True)  # before it does
     try:
         registry = Registry.load(file.plugin_files())

@@ -60,6 +60,8 @@ def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[B
         for batch in loaded:
             yield to_pixels(batch)
     except (ConnectionError, EOFError) as error:
+        if data.num_workers == 0 or "in DataLoader worker process" in str(error):
+            raise  # a picture's own, as torch passes it on
         # The pipe of a process that was killed this moment. torch raises a RuntimeError that says so wherever the
         # program is when the signal of it comes: here, then, and not in the middle of telling the user.
         time.sleep(1)

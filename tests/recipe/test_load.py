@@ -29,7 +29,7 @@ def test_all_mistakes_come_at_once(cats: Path, registry: Registry) -> None:
         '  [data] crop = "centre" is not allowed (did you mean "center"?): it takes one of "center", "squash" '
         "(`center` keeps the aspect ratio and cuts the longer side, `squash` distorts)",
         '  [export] has the unknown key "seed" (it belongs to the top, before the first [section])',
-        '  [sampler] has the unknown key "eta"; its keys are use, steps, guidance_scale',
+        '  [sampler] has the unknown key "eta"; its keys are use, steps, guidance_scale, spacing',
         '  [vae.losses.kl] has the unknown key "wieght" (did you mean "weight"?)',
     ]
 
