@@ -23,9 +23,10 @@ def lost_process(error: RuntimeError) -> LdmkitError | None:
     """
     told = str(error)
     if "DataLoader worker" in told:
+        first = told.splitlines()[0].rstrip(". ")
         return LdmkitError(
-            f"a process that decodes pictures has ended: {told.splitlines()[0]} Nothing that was saved is lost: run "
-            "the same command again; where memory is short, a lower data.num_workers helps"
+            f"a process that decodes pictures has ended: {first}. Nothing that was saved is lost: run the same command "
+            "again; where memory is short, a lower data.num_workers helps"
         )
     network = type(error).__name__ in ("DistNetworkError", "DistBackendError", "DistStoreError")
     if network or "gloo/transport" in told or "closed by peer" in told or "reset by peer" in told:
