@@ -1,9 +1,15 @@
 """The fuzz targets on a few inputs each, the same every time; `python -m fuzz` takes others and more."""
 
+import json
+
 import pytest
 from hypothesis import HealthCheck, given, settings
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 
 from fuzz.targets import TARGETS
+from ldmkit.runtime.tokenizer import read_tokenizer
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -40,3 +46,16 @@ FOUND = {
 @pytest.mark.parametrize(("name", "data"), [(name, data) for name, found in FOUND.items() for data in found])
 def test_what_was_found(name: str, data: bytes) -> None:
     TARGETS[name].check(data)
+
+
+def test_a_template_of_tokens_that_are_not_there_is_refused() -> None:
+    """The library takes such a tokenizer, and panics over the first text."""
+    tokenizer = Tokenizer(WordLevel({"a": 0, "[end]": 1}, unk_token="a"))
+    tokenizer.post_processor = TemplateProcessing(single="$A [end]", special_tokens=[("[end]", 1)])
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    table = json.loads(tokenizer.to_str())
+    assert read_tokenizer(json.dumps(table).encode(), 8).encode("a").ids[:2] == [0, 1]
+    table["post_processor"]["special_tokens"] = {}
+    with pytest.raises(ValueError, match="no entry found for key"):
+        read_tokenizer(json.dumps(table).encode(), 8)

@@ -46,9 +46,13 @@ def read_tokenizer(data: bytes, max_tokens: int) -> "Tokenizer":
     if growth > MAX_GROWTH:
         raise ValueError("its normalizer or pre_tokenizer could make a text thousands of times longer")
     try:
-        return Tokenizer.from_str(data.decode())
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = Tokenizer.from_str(data.decode())
+        tokenizer.encode("a")  # a template may name tokens that it does not have, over which the library panics
+    except (KeyboardInterrupt, MemoryError, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and its panics are not even that
         raise ValueError(str(error)) from None
+    return tokenizer
 
 
 def _steps(parts: list[Any]) -> Iterator[dict[str, Any]]:
