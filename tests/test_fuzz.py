@@ -1,6 +1,8 @@
 """The fuzz targets on a few inputs each, the same every time; `python -m fuzz` takes others and more."""
 
+import io
 import json
+import zipfile
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +23,14 @@ def test_target(name: str) -> None:
     few(given(target.inputs)(target.check))()
 
 
+def _nameless() -> bytes:
+    """A zip whose only member is called NUL."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        opened.writestr("Q", b"")
+    return buffer.getvalue().replace(b"Q", b"\0")
+
+
 # What fuzzing and the corpus found once: each let something else out than LdmkitError.
 FOUND = {
     "recipe": [
@@ -39,7 +49,12 @@ FOUND = {
     "manifest": [b"[" * 100_000, b"{}", b"9" * 5000],
     "tokenizer": [b"[" * 100_000, b"{}", b"9" * 5000, b"\xff"],
     "picture": [b"", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8L"],
-    "archive": [b"", b"PK\5\6" + bytes(18), b"PK\1\2" + bytes(42) + b"PK\5\6" + bytes(8) + b"\1\0.\0\0\0\0\0\0\0"],
+    "archive": [
+        _nameless(),
+        b"",
+        b"PK\5\6" + bytes(18),
+        b"PK\1\2" + bytes(42) + b"PK\5\6" + bytes(8) + b"\1\0.\0\0\0\0\0\0\0",
+    ],
 }
 
 

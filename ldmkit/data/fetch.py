@@ -148,6 +148,8 @@ def _check_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipIn
         )
     if any(member.header_offset < 0 for member in listed):
         raise zipfile.BadZipFile("its beginning is missing")
+    if not all(member.filename for member in listed):  # zipfile ends a name at its first NUL
+        raise zipfile.BadZipFile("a member has no name")
     wanted = []
     for member in listed:
         name = PurePosixPath(member.filename)
