@@ -25,7 +25,15 @@ PREVIEW = "preview.png"
 GOLDEN = "golden.png"
 CARD = "README.md"
 GRAPHS = (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER)
-FILES = (*GRAPHS, TOKENIZER, PREVIEW, GOLDEN, CARD)
+WEIGHTS = {
+    UNET: "unet.onnx.data",
+    UNET_T2I: "unet_t2i.onnx.data",
+    VAE_DECODER: "vae_decoder.onnx.data",
+    VAE_ENCODER: "vae_encoder.onnx.data",
+    TEXT_ENCODER: "text_encoder.onnx.data",
+}
+"""where the weights of a large graph lie, as ONNX external data"""
+FILES = (*GRAPHS, *WEIGHTS.values(), TOKENIZER, PREVIEW, GOLDEN, CARD)
 """every file that a bundle of this format may hold besides the manifest"""
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -197,6 +205,8 @@ class Manifest(_Frozen):
 
     @model_validator(mode="after")
     def _whole(self) -> "Manifest":
+        if alone := [data for graph, data in WEIGHTS.items() if data in self.files and graph not in self.files]:
+            raise ValueError(f"files lists {alone[0]} without its graph")
         if VAE_DECODER not in self.files:
             raise ValueError(f"files must list {VAE_DECODER}")
         if UNET not in self.files and UNET_T2I not in self.files:

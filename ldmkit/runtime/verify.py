@@ -86,7 +86,7 @@ def _onnx(path: Path) -> tuple[State, str]:
     import onnx
 
     try:
-        onnx.checker.check_model(path.read_bytes(), full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)  # by its path: weights may lie beside it
     except Exception as error:  # the checker's and protobuf's exceptions share no base class below Exception
         raise LdmkitError(f"{path}: onnx {onnx.__version__} refuses it: {error}") from error
     return "ok", f"checked by onnx {onnx.__version__}"

@@ -45,7 +45,7 @@ from ldmkit.runtime.pictures import grid
 from ldmkit.stages import export_networks
 from ldmkit.stages.export_card import model_card
 from ldmkit.stages.export_certify import certify, draw_golden, rounded_bundle
-from ldmkit.stages.export_graph import compare, half_difference, make_graph, serialized
+from ldmkit.stages.export_graph import compare, half_difference, make_graph, save_graph, serialized
 from ldmkit.stages.export_half import rounded_as_on_gpu, to_half, weights_to_half
 from ldmkit.stages.export_networks import Network
 
@@ -181,14 +181,13 @@ def export_bundle(
 def write_graph(path: Path, network: Network, *, precision: Precision, tolerance: float, opset: int) -> GraphEntry:
     """Writes the graph of a network to `path`, compared with torch: in float32, and in float16 where that is asked."""
     model = make_graph(network, opset=opset)
-    data = serialized(model)
-    entry = compare(network, data, name=path.name, tolerance=tolerance)
+    save_graph(model, path)
+    entry = compare(network, path, name=path.name, tolerance=tolerance)
     if precision != "fp32":
         (to_half if precision == "fp16" else weights_to_half)(model)
-        data = serialized(model)
-        tried = serialized(rounded_as_on_gpu(model)) if precision == "fp16" else data
+        save_graph(model, path)
+        tried = serialized(rounded_as_on_gpu(model)) if precision == "fp16" else path
         entry = entry.model_copy(update={"fp16_max_abs_difference": half_difference(network, tried, name=path.name)})
-    path.write_bytes(data)
     return entry
 
 
