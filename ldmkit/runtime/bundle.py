@@ -253,14 +253,20 @@ class Bundle:
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {error}") from error
 
-    def prepare(self, *names: str) -> None:
-        """Begins to open graphs in the background; whoever needs one waits for it, and gets its error.
+    def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
+        """Begins to open, in the background, the graphs that these prompts need, the largest first.
 
-        Only where the CPU draws: which of several sessions gets the GPU first, and warns, is not left to chance.
+        Whoever needs one waits for it, and gets its error. Only where the CPU draws: which of several sessions gets
+        the GPU first, and warns, is not left to chance.
         """
         if self._asked != "cpu" and (self._asked != "auto" or gpu_may_exist()):
             return
-        for name in names:
+        unconditional = not negative_prompt.strip() and self.draws_unconditionally
+        names = [UNET if unconditional and not prompt.strip() else UNET_T2I for prompt in prompts]
+        names += [TEXT_ENCODER] * (UNET_T2I in names) + [VAE_DECODER]
+        import onnxruntime  # noqa: F401 - once here, and not by all threads at once
+
+        for name in dict.fromkeys(names):
             if name in self.manifest.files and name not in self._sessions:
                 Thread(target=self._try, args=(name,), name=f"open {name}").start()
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,35 @@ def test_the_newest_bundle_is_the_default(make_bundle: MakeBundle, tmp_path: Pat
     assert default_bundle(tmp_path / "none", exports) == new
     with pytest.raises(LdmkitError, match=r"there is no bundle in .*--bundle DIR"):
         default_bundle(tmp_path / "none", None)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "negative", "graphs"),
+    [
+        (["", " "], "", {"unet.onnx", "vae_decoder.onnx"}),
+        (["red cat"], "", {"unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"}),
+        ([""], "mat", {"unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"}),
+        (["", "cat"], "", {"unet.onnx", "unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"}),
+    ],
+)
+def test_what_will_be_drawn_tells_which_graphs_are_needed(
+    make_bundle: MakeBundle, prompts: list[str], negative: str, graphs: set[str]
+) -> None:
+    """Drawing itself says whether these are all: it opens no other."""
+    bundle = Bundle.load(make_bundle(), provider="cpu")
+    bundle.prepare(prompts, negative)
+    for thread in threading.enumerate():
+        if thread.name.startswith("open "):
+            thread.join()
+    assert set(bundle._sessions) == graphs
+    bundle.generate(prompts, negative_prompt=negative, steps=1, guidance_scale=2.0)
+    assert set(bundle._sessions) == graphs
+
+
+def test_a_graph_that_could_not_be_prepared_is_told_where_it_is_needed(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    replace_graph(folder, "unet_t2i.onnx", b"not a graph")
+    bundle = Bundle.load(folder, provider="cpu")
+    bundle.prepare(["red cat"])
+    with pytest.raises(LdmkitError, match=r"unet_t2i\.onnx is not an ONNX graph"):
+        bundle.generate("red cat")
