@@ -6,12 +6,15 @@ import shutil
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError as ProtobufError
+from google.protobuf.message import Message
 from hypothesis import strategies as st
 from ldmkit_captions import Sidecar
 from PIL import Image
@@ -25,6 +28,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.plugins import Registry
 from ldmkit.recipe import RecipeFile
 from ldmkit.recipe.template import to_toml
+from ldmkit.runtime.graph import external_files
 from ldmkit.runtime.manifest import read_manifest, write_manifest
 from ldmkit.runtime.tokenizer import read_tokenizer
 
@@ -98,6 +102,36 @@ def tokenizer(data: bytes) -> None:
         assert str(error)
     else:
         assert len(found.ids) == len(found.attention_mask)
+
+
+def graph(data: bytes) -> None:
+    """Of a graph that is taken no file is missed in which onnx's own reader sees weights."""
+    try:
+        found = external_files(data)
+    except ValueError:
+        return
+    try:
+        model = onnx.load_from_string(data)
+    except ProtobufError:
+        return
+    for tensor in _tensors(model):
+        if tensor.external_data:
+            entries = [(_raw(entry.key), _raw(entry.value)) for entry in tensor.external_data]
+            assert ({value for key, value in entries if key == b"location"} or {b""}) <= found
+
+
+def _raw(text: str | bytes) -> bytes:
+    """protobuf gives the bytes of text that is not UTF-8."""
+    return text if isinstance(text, bytes) else text.encode()
+
+
+def _tensors(message: Message) -> Iterator[Any]:
+    if isinstance(message, onnx.TensorProto):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if field.is_repeated else [value]:
+                yield from _tensors(inner)
 
 
 def captions(data: bytes) -> None:
@@ -192,6 +226,23 @@ def _zips() -> list[bytes]:
     return found
 
 
+def _graphs() -> list[bytes]:
+    """A graph with weights in other files, wherever ONNX may have them."""
+    weight = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", "8")):
+        weight.external_data.add(key=key, value=value)
+    inner = onnx.GraphProto(name="branch", initializer=[weight])
+    nodes = [
+        onnx.helper.make_node("Constant", [], ["c"], value=weight),
+        onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner),
+    ]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [weight]))
+    model.graph.sparse_initializer.add().values.CopyFrom(weight)
+    model.functions.add(name="f").node.append(nodes[0])
+    plain = onnx.helper.make_graph([nodes[1]], "g", [], [], [onnx.helper.make_tensor("v", 1, [2], [1.0, 2.0])])
+    return [model.SerializeToString(), onnx.helper.make_model(plain).SerializeToString()]
+
+
 def _targets() -> dict[str, Target]:
     recipes = [path.read_bytes() for path in sorted((REPOSITORY / "recipes").glob("*.toml"))]
     bundle = REPOSITORY / "exports" / "toy-cats"
@@ -204,6 +255,7 @@ def _targets() -> dict[str, Target]:
         "override": Target(spoilt(sets, words), override),
         "manifest": Target(spoilt([(bundle / "manifest.json").read_bytes()]), manifest),
         "tokenizer": Target(spoilt([(bundle / "tokenizer.json").read_bytes()]), tokenizer),
+        "graph": Target(spoilt(_graphs(), [b"location", b"weights.bin", b"\x6a", b"\x6a\x02"]), graph),
         "captions": Target(spoilt([rows, table, b"a cat\n"]), captions),
         "picture": Target(spoilt(_pictures()), picture),
         "archive": Target(spoilt(_zips()), archive),

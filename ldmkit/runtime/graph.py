@@ -65,9 +65,10 @@ def _fields(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, i
         elif kind in (1, 5):
             position += 8 if kind == 1 else 4
         elif kind == 2:
-            length, position = _varint(data, position, end)
-            yield key >> 3, position, position + length
-            position += length
+            length, first = _varint(data, position, end)
+            position = first + length
+            if position <= end:
+                yield key >> 3, first, position
         else:
             raise ValueError(f"a field of the unknown kind {kind} at byte {position}")
         if position > end:
