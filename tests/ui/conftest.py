@@ -29,6 +29,8 @@ DEFAULTS = {
     "steps": 2,
     "guidance": 2.0,
     "sampler": "ddim",
+    "width": 64,
+    "height": 64,
     "count": 1,
 }
 """what the page sends to draw, in its order"""
