@@ -24,10 +24,9 @@ class Line:
         """the first is in work"""
         self._moved = threading.Condition()
 
-    @property
-    def busy(self) -> bool:
-        """Whether a drawing is in work."""
-        return bool(self._line)
+    def __len__(self) -> int:
+        """How many are in work and wait."""
+        return len(self._line)
 
     @contextmanager
     def turn(self, stop: threading.Event, tell: Callable[[int], None]) -> Iterator[None]:

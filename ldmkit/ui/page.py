@@ -36,18 +36,13 @@ class Page:
         self.samplers = Registry.load().names("sampler")
         self.shown = {name: shown_of(bundle) for name, bundle in bundles.items()}
         self.sessions = Sessions()
-        self._line = Line()
+        self.line = Line()
         self._in_memory: str | None = None
         """name of the bundle whose graphs are open"""
         first = next(iter(self.shown.values()))
         with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False) as self.app:
             self.on = Layout(list(self.bundles), first, self.samplers)
             self._connect()
-
-    @property
-    def drawing(self) -> bool:
-        """Whether a drawing is in work."""
-        return self._line.busy
 
     def num_inputs(self) -> dict[int, int]:
         """Number of each event that reaches the server -> how many values it takes."""
@@ -138,7 +133,7 @@ class Page:
                 asked,
                 folder=self.folder,
                 stop=stop,
-                line=self._line,
+                line=self.line,
                 on_turn=lambda: self._keep_open(bundle),
             ):
                 updates: Updates = {self.on.live: live_html(progress)}

@@ -57,7 +57,7 @@ def copy_bundle(folder: Path, change: Callable[[dict[str, Any]], None]) -> Bundl
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """`toy-cats`, which has previews, and `wordless`, which has neither text nor previews and a hostile card."""
+    """`toy-cats`, which has previews, and `wordless`: no text, no previews, one size, a hostile card."""
     exports = tmp_path_factory.mktemp("exports")
 
     def with_previews(manifest: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
             for table in ("files", "graphs", "trajectories"):
                 manifest.get(table, {}).pop(name, None)
         manifest |= {"name": "wordless", "text": None, "golden": None, "examples": []}
-        manifest["latent"]["rgb"] = None
+        manifest["latent"] |= {"rgb": None, "multiple": None}
 
     return {
         "toy-cats": copy_bundle(exports / "toy-cats", with_previews),
@@ -142,6 +142,17 @@ class Forger:
                         return Answer(200, message["output"].get("error", ""))
         raise AssertionError("the stream ended before the drawing did")
 
+    def stop(self, session: str) -> None:
+        """As that session's page would."""
+        self.post("run/predict", data=[], fn_index=self.number("stop"), session_hash=session)
+
+    def until_in_line(self, count: int) -> None:
+        """Waits until so many drawings are in work and wait."""
+        end = time.monotonic() + 300
+        while len(self.server.page.line) != count:
+            assert time.monotonic() < end, f"{len(self.server.page.line)} drawings, and not {count}"
+            time.sleep(0.02)
+
 
 @pytest.fixture
 def forger(client: httpx.Client, server: Running) -> Forger:
@@ -201,6 +212,11 @@ class Browser:
     def pictures(self) -> list[str]:
         """Addresses of the gallery's pictures, in its order."""
         return [str(image.get_attribute("src")) for image in self.all("#gallery .grid-container img")]
+
+    def choose(self, selector: str, text: str) -> None:
+        """Takes what has `text` in it from a list that opens."""
+        self.press(selector)
+        self.until(lambda: [each for each in self.all("[role=option]") if text in each.text])[0].click()
 
     def busy(self) -> bool:
         return self.one("#stop").is_enabled()
