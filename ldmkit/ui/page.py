@@ -40,7 +40,7 @@ class Page:
         self._in_memory: str | None = None
         """name of the bundle whose graphs are open"""
         first = next(iter(self.shown.values()))
-        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False) as self.app:
+        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False, fill_width=True) as self.app:
             self.on = Layout(list(self.bundles), first, self.samplers)
             self._connect()
 

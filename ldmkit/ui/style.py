@@ -39,10 +39,11 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container .prose { color: var(--body-text-color); }
 #header .html-container, #live .html-container, #details .html-container { padding: 0; }
-#top { align-items: flex-end; }
+#top { align-items: flex-end; flex-wrap: wrap; }
+#header { flex: 1 1 220px; min-width: 220px !important; }
 #header h1 { font-size: 1.5rem; margin: 0; }
 #header p { color: var(--body-text-color-subdued); margin: 0.15rem 0 0; }
-#bundle { flex: 0 1 260px; }
+#top .form { flex: 0 1 260px !important; min-width: 220px !important; }
 
 #columns { gap: 24px; }
 #columns > *, #controls > * { min-width: 0 !important; }
@@ -75,7 +76,7 @@ CSS = """
 }
 #dice:hover::before, #dice:focus-visible::before { background: var(--color-accent); }
 
-.gradio-container button:focus-visible, .gradio-container summary:focus-visible, .gradio-container a:focus-visible {
+.gradio-container :is(button, summary, a, input[type=range]):focus-visible {
   outline: 2px solid var(--color-accent); outline-offset: 2px;
 }
 
@@ -117,7 +118,7 @@ CSS = """
 #card table { display: block; overflow-x: auto; }
 #card pre { overflow-x: auto; }
 
-@media (max-width: 860px) {
+@media (max-width: 900px) {
   #controls { display: contents; }
   #ask, #pictures, #more { flex: 1 1 100% !important; max-width: 100%; }
   #ask { order: 1; } #pictures { order: 2; } #more { order: 3; }

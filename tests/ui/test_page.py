@@ -161,6 +161,8 @@ def test_the_keyboard_is_enough(browser: Any) -> None:
     keys.key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
     keys.key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
     browser.drawn(8)
+    tab_to('type="range"')
+    assert browser.driver.switch_to.active_element.value_of_css_property("outline-style") == "solid"
     tab_to('aria-label="Thumbnail 2 of 8"')
     keys.send_keys(Keys.ENTER).perform()
     browser.until(lambda: PROMPT in browser.one("#details").text)
@@ -265,9 +267,10 @@ def test_nothing_is_loaded_from_elsewhere(browser: Any) -> None:
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.mark.parametrize("width", [390, 768])
+@pytest.mark.parametrize("width", [390, 901], ids=["one column", "two"])
 def test_nothing_sticks_out_sideways(browser: Any, width: int) -> None:
     browser.open(width=width)
+    assert (browser.one("#pictures").rect["x"] > browser.one("#draw").rect["x"]) == (width > 900)
     browser.write("#prompt textarea", PROMPT, end=Keys.ENTER)
     browser.drawn(4)
     browser.all(THUMBNAILS)[0].click()
