@@ -215,6 +215,8 @@ class Manifest(_Frozen):
             missing = [name for name in (TEXT_ENCODER, TOKENIZER) if name not in self.files]
             if missing or self.text is None:
                 raise ValueError(f"{UNET_T2I} needs {', '.join([*missing, *(['text'] if self.text is None else [])])}")
+        if self.picture_size % self.latent.height:
+            raise ValueError("picture_size must be a multiple of latent.height")
         if self.golden is not None and GOLDEN not in self.files:
             raise ValueError(f"files must list {GOLDEN}, which golden describes")
         return self

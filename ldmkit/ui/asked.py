@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime.manifest import Manifest
 
 MAX_PICTURES = 16
 MAX_STEPS = 200
@@ -25,11 +26,28 @@ class Asked:
     steps: int
     guidance_scale: float
     sampler: str
+    width: int
+    height: int
     count: int
 
 
-def check_asked(values: Mapping[str, Any], samplers: Sequence[str]) -> Asked:
-    """The settings in `values`, raw JSON by the names of `Asked`. Raises LdmkitError for one that is not allowed."""
+def sides_of(manifest: Manifest) -> range:
+    """Widths, and heights, in pixels: those that the graphs take, from half to twice what they were trained at.
+
+    Farther from that a U-Net draws poorly, and at several times the cost.
+    """
+    usual, latent = manifest.picture_size, manifest.latent
+    if latent.multiple is None:
+        return range(usual, usual + 1)
+    step = usual // latent.height * latent.multiple
+    return range(-(-usual // (2 * step)) * step, 2 * usual + 1, step)
+
+
+def check_asked(values: Mapping[str, Any], samplers: Sequence[str], sides: range) -> Asked:
+    """The settings in `values`, raw JSON by the names of `Asked`. Raises LdmkitError for one that is not allowed.
+
+    `sides`: what `width` and `height` may be.
+    """
     sampler = values["sampler"]
     if not isinstance(sampler, str) or sampler not in samplers:
         raise LdmkitError(f"The sampler must be one of {', '.join(samplers)}.")
@@ -40,6 +58,8 @@ def check_asked(values: Mapping[str, Any], samplers: Sequence[str]) -> Asked:
         steps=_whole(values, "steps", "number of steps", 1, MAX_STEPS),
         guidance_scale=_number(values, "guidance_scale", "guidance", 0.0, MAX_GUIDANCE),
         sampler=sampler,
+        width=_side(values, "width", sides),
+        height=_side(values, "height", sides),
         count=_whole(values, "count", "number of pictures", 1, MAX_PICTURES),
     )
 
@@ -62,6 +82,13 @@ def _number(values: Mapping[str, Any], key: str, what: str, least: float, most: 
     if not least <= number <= most:
         raise LdmkitError(f"The {what} is {number:g}; it must be from {least:g} to {most:g}.")
     return float(number)
+
+
+def _side(values: Mapping[str, Any], key: str, sides: range) -> int:
+    side = _whole(values, key, key, sides[0], sides[-1])
+    if side not in sides:
+        raise LdmkitError(f"The {key} is {side}; it must be a multiple of {sides.step}.")
+    return side
 
 
 def _whole(values: Mapping[str, Any], key: str, what: str, least: int, most: int) -> int:

@@ -17,6 +17,7 @@ from ldmkit.runtime.pictures import metadata_of, slug, write_png
 from ldmkit.runtime.providers import ProviderWarning
 from ldmkit.runtime.request import Plan, each_prompt, make_plan
 from ldmkit.ui.asked import Asked
+from ldmkit.ui.line import Line, Stopped
 
 TOGETHER = 4
 """pictures of one batch: the first four are shown while the next four are drawn"""
@@ -35,19 +36,23 @@ class Progress:
     """of the pictures in work; empty where the bundle has no map for them"""
     pictures: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-
-class _Stopped(BaseException):
-    """Leaves the sampler; no error, so that nothing on the way takes it for one."""
+    ahead: int = 0
+    """drawings that come first, while it waits for its turn"""
 
 
 def draw(
-    bundle: Bundle, asked: Asked, *, folder: Path, stop: threading.Event, alone: threading.Lock
+    bundle: Bundle,
+    asked: Asked,
+    *,
+    folder: Path,
+    stop: threading.Event,
+    line: Line,
+    on_turn: Callable[[], None],
 ) -> Iterator[Progress]:
     """Draws what was asked for into PNG files in `folder`; ends early, after the step in work, once `stop` is set.
 
-    Whoever leaves this iterator before its end stops the drawing as well. `alone` is held while it draws, so that two
-    of them do not share the processor. Raises LdmkitError where the bundle refuses the settings, before it draws.
+    Whoever leaves this iterator before its end stops the drawing as well. It waits in `line` for its turn, and calls
+    `on_turn` when that has come. Raises LdmkitError where the bundle refuses the settings, or too many wait.
     """
     plan = make_plan(
         bundle,
@@ -56,15 +61,17 @@ def draw(
         guidance_scale=asked.guidance_scale,
         sampler=asked.sampler,
         negative_prompt=asked.negative_prompt,
+        size=(asked.width, asked.height),
     )
     news: queue.SimpleQueue[Progress | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            with alone:
+            with line.turn(stop, lambda ahead: news.put(Progress(0, 0, ahead=ahead))):
+                on_turn()
                 _draw_batches(bundle, plan, folder, stop, news.put)
             news.put(None)
-        except _Stopped:
+        except Stopped:
             news.put(None)
         except BaseException as error:  # raised again where the iterator is read
             news.put(error)
@@ -82,7 +89,7 @@ def draw(
 def _draw_batches(
     bundle: Bundle, plan: Plan, folder: Path, stop: threading.Event, tell: Callable[[Progress], None]
 ) -> None:
-    """Raises _Stopped soon after `stop` is set."""
+    """Raises Stopped soon after `stop` is set."""
     batches = [plan.wanted[k : k + TOGETHER] for k in range(0, len(plan.wanted), TOGETHER)]
     kinds = (PromptCutWarning, ProviderWarning)
     done = total = 0
@@ -92,7 +99,7 @@ def _draw_batches(
         def on_step(step: Step, index: int = index) -> None:
             nonlocal done, total, told
             if stop.is_set():
-                raise _Stopped
+                raise Stopped
             # Later batches may be smaller, never slower: each takes as many calls.
             done, total = index * step.total + step.done, len(batches) * step.total
             if time.monotonic() - told >= PREVIEW_EVERY:
@@ -100,8 +107,8 @@ def _draw_batches(
                 told = time.monotonic()
 
         if stop.is_set():
-            raise _Stopped
-        with warnings.catch_warnings(record=True) as caught:  # `alone` is held, as the filters are the process's
+            raise Stopped
+        with warnings.catch_warnings(record=True) as caught:  # in its turn alone, as the filters are the process's
             for kind in kinds:
                 warnings.simplefilter("always", kind)
             pictures = generate.draw(bundle, replace(plan, wanted=batch), batch_size=TOGETHER, on_step=on_step)

@@ -1,6 +1,7 @@
 """What stands where on the page. The widgets hold the same limits as the server, which trusts none of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 
@@ -38,7 +39,7 @@ class Layout:
                     height="auto",
                     object_fit="contain",
                     interactive=False,
-                    buttons=["download", "fullscreen"],
+                    buttons=["fullscreen"],  # the download stands below, beside the settings
                     elem_id="gallery",
                 )
                 with gr.Column(elem_id="chosen", visible=False) as self.chosen:
@@ -52,7 +53,7 @@ class Layout:
     def _build_ask(self, shown: Shown) -> None:
         self.prompt = gr.Textbox(
             label="Prompt",
-            placeholder="Empty: whatever comes to its mind",
+            placeholder="Empty: whatever it likes",
             lines=1,  # with one line Enter submits, and the field still grows with its text
             max_lines=6,
             max_length=limits.MAX_PROMPT,
@@ -96,3 +97,18 @@ class Layout:
                 elem_id="guidance",
             )
             self.sampler = gr.Dropdown(list(samplers), value=shown.defaults.sampler, label="Sampler", elem_id="sampler")
+            with gr.Row():
+                self.width, self.height = (
+                    gr.Dropdown(label=label, min_width=120, elem_id=label.lower(), **side_of(shown))
+                    for label in ("Width", "Height")
+                )
+
+
+def side_of(shown: Shown) -> dict[str, Any]:
+    """For the field of a width or a height: what it offers, hidden where the bundle draws one size only."""
+    return {
+        "choices": list(shown.sides),
+        "value": shown.picture_size,
+        "info": f"Trained at {shown.picture_size}.",
+        "visible": len(shown.sides) > 1,
+    }

@@ -16,6 +16,7 @@ LABELS = {
     "steps": "Steps",
     "guidance": "Guidance",
     "sampler": "Sampler",
+    "size": "Size",
     "bundle": "Bundle",
     "provider": "Drawn on",
 }
@@ -26,6 +27,9 @@ def live_html(progress: Progress | None = None, *, notes: Sequence[str] = ()) ->
     """Progress and previews of the pictures in work, or the notes of a drawing that ended."""
     if progress is None:
         return "".join(f'<p class="note" role="status">{escape(note)}</p>' for note in notes)
+    if progress.ahead:
+        others = "1 drawing is" if progress.ahead == 1 else f"{progress.ahead} drawings are"
+        return f'<div class="work"><p class="note" role="status">Waiting: {others} before this one.</p></div>'
     if progress.total:
         bar = f'<progress aria-label="Drawing" value="{progress.done}" max="{progress.total}"></progress>'
         percent = f"{100 * progress.done // progress.total} %"

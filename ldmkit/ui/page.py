@@ -14,13 +14,14 @@ from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.ui.asked import MAX_SEED, check_asked
 from ldmkit.ui.drawing import Progress, draw
-from ldmkit.ui.layout import Layout
+from ldmkit.ui.layout import Layout, side_of
+from ldmkit.ui.line import Line
 from ldmkit.ui.live import live_html, settings_html
-from ldmkit.ui.sessions import Sessions
+from ldmkit.ui.sessions import Session, Sessions
 from ldmkit.ui.shown import shown_of
 
-MAX_WAITING = 8
-"""drawings in the queue; one more is refused"""
+CLOSE_PICTURE = "() => document.querySelector('#gallery button[aria-label=Close]')?.click()"
+"""a picture that is shown large would hide the new ones, and an update to no selected picture never leaves Gradio"""
 
 Updates = dict[Any, Any]
 """component -> its new value"""
@@ -35,18 +36,13 @@ class Page:
         self.samplers = Registry.load().names("sampler")
         self.shown = {name: shown_of(bundle) for name, bundle in bundles.items()}
         self.sessions = Sessions()
-        self._alone = threading.Lock()
+        self.line = Line()
         self._in_memory: str | None = None
         """name of the bundle whose graphs are open"""
         first = next(iter(self.shown.values()))
-        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False) as self.app:
+        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False, fill_width=True) as self.app:
             self.on = Layout(list(self.bundles), first, self.samplers)
             self._connect()
-
-    @property
-    def drawing(self) -> bool:
-        """Whether a drawing is in work."""
-        return self._alone.locked()
 
     def num_inputs(self) -> dict[int, int]:
         """Number of each event that reaches the server -> how many values it takes."""
@@ -62,25 +58,32 @@ class Page:
             self.on.steps,
             self.on.guidance,
             self.on.sampler,
+            self.on.width,
+            self.on.height,
             self.on.count,
         ]
         shown = [self.on.header, self.on.card, self.on.prompt, self.on.negative, *self.on.examples]
-        defaults = [self.on.steps, self.on.guidance, self.on.sampler]
+        defaults = [self.on.steps, self.on.guidance, self.on.sampler, self.on.width, self.on.height]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        begin = [self.on.draw_button.click, self.on.prompt.submit, self.on.negative.submit, self.on.seed.submit]
+        gr.on(begin, None, js=CLOSE_PICTURE)
         gr.on(
-            [self.on.draw_button.click, self.on.prompt.submit, self.on.negative.submit, self.on.seed.submit],
+            begin,
             self.draw,
             settings,
             [self.on.live, self.on.gallery, self.on.stop_button],
             preprocess=False,
-            concurrency_limit=1,
+            concurrency_limit=None,  # they wait in a line of our own, which tells how long it is and can be left
             trigger_mode="once",
             show_progress="hidden",
             api_visibility="private",
         )
         self.on.stop_button.click(self.stop, None, self.on.stop_button, **quick)
         self.on.gallery.select(self.select, None, [self.on.chosen, self.on.details, self.on.download], **quick)
-        self.on.again_button.click(self.again, None, [*dict.fromkeys([*settings, *shown])], **quick)
+        self.on.gallery.preview_close(self.close, None, [self.on.chosen], **quick)
+        self.on.again_button.click(self.again, None, [*dict.fromkeys([*settings, *shown])], **quick).then(
+            None, js="() => document.querySelector('#draw').focus()"
+        )
         self.on.bundle.input(self.choose, self.on.bundle, [*shown, *defaults], preprocess=False, **quick)
         self.on.dice.click(None, None, self.on.seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})")
         for example in self.on.examples:
@@ -96,13 +99,17 @@ class Page:
         steps: Any,
         guidance: Any,
         sampler: Any,
+        width: Any,
+        height: Any,
         count: Any,
         request: gr.Request,
     ) -> Iterator[Updates]:
         """Previews and pictures as they come."""
         session = self.sessions.get(request.session_hash)
+        session.stop.set()  # one drawing a page
         session.stop = stop = threading.Event()
         try:
+            opened = self._named(bundle)
             asked = check_asked(
                 {
                     "prompt": prompt,
@@ -111,21 +118,30 @@ class Page:
                     "steps": steps,
                     "guidance_scale": guidance,
                     "sampler": sampler,
+                    "width": width,
+                    "height": height,
                     "count": count,
                 },
                 self.samplers,
+                self.shown[bundle].sides,
             )
-            opened = self._open(bundle)
             yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: _enabled(True)}
             drawn: list[Path] = []
             notes: list[str] = []
-            for progress in draw(opened, asked, folder=self.folder, stop=stop, alone=self._alone):
+            for progress in draw(
+                opened,
+                asked,
+                folder=self.folder,
+                stop=stop,
+                line=self.line,
+                on_turn=lambda: self._keep_open(bundle),
+            ):
                 updates: Updates = {self.on.live: live_html(progress)}
                 notes += progress.warnings
                 if progress.pictures:
                     drawn += [self._into_cache(path) for path in progress.pictures]
                     self.sessions.add(session, drawn)
-                    updates[self.on.gallery] = session.pictures
+                    updates[self.on.gallery] = self._gallery(session)
                 yield updates
             if len(drawn) < asked.count:
                 notes.append(f"Stopped: {len(drawn)} of {asked.count} pictures were finished.")
@@ -145,14 +161,29 @@ class Page:
         """The page was closed."""
         self.sessions.get(request.session_hash).stop.set()
 
+    def _gallery(self, session: Session) -> Any:
+        """The pictures; the one that is shown large stays so, though others come before it."""
+        if session.selected not in session.pictures:
+            return session.pictures
+        return gr.update(value=session.pictures, selected_index=session.pictures.index(session.selected))
+
+    def close(self, request: gr.Request) -> Updates:
+        """No picture is shown large any more."""
+        self.sessions.get(request.session_hash).selected = None
+        return {self.on.chosen: gr.update(visible=False)}
+
     def select(self, event: gr.EventData, request: gr.Request) -> Updates:
         """Shows the settings of a picture, as its file holds them."""
         session = self.sessions.get(request.session_hash)
-        # gr.SelectData would read these too, and fail where a request leaves them out.
-        index = event._data.get("index") if isinstance(event._data, dict) else None
-        if not isinstance(index, int) or not 0 <= index < len(session.pictures):
+        # By its path, as its number is another once more pictures have come. gr.SelectData would fail where a request
+        # leaves something out.
+        try:
+            chosen = event._data["value"]["image"]["path"]
+        except (KeyError, TypeError):
+            chosen = None
+        if chosen not in map(str, session.pictures):
             raise gr.Error("This picture is not here any more.", print_exception=False)
-        session.selected = session.pictures[index]
+        session.selected = Path(chosen)
         return {
             self.on.chosen: gr.update(visible=True),
             self.on.details: settings_html(read_settings(session.selected)),
@@ -165,6 +196,7 @@ class Page:
         if session.selected is None or not session.selected.is_file():
             raise gr.Error("Select a picture first.", print_exception=False)
         found = read_settings(session.selected)
+        width, height = found["size"].split(" x ")
         (bundle,) = [name for name, each in self.bundles.items() if each.sha256 == found["bundle_sha256"]][:1]
         return self._show(bundle) | {
             self.on.bundle: bundle,
@@ -174,6 +206,8 @@ class Page:
             self.on.steps: int(found["steps"]),
             self.on.guidance: float(found["guidance"]),
             self.on.sampler: _sampler(found["sampler"]),
+            self.on.width: gr.update(**side_of(self.shown[bundle]) | {"value": int(width)}),
+            self.on.height: gr.update(**side_of(self.shown[bundle]) | {"value": int(height)}),
             self.on.count: 1,
         }
 
@@ -187,6 +221,8 @@ class Page:
             self.on.steps: defaults.steps,
             self.on.guidance: defaults.guidance_scale,
             self.on.sampler: defaults.sampler,
+            self.on.width: gr.update(**side_of(self.shown[name])),
+            self.on.height: gr.update(**side_of(self.shown[name])),
         }
 
     def _show(self, name: str) -> Updates:
@@ -209,14 +245,11 @@ class Page:
             raise LdmkitError("There is no such bundle.")
         return self.bundles[name]
 
-    def _open(self, name: Any) -> Bundle:
-        """The bundle to draw with; the graphs of the one before are let go."""
-        bundle = self._named(name)
-        with self._alone:
-            if self._in_memory is not None and self._in_memory != name:
-                self.bundles[self._in_memory].close()
-            self._in_memory = name
-        return bundle
+    def _keep_open(self, name: str) -> None:
+        """Lets the graphs of another bundle go, as one alone is kept in memory."""
+        if self._in_memory is not None and self._in_memory != name:
+            self.bundles[self._in_memory].close()
+        self._in_memory = name
 
     def _into_cache(self, path: Path) -> Path:
         """Moves a picture to where Gradio serves files from: it would copy it there."""
@@ -234,9 +267,10 @@ class Page:
 
 
 def read_settings(path: Path) -> dict[str, str]:
-    """The text metadata of a PNG that this server wrote."""
+    """The text metadata of a PNG that this server wrote, and its size."""
     with Image.open(path) as image:
-        return {key: str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
+        text: dict[str, str] = image.text  # type: ignore[attr-defined] # a PNG's alone, and Image has none
+        return {**text, "size": f"{image.width} x {image.height}"}
 
 
 def _sampler(text: str) -> str:

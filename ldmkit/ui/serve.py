@@ -31,6 +31,10 @@ TRIED_PORTS = 20
 """from the default on, where no port was asked for"""
 
 
+MAX_JOINING = 32
+"""events that Gradio has taken and not begun, a moment each: drawings wait in a line of the page's own"""
+
+
 @dataclass
 class Running:
     """A server at work."""
@@ -107,11 +111,11 @@ async def _build(bundles: Mapping[str, Bundle], folder: Path) -> tuple["Page", "
     import gradio as gr
     from fastapi import FastAPI
 
-    from ldmkit.ui.page import MAX_WAITING, Page
+    from ldmkit.ui.page import Page
     from ldmkit.ui.style import CSS, theme
 
     page = Page(bundles, folder)
-    page.app.queue(max_size=MAX_WAITING, api_open=False)
+    page.app.queue(max_size=MAX_JOINING, api_open=False)
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page.app,

@@ -5,6 +5,7 @@ from html import escape
 
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import Defaults
+from ldmkit.ui.asked import sides_of
 from ldmkit.ui.card import card_html
 
 NUM_EXAMPLES = 4
@@ -23,6 +24,10 @@ class Shown:
     examples: tuple[str, ...]
     """NUM_EXAMPLES prompts, "" where there are fewer"""
     defaults: Defaults
+    picture_size: int
+    """pixels, width and height, unless asked for otherwise"""
+    sides: range
+    """that may be asked for"""
 
 
 def shown_of(bundle: Bundle) -> Shown:
@@ -37,4 +42,6 @@ def shown_of(bundle: Bundle) -> Shown:
         draws_text=bundle.draws_text,
         examples=(*examples, *[""] * (NUM_EXAMPLES - len(examples))),
         defaults=manifest.defaults,
+        picture_size=manifest.picture_size,
+        sides=sides_of(manifest),
     )

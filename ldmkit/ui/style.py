@@ -39,10 +39,11 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container .prose { color: var(--body-text-color); }
 #header .html-container, #live .html-container, #details .html-container { padding: 0; }
-#top { align-items: flex-end; }
+#top { align-items: flex-end; flex-wrap: wrap; }
+#header { flex: 1 1 220px; min-width: 220px !important; }
 #header h1 { font-size: 1.5rem; margin: 0; }
 #header p { color: var(--body-text-color-subdued); margin: 0.15rem 0 0; }
-#bundle { flex: 0 1 260px; }
+#top .form { flex: 0 1 260px !important; min-width: 220px !important; }
 
 #columns { gap: 24px; }
 #columns > *, #controls > * { min-width: 0 !important; }
@@ -53,14 +54,15 @@ CSS = """
 
 #examples { flex-wrap: wrap; gap: 6px; }
 .example {
-  flex: 0 1 auto !important; min-width: 0 !important; max-width: 100%; display: block !important;
-  overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: left;
-  padding: 3px 10px !important; border-radius: 999px !important; font-weight: 400 !important;
+  flex: 0 1 auto !important; min-width: 0 !important; max-width: 100%; display: -webkit-box !important;
+  -webkit-box-orient: vertical; -webkit-line-clamp: 2; overflow: hidden; overflow-wrap: anywhere; text-align: left;
+  padding: 3px 12px !important; border-radius: 14px !important; font-weight: 400 !important; line-height: 1.35;
   font-size: 0.8rem !important; color: var(--body-text-color-subdued) !important;
   background: transparent !important; border: 1px solid var(--border-color-primary) !important;
 }
 .example:hover { color: var(--body-text-color) !important; border-color: var(--color-accent) !important; }
 
+.dark #controls input[type=range] { --neutral-200: var(--border-color-primary); }
 #seed-row { position: relative; }
 #seed input { padding-right: 52px; appearance: textfield; }
 #seed input::-webkit-inner-spin-button { display: none; }
@@ -74,7 +76,7 @@ CSS = """
 }
 #dice:hover::before, #dice:focus-visible::before { background: var(--color-accent); }
 
-.gradio-container button:focus-visible, .gradio-container summary:focus-visible, .gradio-container a:focus-visible {
+.gradio-container :is(button, summary, a, input[type=range]):focus-visible {
   outline: 2px solid var(--color-accent); outline-offset: 2px;
 }
 
@@ -105,7 +107,8 @@ CSS = """
 
 #chosen { gap: 12px; padding: 14px 16px; border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-lg); background: var(--block-background-fill); }
-#chosen button { flex: 0 1 auto; }
+#chosen .row { flex-wrap: nowrap; gap: 10px; }
+#chosen button { flex: 0 1 auto; min-width: 0 !important; }
 #details dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; font-size: 0.9rem; }
 #details dt { color: var(--body-text-color-subdued); }
 #details dd { margin: 0; overflow-wrap: anywhere; }
@@ -115,11 +118,12 @@ CSS = """
 #card table { display: block; overflow-x: auto; }
 #card pre { overflow-x: auto; }
 
-@media (max-width: 860px) {
+@media (max-width: 900px) {
   #controls { display: contents; }
   #ask, #pictures, #more { flex: 1 1 100% !important; max-width: 100%; }
   #ask { order: 1; } #pictures { order: 2; } #more { order: 3; }
   #columns { gap: 16px; }
+  #chosen button { flex: 1 1 auto; padding: 8px; }
   #gallery .gallery-container, #gallery .empty { min-height: 320px; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }

@@ -1,8 +1,7 @@
-"""A page served in this process, and Chromium to look at it."""
+"""A page served in this process."""
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import file_entry
 from ldmkit.ui.serve import Running, running
+from tests.ui.browser import Browser, chromium_is_here, start_chromium
 
 SHIPPED = Path(__file__).parents[2] / "exports" / "toy-cats"
 DEFAULTS = {
@@ -29,6 +25,8 @@ DEFAULTS = {
     "steps": 2,
     "guidance": 2.0,
     "sampler": "ddim",
+    "width": 64,
+    "height": 64,
     "count": 1,
 }
 """what the page sends to draw, in its order"""
@@ -55,7 +53,7 @@ def copy_bundle(folder: Path, change: Callable[[dict[str, Any]], None]) -> Bundl
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """`toy-cats`, which has previews, and `wordless`, which has neither text nor previews and a hostile card."""
+    """`toy-cats`, which has previews, and `wordless`: no text, no previews, one size, a hostile card."""
     exports = tmp_path_factory.mktemp("exports")
 
     def with_previews(manifest: dict[str, Any]) -> None:
@@ -72,7 +70,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
             for table in ("files", "graphs", "trajectories"):
                 manifest.get(table, {}).pop(name, None)
         manifest |= {"name": "wordless", "text": None, "golden": None, "examples": []}
-        manifest["latent"]["rgb"] = None
+        manifest["latent"] |= {"rgb": None, "multiple": None}
 
     return {
         "toy-cats": copy_bundle(exports / "toy-cats", with_previews),
@@ -140,102 +138,29 @@ class Forger:
                         return Answer(200, message["output"].get("error", ""))
         raise AssertionError("the stream ended before the drawing did")
 
+    def stop(self, session: str) -> None:
+        """As that session's page would."""
+        self.post("run/predict", data=[], fn_index=self.number("stop"), session_hash=session)
+
+    def until_in_line(self, count: int) -> None:
+        """Waits until so many drawings are in work and wait."""
+        end = time.monotonic() + 300
+        while len(self.server.page.line) != count:
+            assert time.monotonic() < end, f"{len(self.server.page.line)} drawings, and not {count}"
+            time.sleep(0.02)
+
 
 @pytest.fixture
 def forger(client: httpx.Client, server: Running) -> Forger:
     return Forger(client, server)
 
 
-class Browser:
-    """Chromium, by what a person does with it."""
-
-    def __init__(self, driver: webdriver.Chrome, url: str) -> None:
-        self.driver = driver
-        self.url = url
-
-    def open(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """A new visit: its gallery is empty."""
-        self.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self.driver.get(self.url)
-        self.until(lambda: self.all("#header h1") and self.all("#gallery"))
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        """The first true value of `condition`; elements may vanish while it looks."""
-        end, reason = time.monotonic() + 300, ""
-        while time.monotonic() < end:
-            try:
-                if found := condition():
-                    return found
-            except Exception as error:
-                reason = str(error).partition("\n")[0]
-            time.sleep(0.05)
-        raise AssertionError(f"waited in vain {reason}\n{self.one('body').text}")
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def value(self, selector: str) -> str:
-        """What a field holds."""
-        return str(self.one(selector).get_property("value"))
-
-    def write(self, selector: str, text: str, *, end: str = "") -> None:
-        """Replaces a field's text by typing."""
-        field = self.until(lambda: self.one(selector).is_displayed() and self.one(selector))
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(Keys.BACKSPACE, text, end)
-
-    def press(self, selector: str) -> None:
-        self.until(lambda: self.one(selector).is_displayed() and self.one(selector).is_enabled())
-        self.one(selector).click()
-
-    def pictures(self) -> list[str]:
-        """Addresses of the gallery's pictures, in its order."""
-        return [str(image.get_attribute("src")) for image in self.all("#gallery .grid-container img")]
-
-    def busy(self) -> bool:
-        return self.one("#stop").is_enabled()
-
-    def draw(self, count: int) -> list[str]:
-        """Presses Draw and waits; the addresses of the gallery's pictures, `count` by then."""
-        before = self.pictures()
-        self.press("#draw")
-        self.until(lambda: self.pictures() != before)
-        return self.drawn(count)
-
-    def drawn(self, count: int) -> list[str]:
-        """Waits for a drawing that has begun."""
-        self.until(lambda: len(self.pictures()) == count and not self.all("#live .work") and not self.busy())
-        return self.pictures()
-
-
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[webdriver.Chrome]:
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or driver is None:
+    if not chromium_is_here():
         pytest.skip("Chromium or its driver is not installed (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (
-            *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage"),
-            *("disable-background-networking", "disable-component-update", "disable-sync"),
-            f"user-data-dir={profile}",
-        ):
-            options.add_argument(f"--{flag}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        chromium = webdriver.Chrome(options=options, service=Service(driver))
-        try:
-            yield chromium
-        finally:
-            chromium.quit()
+    with start_chromium() as driver:
+        yield driver
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ def test_settings_are_read_from_the_picture_and_used_again(browser: Any, client:
         "#count input[type=number]": "2",
     }.items():
         browser.write(field, text)
+    browser.choose("#width input", "96")
     addresses = browser.draw(2)
     expected = {
         "prompt": "a <b>grey</b> cat & more",
@@ -70,21 +71,45 @@ def test_settings_are_read_from_the_picture_and_used_again(browser: Any, client:
     }
     second = fetched(client, addresses[1])
     assert {key: second.text[key] for key in expected} == expected
+    assert second.size == (96, 64)
     for field in ("#prompt textarea", "#negative textarea"):
         browser.write(field, "something else")
     browser.write("#seed input", "7")
     browser.write("#steps input[type=number]", "9")
+    browser.choose("#width input", "32")
     browser.all(THUMBNAILS)[1].click()
     shown = browser.until(lambda: browser.one("#details").text)
-    assert not [value for value in expected.values() if value not in shown]
+    assert not [value for value in (*expected.values(), "96 x 64") if value not in shown]
     browser.press("#again")
     browser.until(lambda: browser.value("#seed input") == "42")
     assert browser.value("#prompt textarea") == expected["prompt"]
     assert browser.value("#negative textarea") == "blue"
     assert browser.value("#steps input[type=number]") == "3"
     assert browser.value("#guidance input[type=number]") == "2.5"
+    assert browser.value("#width input") == "96"
+    browser.until(lambda: browser.driver.switch_to.active_element.get_attribute("id") == "draw")
     redrawn = fetched(client, browser.draw(2)[0])
     assert np.abs(np.asarray(redrawn, int) - np.asarray(second, int)).max() <= 1  # alone now, not in a batch of two
+    assert not browser.all("#chosen"), "the picture that was shown large is closed, and its settings with it"
+
+
+def test_the_settings_are_those_of_the_picture_shown_though_new_ones_come_before_it(browser: Any) -> None:
+    browser.open()
+    browser.write("#count input[type=number]", "1")
+    (first,) = browser.draw(1)
+    browser.press("#settings button")
+    browser.write("#steps input[type=number]", "60")
+    browser.write("#count input[type=number]", "4")
+    browser.write("#seed input", "5")
+    browser.press("#draw")
+    browser.until(browser.busy)
+    browser.one(f'{THUMBNAILS}:has([src="{first}"])').click()
+    browser.drawn(5)
+    assert browser.pictures()[4] == first
+    assert browser.one("#gallery .preview .media-button img").get_attribute("src") == first
+    browser.until(lambda: "Seed\n0\nSteps\n20" in browser.one("#details").text)
+    browser.press("#gallery button[aria-label=Close]")
+    browser.until(lambda: not browser.all("#chosen"))
 
 
 def test_the_download_button_saves_the_file_with_its_settings(browser: Any, tmp_path: Path) -> None:
@@ -136,6 +161,8 @@ def test_the_keyboard_is_enough(browser: Any) -> None:
     keys.key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
     keys.key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
     browser.drawn(8)
+    tab_to('type="range"')
+    assert browser.driver.switch_to.active_element.value_of_css_property("outline-style") == "solid"
     tab_to('aria-label="Thumbnail 2 of 8"')
     keys.send_keys(Keys.ENTER).perform()
     browser.until(lambda: PROMPT in browser.one("#details").text)
@@ -180,14 +207,29 @@ def test_previews_and_the_stop_button(browser: Any, server: Running) -> None:
     note = browser.until(lambda: browser.one("#live .note").text)
     assert note.startswith("Stopped: ")
     assert note.endswith(" of 16 pictures were finished.")
-    browser.until(lambda: not server.page.drawing)
+    browser.until(lambda: not server.page.line)
+
+
+def test_a_page_that_waits_says_so_and_can_be_stopped(browser: Any, forger: Any) -> None:
+    browser.open()
+    browser.write("#count input[type=number]", "1")
+    _, other = forger.join(steps=200, count=16)
+    forger.until_in_line(1)
+    browser.press("#draw")
+    browser.until(lambda: browser.one("#live .note").text == "Waiting: 1 drawing is before this one.")
+    browser.press("#stop")
+    browser.until(lambda: browser.one("#live .note").text == "Stopped: 0 of 1 pictures were finished.")
+    browser.press("#draw")
+    browser.until(lambda: browser.one("#live .note").text.startswith("Waiting:"))
+    forger.stop(other)
+    browser.drawn(1)
 
 
 def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> None:
     begin_long_drawing(browser)
-    browser.until(lambda: server.page.drawing)
+    browser.until(lambda: server.page.line)
     browser.driver.get("about:blank")
-    browser.until(lambda: not server.page.drawing)
+    browser.until(lambda: not server.page.line)
     shown = list(server.page.sessions)[-1].pictures
     assert len(shown) < 16
 
@@ -195,11 +237,12 @@ def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> N
 def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser: Any) -> None:
     browser.open()
     browser.write("#prompt textarea", PROMPT)
-    browser.press("#bundle input")
-    browser.until(lambda: [each for each in browser.all("[role=option]") if "wordless" in each.text])[0].click()
+    browser.choose("#bundle input", "wordless")
     browser.until(lambda: browser.one("#header h1").text == "wordless")
-    assert not [each for each in browser.all("#prompt, #negative, .example") if each.is_displayed()]
     browser.press("#settings button")
+    browser.until(lambda: browser.one("#steps").is_displayed())
+    unused = "#prompt, #negative, .example, #width, #height"  # it draws one size only
+    assert not [each for each in browser.all(unused) if each.is_displayed()]
     browser.write("#steps input[type=number]", "100")
     browser.press("#draw")
     browser.until(lambda: int(browser.one("#live progress").get_attribute("value")) > 0)
@@ -224,9 +267,10 @@ def test_nothing_is_loaded_from_elsewhere(browser: Any) -> None:
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.mark.parametrize("width", [390, 768])
+@pytest.mark.parametrize("width", [390, 901], ids=["one column", "two"])
 def test_nothing_sticks_out_sideways(browser: Any, width: int) -> None:
     browser.open(width=width)
+    assert (browser.one("#pictures").rect["x"] > browser.one("#draw").rect["x"]) == (width > 900)
     browser.write("#prompt textarea", PROMPT, end=Keys.ENTER)
     browser.drawn(4)
     browser.all(THUMBNAILS)[0].click()

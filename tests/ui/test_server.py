@@ -2,6 +2,8 @@
 
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.ui.guard import allowed_hosts, is_loopback
+from ldmkit.ui.line import Line
 from ldmkit.ui.serve import Running, bind, running
 
 
@@ -28,6 +31,9 @@ def test_a_plain_request_draws(forger: Any) -> None:
         ({"seed": -1}, "The seed is -1; it must be from 0 to 4294967295."),
         ({"prompt": "x" * 1001}, "The prompt has 1001 characters; 1000 are the most."),
         ({"sampler": "ddi"}, "The sampler must be one of "),
+        ({"width": 160}, "The width is 160; it must be from 32 to 128."),
+        ({"height": 65}, "The height is 65; it must be a multiple of 32."),
+        ({"bundle": "wordless", "prompt": "", "width": 32}, "The width is 32; it must be from 64 to 64."),
         ({"bundle": "../secret"}, "There is no such bundle."),
         ({"negative": "dog", "guidance": 1}, "negative_prompt has no effect at guidance_scale 1"),
         ({"bundle": "wordless"}, "bundle wordless has no unet_t2i.onnx: it draws without a prompt only."),
@@ -59,7 +65,8 @@ def test_events_that_are_none(forger: Any, capfd: pytest.CaptureFixture[str]) ->
     for number, data in ((forger.number("draw"), [1, 2]), (999, []), ("0", []), (None, [])):
         answer = forger.post("queue/join", data=data, fn_index=number, session_hash="none")
         assert (answer.status_code, answer.text) == refused
-    for event_data in (None, 5, {}, {"index": "0", "value": None}, {"index": 0, "value": None}):
+    other = str(forger.server.page.folder.parent / "shown" / "other.png")  # what lies elsewhere Gradio refuses itself
+    for event_data in (None, 5, {}, {"value": None}, {"value": {"image": {"path": other}}}):
         answer = forger.post(
             "run/predict", data=[], fn_index=forger.number("select"), session_hash="none", event_data=event_data
         )
@@ -134,18 +141,39 @@ def test_nothing_may_be_loaded_from_elsewhere(client: httpx.Client) -> None:
 
 
 def test_the_queue_is_bounded(forger: Any) -> None:
-    joined = [forger.join(steps=200, count=16) for _ in range(10)]
-    codes = [answer.status_code for answer, _ in joined]
-    try:
-        assert codes[:8] == [200] * 8  # one may have left the queue by now, to be drawn
-        assert codes[-1] == 503 or codes[-2] == 503 or forger.join()[0].status_code == 503
-    finally:
-        for answer, session in joined:
-            if answer.status_code == 200:
-                event = answer.json()["event_id"]
-                forger.post("cancel", session_hash=session, fn_index=forger.number("draw"), event_id=event)
-        for session in forger.server.page.sessions:
-            session.stop.set()
+    """One in work and eight that wait; each leaves when it is stopped, wherever it stands."""
+    sessions = [forger.join(steps=200, count=16)[1] for _ in range(9)]
+    forger.until_in_line(9)
+    assert forger.draw().text == "8 drawings wait already. Try again in a while."
+    forger.stop(sessions[4])
+    forger.until_in_line(8)
+    assert forger.join(steps=200, count=16)[0].status_code == 200
+    forger.until_in_line(9)
+    for session in forger.server.page.sessions:
+        session.stop.set()
+    forger.until_in_line(0)
+
+
+def test_drawings_come_in_their_order() -> None:
+    line, never = Line(), threading.Event()
+    order: list[tuple[int, list[int]]] = []
+
+    def draw(name: int) -> None:
+        told: list[int] = []
+        with line.turn(never, told.append):
+            order.append((name, told))
+
+    others = [threading.Thread(target=draw, args=(k,)) for k in range(3)]
+    with line.turn(never, pytest.fail):
+        for k, other in enumerate(others):
+            other.start()
+            while len(line) != k + 2:
+                time.sleep(0.001)
+        assert order == [], "none comes before this one, and none begins"
+    for other in others:
+        other.join()
+    assert [name for name, _ in order] == [0, 1, 2]
+    assert [told[0] for _, told in order] == [1, 2, 3]
 
 
 def test_ports(bundles: dict[str, Bundle], server: Running) -> None:
