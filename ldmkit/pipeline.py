@@ -65,14 +65,22 @@ class Pipeline:
     """A recipe's run: looks at the pictures once, then at each part when its turn comes."""
 
     def __init__(
-        self, recipe: Recipe, *, registry: Registry, reporter: Reporter, runs_dir: Path = Path("runs")
+        self,
+        recipe: Recipe,
+        *,
+        registry: Registry,
+        reporter: Reporter,
+        runs_dir: Path = Path("runs"),
+        keeps_recipe: bool = True,
     ) -> None:
+        """`keeps_recipe`: whether the run's folder gets this recipe, and not one that is its own, changed for once."""
         check_components(recipe, registry)
         self.recipe = recipe
         self.registry = registry
         self.reporter = reporter
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
+        self._keeps_recipe = keeps_recipe
         self._index: PictureIndex | None = None
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
@@ -188,7 +196,8 @@ class Pipeline:
                         self._leave_nothing()
                     raise
                 self._keep_starts()
-                write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
+                if self._keeps_recipe:
+                    write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
             self._barrier()
             made = 0
             for stage in stages:
