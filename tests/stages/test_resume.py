@@ -56,6 +56,20 @@ def test_killed_anywhere(stage: str, trained: Any, exact: Any, processes: Any, t
     assert not left, "a killed save's leftovers"
 
 
+def test_checkpoints_that_a_whole_run_keeps(trained: Any) -> None:
+    """The last one, every third step's, and the best on the held-out pictures; killed runs are held to the same."""
+    rows = [json.loads(line) for line in (trained.run / "t2i" / "metrics.jsonl").read_text().splitlines()]
+    held_out = {row["step"]: row["held_out_loss_ema"] for row in rows if "held_out_loss_ema" in row}
+    assert set(held_out) == {4, 8}
+    wanted = {3, 6, 8, min(held_out, key=held_out.__getitem__)}
+    found = (trained.run / "t2i" / "checkpoints").iterdir()
+    assert sorted(path.name for path in found) == [f"step_{step:08d}" for step in sorted(wanted)]
+    assert {path.name for path in (trained.run / "unet" / "checkpoints").iterdir()} == {
+        "step_00000006",
+        "step_00000008",
+    }
+
+
 def test_second_signal_leaves_at_once(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     """In the middle of a save: the checkpoint before it stays, and training goes on from there."""
     part = exact.before(trained, "unet", tmp_path)
