@@ -4,8 +4,8 @@
 
 Every kind of picture of tests/corpus, the largest that are allowed among them, in one folder: scanned, captioned
 (`sidecar`), trained on for some steps (the recipe toy-cats at 64x64) and encoded, each by a command of its own. Beside
-it the same with as many harmless pictures: what is left is torch. Memory is the sum of proportional set sizes (Linux), so
-that what processes share counts once. Exit code 1 where a stage fails, or a picture that scan took is not encoded.
+it the same with as many harmless pictures: what is left is torch. Memory is the sum of proportional set sizes (Linux):
+what processes share counts once. Exit code 1 where a stage fails, or a picture that scan took is not encoded.
 """
 
 import argparse

@@ -1,15 +1,19 @@
 """First weights from another run: the very ones, on top of a fresh optimizer, whatever becomes of that run."""
 
+import hashlib
+import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ldmkit.errors import LdmkitError
+from ldmkit.stages.export_run import _notes
 
 SECOND = ("--set", "name=second")
 # A step that moves no weight by more than this.
@@ -25,6 +29,17 @@ def second(trained: Any, folder: Path) -> Path:
 
 def still(part: str) -> list[str]:
     return ["--set", f"{part}.steps=1", "--set", f"{part}.learning_rate={STILL}", "--set", f"{part}.warmup_steps=0"]
+
+
+def parts_of(run: Path) -> dict[str, Any]:
+    """As a context has them: each part's record and folder."""
+    records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "unet", "t2i")}
+    parts = {part: SimpleNamespace(record=lambda found=found: found) for part, found in records.items()}
+    return {"parts": parts, "folder": lambda part: run / part}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def assert_near(found: Path, wanted: dict[str, torch.Tensor]) -> None:
@@ -49,6 +64,13 @@ def test_first_weights_are_the_averaged_ones_of_the_other_run(trained: Any, proc
         source = load_file(trained.run / part / "ema.safetensors")
         for name in ("model", "ema", "ema_0.8"):
             assert_near(run / part / f"{name}.safetensors", source)
+    notes = _notes(cast(Any, SimpleNamespace(run_dir=run, index=SimpleNamespace(entries=()), **parts_of(run))))
+    assert notes["stages"]["vae"]["started_from"] == {
+        "name": "tiny",
+        "sha256": sha256(trained.run / "vae" / "ema.safetensors"),
+    }
+    assert notes["stages"]["unet"]["started_from"]["name"] == "mine.safetensors"
+    assert str(tmp_path) not in json.dumps(notes)
     state = (run / "vae" / "checkpoints").glob("step_*")
     assert [path.name for path in state] == ["step_00000001"]  # a step of its own, and none of the other run's
 
