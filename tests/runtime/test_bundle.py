@@ -230,7 +230,7 @@ def test_a_graph_that_onnxruntime_cannot_read_is_named(make_bundle: MakeBundle) 
 
 def test_a_graph_of_another_shape_is_named(make_bundle: MakeBundle) -> None:
     folder = make_bundle()
-    edit(folder, latent={"channels": 2, "height": 4, "width": 4, "mean": [0, 0], "std": [1, 1]})
+    edit(folder, latent={**LATENT, "height": 4, "width": 4}, picture_size=4)
     with pytest.raises(LdmkitError, match=r"unet\.onnx failed on cpu"):
         Bundle.load(folder, provider="cpu").generate()
 
