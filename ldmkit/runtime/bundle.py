@@ -271,7 +271,7 @@ class Bundle:
                 Thread(target=self._try, args=(name,), name=f"open {name}").start()
 
     def _try(self, name: str) -> None:
-        with suppress(LdmkitError):  # it is raised again where the graph is needed
+        with suppress(Exception):  # whatever it is, it is raised again where the graph is needed
             self._session(name)
 
     def _session(self, name: str) -> Any:
