@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -296,7 +295,7 @@ class Bundle:
         # text encoder is called once a batch.
         opened = open_session(path, name=str(path), provider=self._asked, prepack=name != TEXT_ENCODER)
         for part, before in checked.items():
-            if _identity((self.folder / part).stat()) != before:
+            if _identity(self.folder / part) != before:
                 raise LdmkitError(f"{self.folder / part} was changed while it was opened: try again.")
         return opened
 
@@ -320,8 +319,9 @@ class Bundle:
 
     def _check(self, name: str) -> tuple[int, ...]:
         """Hashes a file of the manifest, a block at a time, and gives what tells whether it is the same later on."""
-        with self._locate(name).open("rb") as file:
-            before = _identity(os.fstat(file.fileno()))
+        path = self._locate(name)
+        before = _identity(path)
+        with path.open("rb") as file:
             self._compare(name, hashlib.file_digest(file, "sha256").hexdigest())
         return before
 
@@ -333,7 +333,8 @@ class Bundle:
             )
 
 
-def _identity(stat: os.stat_result) -> tuple[int, ...]:
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
