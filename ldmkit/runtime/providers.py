@@ -114,11 +114,22 @@ def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool
         options.add_session_config_entry("session.disable_prepacking", "1")
     if providers != [NAMES["cpu"]]:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if isinstance(graph, Path) and not _is_text(str(graph)):
+        graph = graph.read_bytes()  # its path is text to onnxruntime
     try:
         # Its own way of falling back prints to stdout.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         raise LdmkitError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
+
+
+def _is_text(path: str) -> bool:
+    """Whether it is valid Unicode; a file's name may hold any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _providers(wanted: Used) -> list[Any]:

@@ -1,6 +1,7 @@
 """What a bundle on disk may be, and what is refused before it is used."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -196,6 +197,18 @@ def test_weights_in_no_file_but_the_graphs_own(make_bundle: MakeBundle, location
     apart(folder, weight=0.5, location=location)
     with pytest.raises(LdmkitError, match="refers to a file outside itself"):
         Bundle.load(folder).generate()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "Ünï 猫\n".encode()])
+def test_a_folder_of_any_name(make_bundle: MakeBundle, name: bytes) -> None:
+    folder = make_bundle()
+    other = folder.parent / os.fsdecode(name)
+    try:
+        folder.rename(other)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (picture,) = Bundle.load(other).generate()
+    assert picture.size == (2, 2)
 
 
 def test_a_file_that_changes_while_it_is_opened(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
