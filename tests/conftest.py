@@ -102,7 +102,6 @@ eval_every = 4
 checkpoint_every = 3
 keep_checkpoints = 1
 keep_every = 3
-keep_best = true
 
 [gate]
 min_psnr = 0

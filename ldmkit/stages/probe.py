@@ -168,6 +168,7 @@ def time_steps(stage: Stage, context: StageContext, name: str, *, num_steps: int
         eval_every=steps - 2,
         sample_every=steps - 1,
         checkpoint_every=steps,
+        keep_best=False,  # which would save at the evaluation too
     )
     with PeakMemory() as memory:
         watch = _run(stage, context, name, steps, memory)

@@ -112,6 +112,8 @@ def test_a_run_on_its_way(run: Run, here: Path, trained: Any) -> None:
         "caption.use=unreachable",
         "--set",
         "caption.keep_existing=false",
+        "--set",
+        "t2i.keep_best=true",
     )
     assert tree(here) == before
     rows = {row["stage"]: row for row in json.loads(left.out)["stages"]}

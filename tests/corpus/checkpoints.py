@@ -26,6 +26,7 @@ from ldmkit.recipe import load_recipe
 from ldmkit.run import Part
 from ldmkit.runtime.manifest import read_manifest
 from ldmkit.stages.latent_set import open_mapped
+from ldmkit.starting import shapes
 from tests.corpus.artefact import Artefact, Payload, canary
 
 assert torchvision.models  # what LPIPS imports on first use is imported before anybody watches
@@ -183,6 +184,9 @@ def safetensors() -> Iterator[Artefact]:
     for word, data in lies.items():
         yield Artefact(
             f"safetensors: {word}", partial(_put, "model.safetensors", data, load_weights), "no readable safetensors"
+        )
+        yield Artefact(
+            f"--init-from: {word}", partial(_put, "model.safetensors", data, shapes), "no readable safetensors"
         )
 
 

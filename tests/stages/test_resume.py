@@ -59,7 +59,16 @@ def test_killed_anywhere(stage: str, trained: Any, exact: Any, processes: Any, t
 def test_checkpoints_that_a_whole_run_keeps(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     """The last one, every third step's, and the best on the held-out pictures: here one before training went wrong."""
     part = exact.before(trained, "t2i", tmp_path)
-    wild = ["--set", "t2i.learning_rate=1.0", "--set", "t2i.warmup_steps=8", "--set", "t2i.eval_every=2"]
+    wild = [
+        "--set",
+        "t2i.learning_rate=1.0",
+        "--set",
+        "t2i.warmup_steps=8",
+        "--set",
+        "t2i.eval_every=2",
+        "--set",
+        "t2i.keep_best=true",
+    ]
     code, output = processes.run(tmp_path, ("train-t2i", "tiny.toml", *wild))
     assert code == 0, output
     rows = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
