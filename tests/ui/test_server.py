@@ -1,5 +1,6 @@
 """The server against requests that are not its page's: forged values, names, origins and paths."""
 
+import asyncio
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.ui.guard import allowed_hosts, is_loopback
+from ldmkit.ui.guard import Guard, allowed_hosts, is_loopback
 from ldmkit.ui.line import Line
 from ldmkit.ui.serve import Running, bind, running
 
@@ -98,6 +99,22 @@ def test_two_hosts_are_refused(server: Running) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
         assert raw.recv(12) in (b"HTTP/1.1 403", b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("hosts", [("localhost", "evil.example"), ("evil.example", "localhost")])
+def test_two_hosts_that_a_server_lets_through_are_refused_by_the_guard(hosts: tuple[str, str]) -> None:
+    """uvicorn refuses them itself, so that they never reach the guard from outside."""
+    sent: list[Any] = []
+
+    async def reached(scope: Any, receive: Any, send: Any) -> None:
+        sent.append("the app")
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("status"))
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host.encode()) for host in hosts]}
+    asyncio.run(Guard(reached, {"localhost"}, num_inputs={})(scope, pytest.fail, send))
+    assert sent == [403, None]
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "file://", "http://localhost:1", "http://127.0.0.1"])
