@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ldmkit import doctor
-from ldmkit.cli.doctor import doctor as command
+from ldmkit.cli import cli
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def named(check: Callable[[], object], name: str) -> doctor.Finding:
 
 
 def test_nothing_is_broken_where_the_tests_run() -> None:
-    result = CliRunner().invoke(command, ["--no-torch", "--json"], standalone_mode=False, catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["doctor", "--no-torch", "--json"], standalone_mode=False, catch_exceptions=False)
     report = json.loads(result.stdout)
     assert [each for each in report["findings"] if each["state"] == "broken"] == []
     assert (report["broken"], result.return_value) == (0, 0)
@@ -73,7 +73,7 @@ def test_two_onnxruntime_wheels_are_broken(distribution: Callable[[str, str], No
     assert found.state == "broken"
     assert f"{other} 1.99.0" in found.found
     assert all(name in found.remedy for name in {other, *have})
-    result = CliRunner().invoke(command, ["--no-torch"], standalone_mode=False, catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["doctor", "--no-torch"], standalone_mode=False, catch_exceptions=False)
     assert result.return_value == 1
     assert "broken  onnxruntime" in result.stdout
     assert result.stdout.endswith("1 broken\n")

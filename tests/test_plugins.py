@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ldmkit import LdmkitError, hookspecs
-from ldmkit.cli.plugins import plugins as plugins_command
+from ldmkit.cli import cli
 from ldmkit.plugins import KINDS, Registry
 
 REPOSITORY = Path(__file__).parents[1]
@@ -173,22 +173,22 @@ def log_metrics(run_dir, stage, step, metrics):
 def test_command_lists_components_options_and_failures(install: Install) -> None:
     install("aa_broken", "import a_module_that_is_not_there", distribution="broken-party")
     path = str(Path(__file__).with_name("tall_plugin.py"))
-    listed = CliRunner().invoke(plugins_command, ["--plugin", path])
+    listed = CliRunner().invoke(cli, ["plugins", "--plugin", path])
     assert listed.exit_code == 0
     (row,) = [line for line in listed.output.splitlines() if line.split()[:2] == ["sampler", "tall"]]
     assert "Takes every form of option." in row
     assert "broken-party 2.1 failed to load: ModuleNotFoundError" in listed.output
 
-    described = CliRunner().invoke(plugins_command, ["sampler", "tall", "--plugin", path])
+    described = CliRunner().invoke(cli, ["plugins", "sampler", "tall", "--plugin", path])
     (row,) = [line for line in described.output.splitlines() if line.startswith("steps")]
     assert row.split() == ["steps", "integer", "50", ">", "0", "denoising", "steps"]
     assert "no options" not in described.output
 
-    found = json.loads(CliRunner().invoke(plugins_command, ["--plugin", path, "--json"]).output)
+    found = json.loads(CliRunner().invoke(cli, ["plugins", "--plugin", path, "--json"]).output)
     assert {"tall", "plain"} <= {row["name"] for row in found["components"]}
     (failure,) = [failure for failure in found["failures"] if failure["package"] == "broken-party"]
     assert failure["version"] == "2.1"
-    one = json.loads(CliRunner().invoke(plugins_command, ["sampler", "tall", "--plugin", path, "--json"]).output)
+    one = json.loads(CliRunner().invoke(cli, ["plugins", "sampler", "tall", "--plugin", path, "--json"]).output)
     assert [option["name"] for option in one["options"]][:2] == ["word", "steps"]
 
 
