@@ -20,7 +20,7 @@ class Drawing(threading.Thread):
         self.left = False
         before = len(line)
         self.start()
-        while len(line) == before:
+        while len(line) == before and self.is_alive():
             time.sleep(0.001)
 
     def run(self) -> None:
