@@ -18,7 +18,7 @@ from ldmkit.checkpoint import save_weights
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import captioners, read_captions
 from ldmkit.errors import Interrupted, LdmkitError
-from ldmkit.recipe.sections import Training, Vae
+from ldmkit.recipe.training import Training, Vae
 from ldmkit.run import Part
 from ldmkit.stages.caption_cost import caption_cost
 from ldmkit.stages.context import StageContext
