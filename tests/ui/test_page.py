@@ -237,6 +237,7 @@ def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> N
 def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser: Any) -> None:
     browser.open()
     browser.write("#prompt textarea", PROMPT)
+    first = browser.draw(4)[0]
     browser.choose("#bundle input", "wordless")
     browser.until(lambda: browser.one("#header h1").text == "wordless")
     browser.press("#settings button")
@@ -247,7 +248,7 @@ def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser
     browser.press("#draw")
     browser.until(lambda: int(browser.one("#live progress").get_attribute("value")) > 0)
     assert not browser.all("#live img")
-    browser.drawn(4)
+    browser.drawn(8)
     browser.press("#about button")
     card = browser.until(lambda: browser.one("#card").text)
     assert '<script>window.struck = 1</script><img src="x" onerror="window.struck = 1">' in card
@@ -257,6 +258,11 @@ def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser
     assert link.get_attribute("rel") == "noopener noreferrer nofollow"
     (image,) = browser.all("#card img")
     assert image.get_attribute("src").startswith("data:image/png;base64,")
+    browser.one(f'{THUMBNAILS}:has([src="{first}"])').click()
+    browser.press("#again")  # and the bundle that drew it is back with all that it takes
+    browser.until(lambda: browser.one("#prompt textarea").is_displayed() and browser.one("#width").is_displayed())
+    assert browser.value("#prompt textarea") == PROMPT
+    assert browser.one("#header h1").text == "toy-cats"
 
 
 def test_nothing_is_loaded_from_elsewhere(browser: Any) -> None:
