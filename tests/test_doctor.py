@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import onnx.parser
@@ -160,7 +162,49 @@ def test_one_check_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) ->
 def test_caches_are_measured(tmp_path: Path) -> None:
     (tmp_path / "hf" / "hub" / "models").mkdir(parents=True)
     (tmp_path / "hf" / "hub" / "models" / "weights").write_bytes(bytes(3 << 20))
+    (tmp_path / "hf" / "hub" / "again").symlink_to("models/weights")  # takes no room
     assert named(doctor._caches, "hub cache").found == f"{tmp_path / 'hf' / 'hub'}: 3 MiB"
+
+
+@pytest.mark.parametrize(
+    ("variables", "hub", "torch"),
+    [
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/huggingface/hub", "xdg/torch"),
+        ({"XDG_CACHE_HOME": "xdg", "HF_HOME": "hf", "TORCH_HOME": "th"}, "hf/hub", "th"),
+        ({"HF_HOME": "hf", "HF_HUB_CACHE": "elsewhere"}, "elsewhere", "home/.cache/torch"),
+        ({}, "home/.cache/huggingface/hub", "home/.cache/torch"),
+    ],
+)
+def test_caches_lie_where_the_libraries_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], hub: str, torch: str
+) -> None:
+    """huggingface_hub's and torch.hub's documented variables."""
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, folder in variables.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    found = {each.name: each.found for each in doctor._caches()}
+    assert found["hub cache"].startswith(f"{tmp_path / hub} is not there yet")
+    assert found["torch cache"].startswith(f"{tmp_path / torch} is not there yet")
+
+
+@pytest.mark.parametrize(("free", "state"), [(1 << 30, "note"), (3 << 30, "ok")])
+def test_little_room_on_the_disk(monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    found = named(doctor._disk, "disk")
+    assert (found.state, found.found.split(" free")[0]) == (state, f"{free >> 30}.0 GiB")
+
+
+def test_a_plugin_that_does_not_load_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "poor-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: poor\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ldmkit]\npoor = a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = named(doctor._plugins, "plugin")
+    assert found.state == "broken"
+    assert "poor 1.0" in found.found
 
 
 def test_the_test_graph_is_what_its_comment_says() -> None:
