@@ -234,6 +234,19 @@ def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> N
     assert len(shown) < 16
 
 
+def test_a_page_that_is_closed_while_it_waits_leaves_the_line(browser: Any, forger: Any) -> None:
+    browser.open()
+    _, other = forger.join(steps=200, count=16)
+    forger.until_in_line(1)
+    browser.press("#draw")
+    forger.until_in_line(2)
+    browser.driver.get("about:blank")
+    forger.until_in_line(1)
+    assert not forger.server.page.sessions.get(other).stop.is_set(), "the drawing before it is still in work"
+    forger.stop(other)
+    forger.until_in_line(0)
+
+
 def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser: Any) -> None:
     browser.open()
     browser.write("#prompt textarea", PROMPT)
