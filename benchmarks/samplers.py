@@ -1,13 +1,13 @@
 """Which sampler at how many network calls: how well a toy-cats bundle draws what was asked, or KID, against calls.
 
 python benchmarks/samplers.py BUNDLE_DIR [--num 200] [--calls 4 6 8 12 20 40] [--only NAME ...] [--guidance G]
-    [--reference DIR --kid SCRIPT] [--out DIR] [--plot FILE.png]
+    [--seed 0] [--reference DIR --kid SCRIPT] [--out DIR] [--plot FILE.png]
 
 Every sampler draws the same prompts from the same seeds; --num pictures of prompts that the bundle was not trained on.
 With --reference and --kid (a program called as in ablation.py) the score is KID, else the share of pictures that show
-every attribute of their prompt. A sampler of two calls a step takes half the steps. Each result is a line of
-DIR/samplers.jsonl; the same command again goes on where it stopped. In the end the fewest calls are recommended whose
-score no other result beats by more than its error.
+every attribute of their prompt; the plot has both. A sampler of two calls a step takes half the steps. Each result is a
+line of DIR/samplers.jsonl; the same command again goes on where it stopped. In the end the fewest calls are recommended
+whose score no other result beats by more than its error.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def measure(bundle: Bundle, name: str, calls: int, chosen: argparse.Namespace) -
     images = bundle.generate(
         [prompt.text for prompt in wanted],
         steps=steps,
+        seed=chosen.seed,
         sampler=sampler,
         guidance_scale=chosen.guidance,
         batch_size=25,
@@ -110,37 +111,32 @@ def _cell(row: Row) -> str:
 
 
 def plot(rows: Sequence[Row], file: Path, *, title: str) -> None:
-    """A line a sampler: score against network calls, with error bars, and the recommended point circled."""
+    """A line a sampler: scores against network calls, with error bars, and the recommended point circled."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    by_kid = all("kid_x1000" in row for row in rows)
-    key, error = ("kid_x1000", "kid_std") if by_kid else ("right", "error")
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name in dict.fromkeys(row["sampler"] for row in rows):
-        own = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["calls"])
-        axes.errorbar(
-            [row["calls"] for row in own],
-            [row[key] for row in own],
-            yerr=[row[error] for row in own],
-            marker="o",
-            markersize=3,
-            capsize=2,
-            label=name,
-        )
-    best = recommended(rows)
-    axes.plot(best["calls"], best[key], "o", markersize=12, fillstyle="none", color="black")
-    axes.set_xscale("log")
+    panels = [("right", "error", "pictures that show all of their prompt")]
+    if all("kid_x1000" in row for row in rows):
+        panels.insert(0, ("kid_x1000", "kid_std", "KID x 1000, less is better"))
+    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
     ticks = sorted({row["asked"] for row in rows})
-    axes.set_xticks(ticks, [str(calls) for calls in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("network calls a picture")
-    axes.set_ylabel("KID x 1000, less is better" if by_kid else "pictures that show all of their prompt")
-    if not by_kid:
-        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    axes.set_title(title, fontsize=10)
+    best = recommended(rows)
+    for axes, (key, error, label) in zip(every, panels, strict=True):
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            own = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["calls"])
+            calls, scores, errors = ([row[column] for row in own] for column in ("calls", key, error))
+            axes.errorbar(calls, scores, yerr=errors, marker="o", markersize=3, capsize=2, label=name)
+        axes.plot(best["calls"], best[key], "o", markersize=12, fillstyle="none", color="black")
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(calls) for calls in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("network calls a picture")
+        axes.set_ylabel(label)
+        if key == "right":
+            axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.grid(alpha=0.3)
+    every[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=110)
 
 
@@ -151,6 +147,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calls", type=int, nargs="+", default=[4, 6, 8, 12, 20, 40])
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--guidance", type=float, help="guidance scale (the bundle's default)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--reference", type=Path, help="folder of pictures that KID compares with")
     parser.add_argument("--kid", type=Path, metavar="SCRIPT", help="program that measures KID")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder of samplers.jsonl (outputs)")
@@ -176,6 +173,7 @@ def run(chosen: argparse.Namespace) -> list[Row]:
                 "asked": asked,
                 "num": chosen.num,
                 "guidance": chosen.guidance,
+                "seed": chosen.seed,
                 "bundle": bundle.sha256,
                 "reference": None if chosen.reference is None else chosen.reference.name,
             }

@@ -1,5 +1,6 @@
 """What each part of a run is made from: whatever changes one of these makes the part stale. No torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ LAYOUT = 2
 """raised whenever `encode` writes other files than it did"""
 
 
-def parts_of(recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str, frozen: bool) -> dict[str, Part]:
+def parts_of(
+    recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str, frozen: bool, starts: Mapping[str, str]
+) -> dict[str, Part]:
     """Every part with the inputs that it would be made from now.
 
     pictures: hash of the data set; caption_files: of the captions beside it; frozen: whether the text encoder is, so
-    that its states are cached.
+    that its states are cached; starts: SHA-256 of the weights that a network starts from, where they are not random.
     """
     data = recipe.data.fingerprint_keys()
     split = {"held_out": recipe.data.held_out, "seed": recipe.seed}
@@ -26,6 +29,7 @@ def parts_of(recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str
 
     def add(name: str, *made_of: str, **inputs: Any) -> None:
         known = {each: trained[each] for each in made_of if each in trained}
+        inputs |= {"init_from": starts[name]} if name in starts else {}
         parts[name] = Part(run_dir / name, name, inputs, known)
 
     add(

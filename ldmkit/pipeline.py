@@ -23,6 +23,7 @@ from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.report import Reporter, duration
 from ldmkit.run import Part, Status, is_finished, locked
+from ldmkit.starting import Start, find_starts, keep_start, kept_starts
 
 STAGES = {
     "caption": ("captions",),
@@ -64,15 +65,25 @@ class Pipeline:
     """A recipe's run: looks at the pictures once, then at each part when its turn comes."""
 
     def __init__(
-        self, recipe: Recipe, *, registry: Registry, reporter: Reporter, runs_dir: Path = Path("runs")
+        self,
+        recipe: Recipe,
+        *,
+        registry: Registry,
+        reporter: Reporter,
+        runs_dir: Path = Path("runs"),
+        keeps_recipe: bool = True,
     ) -> None:
+        """`keeps_recipe`: whether the run's folder gets this recipe, and not one that is its own, changed for once."""
         check_components(recipe, registry)
         self.recipe = recipe
         self.registry = registry
         self.reporter = reporter
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
+        self._keeps_recipe = keeps_recipe
         self._index: PictureIndex | None = None
+        self._init_from: Path | None = None
+        self._given: dict[str, Start] = {}
         self._gate_is_open = self._ignore_gate = self._told = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -112,10 +123,26 @@ class Pipeline:
 
     # --- what each part is made from -----------------------------------------------------------------------
 
+    def start_from(self, source: Path, stages: Sequence[str]) -> None:
+        """Has the networks that these stages train start from weights in `source`; see `find_starts`."""
+        trained = [part for stage in stages for part in STAGES[stage] if part in TRAINED]
+        if not trained:
+            raise LdmkitError(f"--init-from {source}: {' and '.join(stages)} trains nothing")
+        self._init_from = source
+        self._given = find_starts(source, trained, self.run_dir)
+
+    def _starts(self) -> dict[str, Start]:
+        return {**kept_starts(self.run_dir), **self._given}
+
     def parts(self) -> dict[str, Part]:
         """Every part with the inputs that it would be made from now."""
         return parts_of(
-            self.recipe, self.run_dir, pictures=self.index.hash, caption_files=self._caption_files, frozen=self._frozen
+            self.recipe,
+            self.run_dir,
+            pictures=self.index.hash,
+            caption_files=self._caption_files,
+            frozen=self._frozen,
+            starts={part: start.sha256 for part, start in self._starts().items()},
         )
 
     def plan(self, stages: Sequence[str] = tuple(STAGES)) -> list[Planned]:
@@ -168,7 +195,9 @@ class Pipeline:
                     if not begun:
                         self._leave_nothing()
                     raise
-                write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
+                self._keep_starts()
+                if self._keeps_recipe:
+                    write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
             self._barrier()
             made = 0
             for stage in stages:
@@ -178,6 +207,19 @@ class Pipeline:
                 self.reporter.line(f"{self.recipe.name}: everything is up to date; nothing to do")
             else:
                 self.reporter.line(f"{self.recipe.name}: done in {duration(time.monotonic() - started)}")
+
+    def _keep_starts(self) -> None:
+        """Before anything is made: hours later would be late to hear that the weights do not fit."""
+        kept = kept_starts(self.run_dir)
+        new = [
+            start for start in self._given.values() if start.part not in kept or kept[start.part].sha256 != start.sha256
+        ]
+        if new:
+            from ldmkit.stages.initial import check_starts
+
+            check_starts(self.recipe, self.registry, new)
+        for start in new:
+            keep_start(start, self.run_dir)
 
     def _tell(self) -> None:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
@@ -246,6 +288,10 @@ class Pipeline:
         }[status.state]
         self._tell()
         self.reporter.line(f"{label}: {why}")
+        if start := self._starts().get(name):
+            self.reporter.line(f"{label}: first weights: {start.source} (SHA-256 {start.sha256[:12]}...)")
+        elif self._init_from is not None and name in TRAINED:
+            self.reporter.line(f"{label}: first weights: random, since {self._init_from} has no finished {name}")
         began = time.monotonic()
         self._barrier()  # every process has read the record before the first one changes it
         if self._main:

@@ -104,10 +104,14 @@ class Registry:
             LdmkitError: a file that cannot be loaded, or two plugins that offer one name.
         """
         registry = cls()
+        packages: dict[importlib.metadata.Distribution, tuple[str, str]] = {}
         for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda found: found.name):
             distribution = entry_point.dist
             assert distribution is not None  # entry_points() always fills it in
-            plugin = Plugin(entry_point.name, distribution.name, distribution.version)
+            if distribution not in packages:  # each look at it parses all of its metadata again
+                metadata = distribution.metadata
+                packages[distribution] = metadata["Name"], metadata["Version"]
+            plugin = Plugin(entry_point.name, *packages[distribution])
             try:
                 module = entry_point.load()
                 components = _collect(module, plugin, kinds)

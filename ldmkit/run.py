@@ -120,13 +120,18 @@ def weights_of(folder: Path) -> str | None:
         return None
 
 
+def trained_file(folder: Path) -> Path:
+    """A finished training stage's averaged weights, or the plain ones where no average was kept."""
+    ema = folder / "ema.safetensors"
+    return ema if ema.is_file() else folder / "model.safetensors"
+
+
 def _weights_hash(folder: Path) -> str | None:
     """Of those that later stages use."""
-    for name in ("ema.safetensors", "model.safetensors"):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-    return None
+    if not trained_file(folder).is_file():
+        return None
+    with trained_file(folder).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_finished(folder: Path) -> bool:

@@ -56,9 +56,8 @@ class Florence2:
         import torch
 
         captions: list[str | None] = []
-        batch_size = self.batch_size
         while len(captions) < len(pictures):
-            batch = pictures[len(captions) : len(captions) + batch_size]
+            batch = pictures[len(captions) : len(captions) + self._room["pictures"]]
             try:
                 captions += self._generate(batch)
                 continue
@@ -69,10 +68,16 @@ class Florence2:
                         "caption.num_beams or caption.max_new_tokens, or choose a smaller caption.model"
                     ) from error
             # Outside the handler: while the exception lives, its frames hold the tensors.
-            batch_size = (len(batch) + 1) // 2
+            self._room["pictures"] = (len(batch) + 1) // 2
             torch.cuda.empty_cache()
-            warnings.warn(f"florence2: out of memory, going on with {batch_size} pictures at a time", stacklevel=2)
+            told = f"florence2: out of memory, going on with {self._room['pictures']} pictures at a time"
+            warnings.warn(told, stacklevel=2)
         return captions
+
+    @cached_property
+    def _room(self) -> dict[str, int]:
+        """Pictures that fit into memory at once, as far as is known; what one call finds out the next one knows."""
+        return {"pictures": self.batch_size}
 
     def _generate(self, batch: Sequence[Picture]) -> list[str | None]:
         import torch

@@ -100,6 +100,9 @@ ema_decays = [0.9, 0.8]
 log_every = 1
 eval_every = 4
 checkpoint_every = 3
+keep_checkpoints = 1
+keep_every = 3
+keep_best = true
 
 [gate]
 min_psnr = 0

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "components", "hookspecs", "options", "atomic", "hub", "recipe", "shipped", "randomness", "report"},
     {"models", "data", "diffusion", "weighting", "run", "checkpoint", "plugins", "gate"},
-    {"stages", "runtime", "parts"},
+    {"stages", "runtime", "parts", "starting"},
     {"pipeline", "doctor", "verify_resume", "ui"},
     {"cli", "__main__"},
 ]

@@ -5,7 +5,9 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,44 @@ def test_disk_too_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LdmkitError, match=r"1 MiB are free.*make room"):
         save(tmp_path, 2)
     assert_loads(tmp_path, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB and 9 files and folders."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if sys.platform != "linux":
+        pytest.skip("tmpfs is Linux's")
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m,nr_inodes=10", "tmpfs", folder]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"mounting needs rights that are not there: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own ENOSPC: no file more, then no byte more, on a disk that does not say so beforehand."""
+    save(small_disk, 1)
+    with pytest.raises(LdmkitError, match="No space left on device"):
+        save(small_disk, 2)  # the tenth file
+    assert [path.name for path in small_disk.iterdir()] == ["step_00000001"]
+    assert_loads(small_disk, 1)
+    subprocess.run(["mount", "-o", "remount,nr_inodes=100", small_disk], check=True)
+    large = {"model": {"weight": torch.zeros(2**18)}, "optimizer": {"0.exp_avg": torch.zeros(2**18)}}
+    with pytest.raises(LdmkitError, match="needs 2 MiB and 2 MiB are free; make room"):
+        save_checkpoint(small_disk, 2, large, {"seconds": 0.0}, keep=Keep())
+    usage = shutil.disk_usage(small_disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**30))
+    with pytest.raises(LdmkitError, match="No space left on device"):
+        save_checkpoint(small_disk, 2, large, {"seconds": 0.0}, keep=Keep())
+    assert [path.name for path in small_disk.iterdir()] == ["step_00000001"]
+    assert_loads(small_disk, 1)
+    save(small_disk, 2)
+    assert_loads(small_disk, 2)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])

@@ -47,6 +47,7 @@ FOUND = {
         b'{"file": [], "caption": ""}\n\n',
     ],
     "manifest": [b"[" * 100_000, b"{}", b"9" * 5000],
+    "graph": [b"", b"\x3a\x05\x0a", b"ORTMORTM", b"\x3a\x06\x2a\x04\x6a\x09\x0a\x01"],
     "tokenizer": [b"[" * 100_000, b"{}", b"9" * 5000, b"\xff"],
     "picture": [b"", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8L"],
     "archive": [

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from ldmkit import pipeline as module
+from ldmkit.cli.export import onnx
 from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import STAGES, newest_finished_run, recipe_of_run
 
@@ -237,6 +239,18 @@ def test_bundle_elsewhere_and_bundle_removed(made: Any) -> None:
     assert not_done(made) == set()
     shutil.rmtree(made.folder / "exports")
     assert not_done(made) == {"bundle"}
+
+
+def test_precision_asked_for_once_is_not_the_runs(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made.folder)
+    recipe = (made.run / "recipe.json").read_bytes()
+    left = CliRunner().invoke(onnx, ["tiny", "--precision", "fp16", "--with-encoder"], catch_exceptions=False)
+    assert left.exit_code == 0
+    record = json.loads((made.run / "bundle" / "record.json").read_text())
+    assert record["inputs"]["export"]["precision"] == "fp16"
+    assert (made.run / "recipe.json").read_bytes() == recipe
+    made.pipeline("export.precision='fp16'").run(("export",))
+    assert recipe_of_run(made.run).export.precision == "fp16"
 
 
 def told(workshop: Any, capsys: pytest.CaptureFixture[str], stages: Any, *overrides: str, **options: Any) -> list[str]:

@@ -39,7 +39,8 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
     require(*TRAINING, *EXPORT)
     registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
-    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent)
+    # What these options ask for holds for this once: the run's recipe stays what it is.
+    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent, keeps_recipe=False)
     pipeline.run(("export",), forced="export", bundle_dir=out)
     click.echo(f"bundle: {out or pipeline.bundle_dir}")
 

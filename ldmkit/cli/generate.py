@@ -95,11 +95,6 @@ def generate(
     as_json: bool,
 ) -> None:
     """Draw PROMPT from a bundle; without PROMPT, draw unconditionally."""
-    from ldmkit.cli.generate_files import write_pictures, write_way
-    from ldmkit.runtime import request
-    from ldmkit.runtime.generate import draw, networks_of
-    from ldmkit.runtime.pictures import metadata_of
-
     given = click.get_current_context().params
     _check_belongs(given)
     ending = out.suffix.lower()
@@ -112,6 +107,13 @@ def generate(
 
         picture = load_picture(img2img)
     opened = _open(backend, bundle, run, provider)
+    opened.prepare([*texts, *([to_prompt] if to_prompt else [])], negative)
+    # Behind that: they take as long to import as the graphs to open.
+    from ldmkit.cli.generate_files import write_pictures, write_way
+    from ldmkit.runtime import request
+    from ldmkit.runtime.generate import draw
+    from ldmkit.runtime.pictures import metadata_of
+
     wanted: list[Wanted]
     if variations is not None:
         amount = 0.3 if amount is None else amount
@@ -122,7 +124,7 @@ def generate(
         wanted = request.between(opened, ends, seeds, frames=interpolate)
     else:
         wanted = request.each_prompt(opened, texts, n=count, seed=seed)
-    # What is out of range ends here, before a graph is opened.
+    # What is out of range ends here, before a graph is called.
     plan = request.make_plan(
         opened,
         wanted,
@@ -134,7 +136,6 @@ def generate(
         strength=request.DEFAULT_STRENGTH if strength is None else strength,
         size=size,
     )
-    opened.prepare(*networks_of(opened, plan))
     with _warned(), _progress() as on_step:
         if not as_json:
             kind = "run" if backend == "torch" else "bundle"

@@ -49,13 +49,23 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print RECIPE with every default filled in."""
+    from ldmkit.recipe import find_recipe
     from ldmkit.recipe.template import to_toml
 
     resolved, registry = open_recipe(recipe, overrides)
     if as_json:
         click.echo(json.dumps(resolved.model_dump(mode="json"), indent=1))
-    else:
-        click.echo(to_toml(resolved, registry), nl=False)
+        return
+    folder = find_recipe(recipe).parent.absolute()
+    own = [Path(plugin).is_relative_to(folder) for plugin in resolved.plugins]
+    if any(own):
+        # As a recipe lists them: an absolute path would be refused in any other folder.
+        click.echo(f"# plugins lie beside the recipe, in {folder}: they and this file belong together")
+    plugins = [
+        f"./{Path(plugin).relative_to(folder).as_posix()}" if inside else plugin
+        for plugin, inside in zip(resolved.plugins, own, strict=True)
+    ]
+    click.echo(to_toml(resolved.model_copy(update={"plugins": tuple(plugins)}), registry), nl=False)
 
 
 @recipe.command()

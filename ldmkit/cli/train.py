@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +16,12 @@ STAGE_NAMES = ("caption", "train-vae", "encode", "train-unet", "train-t2i", "exp
 
 _recipe = click.argument("recipe")
 _force = click.option("--force", is_flag=True, help="Train U-Nets although the autoencoder does not pass the gate.")
+_init_from = click.option(
+    "--init-from",
+    type=click.Path(path_type=Path),
+    metavar="RUN|FILE",
+    help="Start networks from the weights of another run, or of a safetensors file: weights alone, step 0.",
+)
 _set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
 
 
@@ -36,8 +43,15 @@ def open_pipeline(name: str, overrides: tuple[str, ...] = ()) -> "Pipeline":
 @_set
 @click.option("--dry-run", is_flag=True, help="Print what would run, and why, and do nothing.")
 @_force
+@_init_from
 def train(
-    recipe: str, only: str | None, first: str | None, overrides: tuple[str, ...], dry_run: bool, force: bool
+    recipe: str,
+    only: str | None,
+    first: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    init_from: Path | None,
 ) -> None:
     """Run what is missing or stale of RECIPE, from pictures to a bundle; go on with what was interrupted.
 
@@ -47,6 +61,8 @@ def train(
         raise click.UsageError("--only and --from exclude each other")
     stages = (only,) if only else STAGE_NAMES[STAGE_NAMES.index(first) :] if first else STAGE_NAMES
     pipeline = open_pipeline(recipe, overrides)
+    if init_from is not None:
+        pipeline.start_from(init_from, stages)
     if dry_run:
         _print_plan(pipeline, stages)
     else:
@@ -59,12 +75,18 @@ def _stage(name: str, text: str) -> click.Command:
     @_recipe
     @_set
     @click.option("--again", is_flag=True, help="Run it anew even if it is up to date; the old result is kept aside.")
-    def command(recipe: str, overrides: tuple[str, ...], again: bool, force: bool = False) -> None:
+    def command(
+        recipe: str, overrides: tuple[str, ...], again: bool, force: bool = False, init_from: Path | None = None
+    ) -> None:
         pipeline = open_pipeline(recipe, overrides)
+        if init_from is not None:
+            pipeline.start_from(init_from, (name,))
         if name != "caption":  # what a captioner needs is its own affair: captions that exist need nothing
             require(*TRAINING)
         pipeline.run((name,), forced=name if again else None, ignore_gate=force)
 
+    if name.startswith("train"):
+        command = _init_from(command)
     return _force(command) if name in ("train-unet", "train-t2i") else command
 
 

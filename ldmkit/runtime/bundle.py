@@ -1,6 +1,7 @@
 """A bundle on disk: its manifest, its checked files and its sessions."""
 
 import hashlib
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,15 +9,17 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime.graph import has_external_data
+from ldmkit.runtime.graph import external_files
 from ldmkit.runtime.manifest import (
     GRAPHS,
     MANIFEST,
+    TEXT_ENCODER,
     TOKENIZER,
     UNET,
     UNET_T2I,
     VAE_DECODER,
     VAE_ENCODER,
+    WEIGHTS,
     Manifest,
     read_manifest,
 )
@@ -57,7 +60,7 @@ class Bundle:
         folder = Path(path)
         manifest, sha256 = read_manifest(folder)
         bundle = cls(folder, manifest, sha256, check_provider(provider))
-        for name in (*GRAPHS, TOKENIZER):
+        for name in (*GRAPHS, *WEIGHTS.values(), TOKENIZER):
             if name in manifest.files:
                 bundle._locate(name)
         return bundle
@@ -87,7 +90,7 @@ class Bundle:
     def verify(self) -> None:
         """Checks the SHA-256 of every file that the manifest lists. Raises LdmkitError at the first that differs."""
         for name in self.manifest.files:
-            self.read(name)
+            self._check(name)
 
     def generate(
         self,
@@ -249,19 +252,25 @@ class Bundle:
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {error}") from error
 
-    def prepare(self, *names: str) -> None:
-        """Begins to open graphs in the background; whoever needs one waits for it, and gets its error.
+    def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
+        """Begins to open, in the background, the graphs that these prompts need, the largest first.
 
-        Only where the CPU draws: which of several sessions gets the GPU first, and warns, is not left to chance.
+        Whoever needs one waits for it, and gets its error. Only where the CPU draws: which of several sessions gets
+        the GPU first, and warns, is not left to chance.
         """
         if self._asked != "cpu" and (self._asked != "auto" or gpu_may_exist()):
             return
-        for name in names:
+        unconditional = not negative_prompt.strip() and self.draws_unconditionally
+        names = [UNET if unconditional and not prompt.strip() else UNET_T2I for prompt in prompts]
+        names += [TEXT_ENCODER] * (UNET_T2I in names) + [VAE_DECODER]
+        import onnxruntime  # noqa: F401 - once here, and not by all threads at once
+
+        for name in dict.fromkeys(names):
             if name in self.manifest.files and name not in self._sessions:
                 Thread(target=self._try, args=(name,), name=f"open {name}").start()
 
     def _try(self, name: str) -> None:
-        with suppress(LdmkitError):  # it is raised again where the graph is needed
+        with suppress(Exception):  # whatever it is, it is raised again where the graph is needed
             self._session(name)
 
     def _session(self, name: str) -> Any:
@@ -273,14 +282,22 @@ class Bundle:
         return self._sessions[name]
 
     def _open(self, name: str) -> tuple[Any, Used]:
-        graph = self.read(name)
+        path = self.folder / name
+        parts = [part for part in (name, WEIGHTS[name]) if part in self.manifest.files]
+        checked = {part: self._check(part) for part in parts}
         try:
-            external = has_external_data(graph)
+            external = _external_files(path)
         except ValueError as error:
-            raise LdmkitError(f"{self.folder / name} is not an ONNX graph ({error}): export it again.") from None
-        if external:  # weights in files that no hash covers
-            raise LdmkitError(f"{self.folder / name} refers to a file outside itself: export it again.")
-        return open_session(graph, name=str(self.folder / name), provider=self._asked)
+            raise LdmkitError(f"{path} is not an ONNX graph ({error}): export it again.") from None
+        if external - {part.encode() for part in parts[1:]}:  # weights in files that no hash covers
+            raise LdmkitError(f"{path} refers to a file outside itself: export it again.")
+        # By its path: a large graph's bytes in memory, and onnxruntime's copy of them, would be twice its size. The
+        # text encoder is called once a batch.
+        opened = open_session(path, name=str(path), provider=self._asked, prepack=name != TEXT_ENCODER)
+        for part, before in checked.items():
+            if _identity(self.folder / part) != before:
+                raise LdmkitError(f"{self.folder / part} was changed while it was opened: try again.")
+        return opened
 
     def _locate(self, name: str) -> Path:
         """The path of a file of the manifest, a plain file of the size that it says."""
@@ -295,11 +312,35 @@ class Bundle:
         return path
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file of the manifest, hashed: what is checked is what is used."""
+        """The bytes of a small file of the manifest, hashed: what is checked is what is used."""
         data = self._locate(name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+        self._compare(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def _check(self, name: str) -> tuple[int, ...]:
+        """Hashes a file of the manifest, a block at a time, and gives what tells whether it is the same later on."""
+        path = self._locate(name)
+        before = _identity(path)
+        with path.open("rb") as file:
+            self._compare(name, hashlib.file_digest(file, "sha256").hexdigest())
+        return before
+
+    def _compare(self, name: str, sha256: str) -> None:
+        if sha256 != self.manifest.files[name].sha256:
             raise LdmkitError(
                 f"{self.folder / name} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed. "
                 "Export the bundle again, or fetch it anew."
             )
-        return data
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _external_files(graph: Path) -> set[bytes]:
+    """Of a graph in a file, of which it reads what stands between the weights. Raises ValueError."""
+    if not graph.stat().st_size:
+        raise ValueError("it is empty")  # and cannot be mapped
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return external_files(content)

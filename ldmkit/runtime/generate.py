@@ -111,8 +111,8 @@ class Backend(Protocol):
         """Raises LdmkitError, saying what to do, where it cannot turn a picture into latents."""
         ...
 
-    def prepare(self, *names: str) -> None:
-        """Tells which networks will be needed soon."""
+    def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
+        """Tells what will be drawn soon."""
         ...
 
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
@@ -160,13 +160,6 @@ def draw(
             )
         pictures |= dict(zip(batch, to_pictures(pixels), strict=True))
     return [pictures[k] for k in range(len(plan.wanted))]
-
-
-def networks_of(bundle: Backend, plan: Plan) -> list[str]:
-    """The networks that `draw` will use, the largest first."""
-    unconditional = not plan.negative_prompt and bundle.draws_unconditionally
-    unets = [UNET if unconditional and not each.prompt else UNET_T2I for each in plan.wanted]
-    return [*dict.fromkeys(unets), *[TEXT_ENCODER] * (UNET_T2I in unets), VAE_DECODER]
 
 
 def _batches(wanted: Sequence[Wanted], batch_size: int) -> Iterator[list[int]]:

@@ -25,7 +25,15 @@ PREVIEW = "preview.png"
 GOLDEN = "golden.png"
 CARD = "README.md"
 GRAPHS = (UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, TEXT_ENCODER)
-FILES = (*GRAPHS, TOKENIZER, PREVIEW, GOLDEN, CARD)
+WEIGHTS = {
+    UNET: "unet.onnx.data",
+    UNET_T2I: "unet_t2i.onnx.data",
+    VAE_DECODER: "vae_decoder.onnx.data",
+    VAE_ENCODER: "vae_encoder.onnx.data",
+    TEXT_ENCODER: "text_encoder.onnx.data",
+}
+"""where the weights of a large graph lie, as ONNX external data"""
+FILES = (*GRAPHS, *WEIGHTS.values(), TOKENIZER, PREVIEW, GOLDEN, CARD)
 """every file that a bundle of this format may hold besides the manifest"""
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -35,6 +43,7 @@ Precision = Literal["fp32", "fp16-weights", "fp16"]
 
 _VERSION = r"^[0-9][0-9A-Za-z.+-]{0,40}$"
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -108,7 +117,7 @@ class Text(_Frozen):
 class FileEntry(_Frozen):
     """Content of one file of the bundle."""
 
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
     size: Annotated[int, Field(ge=0)]
     """bytes"""
 
@@ -194,9 +203,13 @@ class Manifest(_Frozen):
     fingerprint: str
     notes: dict[str, Any]
     """how it was trained: steps, wall seconds, command, versions"""
+    sha256: Sha256 | None = None
+    """of the file as it is without this key; None: written before there was one"""
 
     @model_validator(mode="after")
     def _whole(self) -> "Manifest":
+        if alone := [data for graph, data in WEIGHTS.items() if data in self.files and graph not in self.files]:
+            raise ValueError(f"files lists {alone[0]} without its graph")
         if VAE_DECODER not in self.files:
             raise ValueError(f"files must list {VAE_DECODER}")
         if UNET not in self.files and UNET_T2I not in self.files:
@@ -215,7 +228,8 @@ class Manifest(_Frozen):
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """The manifest of the bundle in `folder` and the SHA-256 of its file, which stands for the whole bundle.
 
-    Raises LdmkitError where the folder is no bundle, its format is newer, or a key is wrong.
+    Raises LdmkitError where the folder is no bundle, its format is newer, a key is wrong, or the file is not, byte for
+    byte, what was written.
     """
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
@@ -249,6 +263,11 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
             f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}: export its "
             "run again with `ldmkit export onnx`."
         )
+    if "sha256" in content and not _is_as_written(content, data):
+        raise LdmkitError(
+            f"{path} does not match its own SHA-256: it is damaged or was changed. Export the bundle again, or fetch "
+            "it anew."
+        )
     try:
         manifest = Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:
@@ -261,9 +280,24 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json` into `folder`."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / MANIFEST).write_bytes(text.encode())
+    """Writes `manifest.json` into `folder`, with its own SHA-256."""
+    (folder / MANIFEST).write_bytes(_sealed(manifest.model_dump(mode="json", exclude={"sha256"})))
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """The file of this content and its SHA-256; ValueError for what no manifest holds, such as NaN."""
+    return _bytes({**content, "sha256": hashlib.sha256(_bytes(content)).hexdigest()})
+
+
+def _bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _is_as_written(content: dict[str, Any], data: bytes) -> bool:
+    try:
+        return _sealed({key: value for key, value in content.items() if key != "sha256"}) == data
+    except (ValueError, RecursionError):
+        return False
 
 
 def file_entry(path: Path) -> FileEntry:

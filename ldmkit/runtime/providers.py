@@ -57,8 +57,11 @@ def gpu_may_exist() -> bool:
     return any(device.exists() for device in devices) or shutil.which("nvidia-smi") is not None
 
 
-def open_session(graph: bytes, *, name: str, provider: Provider) -> tuple[Any, Used]:
-    """An `onnxruntime.InferenceSession` of a serialized graph, and the provider that it got.
+def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack: bool = True) -> tuple[Any, Used]:
+    """An `onnxruntime.InferenceSession` of a graph, serialized or in a file, and the provider that it got.
+
+    `prepack`: whether a CPU keeps a second copy of the weights, in the order that its kernels read them fastest in; a
+    graph that is called once opens faster without, and leaves weights in a file beside it there until they are read.
 
     "auto" takes CUDA where the session really gets it, else the CPU, with a `ProviderWarning` where an NVIDIA driver
     is here. A provider by name raises LdmkitError with the remedy where the session doesn't get it:
@@ -68,7 +71,7 @@ def open_session(graph: bytes, *, name: str, provider: Provider) -> tuple[Any, U
 
     wanted: Used = provider if provider != "auto" else "cuda" if gpu_may_exist() else "cpu"
     if wanted == "cpu":
-        return _session(graph, name, [NAMES["cpu"]]), wanted
+        return _session(graph, name, [NAMES["cpu"]], prepack), wanted
     missing: list[str] = []
     built = NAMES[wanted] in ort.get_available_providers()
     if built:
@@ -76,10 +79,10 @@ def open_session(graph: bytes, *, name: str, provider: Provider) -> tuple[Any, U
             missing = missing_libraries(wanted)
         ort.set_default_logger_severity(_FATAL)  # what it would say on stderr, our own message says
         try:
-            session = _session(graph, name, _providers(wanted))
+            session = _session(graph, name, _providers(wanted), prepack)
         except LdmkitError:
             # TensorRT throws where CUDA stays silent, and a graph that the CPU cannot load either says so below.
-            session = _session(graph, name, [NAMES["cpu"]])
+            session = _session(graph, name, [NAMES["cpu"]], prepack)
         finally:
             ort.set_default_logger_severity(_WARNING)
         if _draws(session, NAMES[wanted]):
@@ -94,26 +97,39 @@ def open_session(graph: bytes, *, name: str, provider: Provider) -> tuple[Any, U
     if provider == "auto":
         words = f"an NVIDIA GPU seems to be here, but {lacks}. {_REMEDIES[wanted]}. `ldmkit doctor` says more."
         warnings.warn(words, ProviderWarning, stacklevel=2)
-        return _session(graph, name, [NAMES["cpu"]]), "cpu"
+        return _session(graph, name, [NAMES["cpu"]], prepack), "cpu"
     raise LdmkitError(
         f"provider '{wanted}' was asked for, but {lacks} for {name}. {_REMEDIES[wanted]}. `ldmkit doctor` says more; "
         "`--provider cpu` draws without."
     )
 
 
-def _session(graph: bytes, name: str, providers: list[Any]) -> Any:
+def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = _ERROR  # the graph optimizer's warnings are of no use to who draws
     options.intra_op_num_threads = num_threads()
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if providers != [NAMES["cpu"]]:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if isinstance(graph, Path) and not _is_text(str(graph)):
+        graph = graph.read_bytes()  # its path is text to onnxruntime
     try:
         # Its own way of falling back prints to stdout.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         raise LdmkitError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
+
+
+def _is_text(path: str) -> bool:
+    """Whether it is valid Unicode; a file's name may hold any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _providers(wanted: Used) -> list[Any]:

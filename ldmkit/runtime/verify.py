@@ -77,7 +77,8 @@ def _files(bundle: Bundle) -> tuple[State, str]:
     strange = sorted(path.name for path in bundle.folder.iterdir() if path.name not in known)
     unlisted = sorted(name for name in FILES if name not in bundle.manifest.files and (bundle.folder / name).exists())
     more = f"; not part of it: {', '.join([*unlisted, *strange])}" if unlisted or strange else ""
-    return "ok", f"{len(bundle.manifest.files)} files match their SHA-256{more}"
+    own = f"; {MANIFEST} has none of its own" if bundle.manifest.sha256 is None else ""
+    return "ok", f"{len(bundle.manifest.files) + (not own)} files match their SHA-256{own}{more}"
 
 
 def _onnx(path: Path) -> tuple[State, str]:
@@ -86,7 +87,7 @@ def _onnx(path: Path) -> tuple[State, str]:
     import onnx
 
     try:
-        onnx.checker.check_model(path.read_bytes(), full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)  # by its path: weights may lie beside it
     except Exception as error:  # the checker's and protobuf's exceptions share no base class below Exception
         raise LdmkitError(f"{path}: onnx {onnx.__version__} refuses it: {error}") from error
     return "ok", f"checked by onnx {onnx.__version__}"

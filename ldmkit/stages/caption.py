@@ -3,16 +3,17 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ldmkit.atomic import write_atomic
-from ldmkit.components import Captioner
+from ldmkit.components import Captioner, Picture
 from ldmkit.data.captions import captioners
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.signals import StopSignals, stopped
 
 BATCH = 64
-"""pictures between two appends: what a kill can cost"""
+"""pictures that a captioner gets at once, and what a kill can cost, unless its `batch_size` is smaller"""
 
 
 def caption(context: StageContext) -> dict[str, Any]:
@@ -32,32 +33,48 @@ def caption(context: StageContext) -> dict[str, Any]:
     options = {key: value for key, value in table.items() if key != "use"}
     asked.append((recipe.caption.use, options, context.registry.build("captioner", table, where="[caption]")))
 
+    left = len(waiting)
     with (
         path.open("a", encoding="utf-8") as file,
         StopSignals("caption") as signals,
         context.reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
     ):
-        for first in range(0, len(waiting), BATCH):
-            batch = waiting[first : first + BATCH]
-            rows: dict[str, dict[str, Any]] = {}
-            left = batch
-            for name, chosen, captioner in asked:
-                for picture, text in zip(left, captioner.caption(left), strict=True):
-                    if text:
-                        rows[picture.key] = {"caption": text, "captioner": name, "options": chosen}
-                left = [picture for picture in left if picture.key not in rows]
-                if not left:
-                    break
-            for picture in batch:
-                row = rows.get(picture.key, {"caption": None, "captioner": None, "options": {}})
-                file.write(json.dumps({"file": picture.key, **row}) + "\n")
+        for rows in _captioned(waiting, asked):
+            file.writelines(json.dumps(row) + "\n" for row in rows)
             file.flush()
             os.fsync(file.fileno())
-            bar.advance(len(batch))
+            bar.advance(len(rows))
+            left -= len(rows)
             if signals.number:
-                left_over = len(waiting) - first - len(batch)
-                raise stopped(f"caption: saved, {left_over} pictures left; the same command goes on", signals.number)
+                raise stopped(f"caption: saved, {left} pictures left; the same command goes on", signals.number)
     return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
+
+
+def _captioned(
+    pictures: Sequence[Picture], asked: Sequence[tuple[str, dict[str, Any], Captioner]]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of `captions.jsonl`, each time that a captioner returns; each captioner gets what those before it left."""
+    for first in range(0, len(pictures), BATCH):
+        left = list(pictures[first : first + BATCH])
+        for number, (name, options, captioner) in enumerate(asked, 1):
+            batch, left, size = left, [], _at_once(captioner)
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                rows: list[dict[str, Any]] = []
+                for picture, text in zip(part, captioner.caption(part), strict=True):
+                    if text:
+                        rows.append({"file": picture.key, "caption": text, "captioner": name, "options": options})
+                    elif number == len(asked):
+                        rows.append({"file": picture.key, "caption": None, "captioner": None, "options": {}})
+                    else:
+                        left.append(picture)
+                yield rows
+
+
+def _at_once(captioner: Captioner) -> int:
+    """Pictures of one call, which a stop waits for: one that works on fewer at a time gains nothing by more."""
+    size = getattr(captioner, "batch_size", BATCH)
+    return min(size, BATCH) if isinstance(size, int) and size > 0 else BATCH
 
 
 def _whole(line: bytes) -> bool:

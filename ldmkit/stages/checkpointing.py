@@ -147,7 +147,8 @@ class Checkpoints:
             found = differences(state.get("inputs", {}), self.part.inputs)
             raise LdmkitError(
                 f"{self.folder}: its newest checkpoint is another recipe's ({'; '.join(found)}); "
-                "move the folder away, or go back to that recipe"
+                "move the folder away, or go back to that recipe. To start from its weights alone, give the "
+                "ema.safetensors of a checkpoint moved away to --init-from"
             )
 
 

@@ -1,8 +1,6 @@
 """Writes a bundle: each network as an ONNX graph that was compared with torch, and all that the runtime needs."""
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -18,10 +16,8 @@ from ldmkit.models.unet import UNet
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import (
     CARD,
-    FILES,
     FORMAT_VERSION,
     GOLDEN,
-    MANIFEST,
     NEEDS,
     PREVIEW,
     TEXT_ENCODER,
@@ -45,9 +41,11 @@ from ldmkit.runtime.pictures import grid
 from ldmkit.stages import export_networks
 from ldmkit.stages.export_card import model_card
 from ldmkit.stages.export_certify import certify, draw_golden, rounded_bundle
-from ldmkit.stages.export_graph import compare, half_difference, make_graph, serialized
+from ldmkit.stages.export_folder import new_bundle
+from ldmkit.stages.export_graph import compare, half_difference, make_graph, save_graph, serialized
 from ldmkit.stages.export_half import rounded_as_on_gpu, to_half, weights_to_half
 from ldmkit.stages.export_networks import Network
+from ldmkit.stages.signals import StopSignals, stopped
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,20 +87,19 @@ def export_bundle(
     trained. The preview draws `preview_prompts` in turn, or unconditionally where there are none. `progress` gets
     a line for each thing begun.
 
-    The modules are copied to the CPU in float32 and left as they are. All is written into a folder beside `out_dir`
-    that takes its place when whole: until then an earlier bundle stays.
+    The modules are copied to the CPU in float32 and left as they are. An earlier bundle stays until the new one is
+    whole; see `new_bundle`.
 
     Raises LdmkitError where a graph differs from torch by more than `tolerance`, or the pictures drawn by it by more
-    than `precision` allows, naming it, and where `out_dir` holds anything that is no part of a bundle.
+    than `precision` allows, naming it, and where `out_dir` holds anything that is no part of a bundle; Interrupted
+    where a signal asked to stop.
     """
     if unet is None and unet_t2i is None:
         raise LdmkitError(f"{name}: there is no trained U-Net to export; train one with `ldmkit train`.")
     if unet_t2i is not None and (text_module is None or tokenizer is None):
         raise ValueError("a text U-Net needs its text encoder and tokenizer")
-    check_replaceable(out_dir)
     # Wrong keywords end here, not after minutes of exporting.
     checked_defaults = Defaults.model_validate(defaults)
-    tell = progress or (lambda line: None)
     multiple = math.lcm(*(network.downsample for network in (unet, unet_t2i) if network is not None))
     latent = Latent(
         channels=autoencoder.latent_channels,
@@ -115,11 +112,14 @@ def export_bundle(
     )
     schedule = Schedule.model_validate(schedule_options)
 
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    folder = out_dir.parent / f".{out_dir.name}.{os.getpid()}.new"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
+    with StopSignals("export") as signals, new_bundle(out_dir) as folder:
+
+        def tell(line: str) -> None:
+            if signals.number:
+                raise stopped(f"export: nothing was written to {out_dir}; the same command begins anew", signals.number)
+            if progress is not None:
+                progress(line)
+
         text = None
         networks = {VAE_DECODER: export_networks.decoder(autoencoder, latent)}
         if with_encoder:
@@ -127,7 +127,8 @@ def export_bundle(
         if unet is not None:
             networks[UNET] = export_networks.unet(unet, latent, schedule, None, multiple=multiple)
         if unet_t2i is not None and text_module is not None and tokenizer is not None:
-            tokenizer.save(str(folder / TOKENIZER))
+            # Its own `save` has an error of its own for a full disk.
+            (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
             text = Text(max_tokens=len(tokenizer.encode("").ids), context_dim=int(unet_t2i.context_dim or 0))
             networks[TEXT_ENCODER] = export_networks.text_encoder(text_module, tokenizer)
             networks[UNET_T2I] = export_networks.unet(unet_t2i, latent, schedule, text, multiple=multiple)
@@ -172,50 +173,17 @@ def export_bundle(
         extra = {file: file_entry(folder / file) for file in (PREVIEW, GOLDEN, CARD)}
         manifest = manifest.model_copy(update={"files": {**manifest.files, **extra}})
         write_manifest(folder, manifest)
-        replace_folder(folder, out_dir)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
 def write_graph(path: Path, network: Network, *, precision: Precision, tolerance: float, opset: int) -> GraphEntry:
     """Writes the graph of a network to `path`, compared with torch: in float32, and in float16 where that is asked."""
     model = make_graph(network, opset=opset)
-    data = serialized(model)
-    entry = compare(network, data, name=path.name, tolerance=tolerance)
+    save_graph(model, path)
+    entry = compare(network, path, name=path.name, tolerance=tolerance)
     if precision != "fp32":
         (to_half if precision == "fp16" else weights_to_half)(model)
-        data = serialized(model)
-        tried = serialized(rounded_as_on_gpu(model)) if precision == "fp16" else data
+        save_graph(model, path)
+        tried = serialized(rounded_as_on_gpu(model)) if precision == "fp16" else path
         entry = entry.model_copy(update={"fp16_max_abs_difference": half_difference(network, tried, name=path.name)})
-    path.write_bytes(data)
     return entry
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raises LdmkitError unless `folder` is new, empty, or holds a bundle's files and nothing else."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if folder.is_symlink() or not folder.is_dir():
-        raise LdmkitError(f"{folder} is not a folder: choose another place for the bundle with --out.")
-    strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in (*FILES, MANIFEST))
-    if strange:
-        raise LdmkitError(
-            f"{folder} holds {strange[0]}, which is no part of a bundle and would be lost: move it away, or choose "
-            "another place for the bundle with --out."
-        )
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Moves folder `new` to `target`; what was there goes only once the new one stands."""
-    old = target.parent / f".{target.name}.{os.getpid()}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -22,6 +22,7 @@ from ldmkit.runtime.manifest import (
     UNET,
     UNET_T2I,
     VAE_DECODER,
+    WEIGHTS,
     Golden,
     Trajectory,
     file_entry,
@@ -30,6 +31,7 @@ from ldmkit.runtime.manifest import (
 from ldmkit.runtime.pictures import grid
 from ldmkit.runtime.verify import psnr
 from ldmkit.stages.drawing import draw_latents
+from ldmkit.stages.export_graph import save_graph
 from ldmkit.stages.export_half import rounded_as_on_gpu
 from ldmkit.stages.export_networks import Network
 
@@ -86,13 +88,13 @@ def rounded_bundle(bundle: Bundle) -> Iterator[Bundle]:
     import onnx
 
     with TemporaryDirectory(prefix=".", suffix=".rounded", dir=bundle.folder.parent) as temporary:
-        folder, files = Path(temporary), {}
+        folder = Path(temporary)
         for name in bundle.manifest.files:
             if name in GRAPHS:
-                onnx.save(rounded_as_on_gpu(onnx.load(bundle.folder / name)), folder / name)
-            else:
+                save_graph(rounded_as_on_gpu(onnx.load(bundle.folder / name)), folder / name)
+            elif name not in WEIGHTS.values():
                 shutil.copyfile(bundle.folder / name, folder / name)
-            files[name] = file_entry(folder / name)
+        files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
         write_manifest(folder, bundle.manifest.model_copy(update={"files": files}))
         yield Bundle.load(folder, provider="cpu")
 

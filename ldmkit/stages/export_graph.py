@@ -5,15 +5,22 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime.manifest import GraphEntry
+from ldmkit.runtime.manifest import WEIGHTS, GraphEntry
 from ldmkit.runtime.providers import open_session
 from ldmkit.stages.export_networks import Network, Size
+
+INLINE_BYTES = 128 << 20
+"""A larger graph is kept as two files: onnxruntime maps the weights' into memory where it would copy them twice, and
+protobuf ends at 2 GiB."""
+SMALL_BYTES = 1024
+"""Smaller tensors stay in the graph, where the shapes that depend on them can be inferred."""
 
 
 def make_graph(network: Network, *, opset: int) -> Any:
@@ -64,6 +71,22 @@ def serialized(model: Any) -> bytes:
     return data
 
 
+def save_graph(model: Any, path: Path) -> None:
+    """Writes the model to `path`, and its weights to a file beside it where it is larger than `INLINE_BYTES`."""
+    from onnx import ModelProto, external_data_helper
+
+    data = path.with_name(WEIGHTS[path.name])
+    data.unlink(missing_ok=True)  # onnx would write behind what is there
+    if model.ByteSize() > INLINE_BYTES:
+        apart = ModelProto()
+        apart.CopyFrom(model)
+        external_data_helper.convert_model_to_external_data(apart, location=data.name, size_threshold=SMALL_BYTES)
+        model = external_data_helper.write_external_data_tensors(apart, str(path.parent))
+    path.write_bytes(serialized(model))
+    if data.exists():
+        data.chmod(path.stat().st_mode & 0o777)  # onnx makes it for its owner alone
+
+
 def strip(model: Any) -> None:
     """Removes the exporter's notes for debugging: they name files of this machine and outgrow small weights."""
     parts: list[Any] = [model, model.graph, *model.functions]
@@ -80,8 +103,8 @@ def strip(model: Any) -> None:
                 dim.ClearField("dim_param")  # a size that the exporter has no name for, such as "s39"
 
 
-def compare(network: Network, graph: bytes, *, name: str, tolerance: float) -> GraphEntry:
-    """The largest difference between the serialized `graph` and `network` over several batches of random inputs.
+def compare(network: Network, graph: bytes | Path, *, name: str, tolerance: float) -> GraphEntry:
+    """The largest difference of `graph`, serialized or in a file, from `network` over several random batches.
 
     Raises LdmkitError where it is above `tolerance`, not a number, or the graph cannot take a batch or a size.
     """
@@ -102,7 +125,7 @@ def compare(network: Network, graph: bytes, *, name: str, tolerance: float) -> G
     )
 
 
-def half_difference(network: Network, graph: bytes, *, name: str) -> float:
+def half_difference(network: Network, graph: bytes | Path, *, name: str) -> float:
     """As `compare` for a graph with float16 in it, whose tolerance the final picture decides.
 
     Raises LdmkitError where an output is not finite.
@@ -118,7 +141,9 @@ def half_difference(network: Network, graph: bytes, *, name: str) -> float:
     return found
 
 
-def _differences(network: Network, graph: bytes, name: str) -> Iterator[tuple[int, Size, dict[str, Tensor], float]]:
+def _differences(
+    network: Network, graph: bytes | Path, name: str
+) -> Iterator[tuple[int, Size, dict[str, Tensor], float]]:
     """(batch, size, inputs, largest difference from torch) for each of the network's cases."""
     session, _ = open_session(graph, name=name, provider="cpu")
     known = {given.name for given in session.get_inputs()}

@@ -16,6 +16,7 @@ from ldmkit.stages.export import NUM_PREVIEW, export_bundle
 from ldmkit.stages.export_rgb import fit_latent_rgb
 from ldmkit.stages.latent_set import TextSet, latent_statistics
 from ldmkit.stages.networks import build_text_to_image, build_unet, load_autoencoder, trained_weights
+from ldmkit.starting import kept_starts
 
 
 def export_run(context: StageContext, out_dir: Path) -> dict[str, Any]:
@@ -90,12 +91,15 @@ def published(recipe: Recipe) -> dict[str, Any]:
 
 def _notes(context: StageContext) -> dict[str, Any]:
     """How the run was made: seconds and last held-out metrics of each stage, versions, the machine's kind."""
-    stages = {}
+    stages: dict[str, dict[str, Any]] = {}
+    starts = kept_starts(context.run_dir)
     for name in ("vae", "unet", "t2i"):
         record = context.parts[name].record()
         # The log's seconds go on from those before an interruption; the record's are of the last session alone.
         seconds = read_metrics(context.folder(name) / "metrics.jsonl")[-1]["seconds"]
         stages[name] = {"seconds": seconds, "held_out": record["facts"]}
+        if start := starts.get(name):
+            stages[name]["started_from"] = {"name": start.name, "sha256": start.sha256}
     return {
         "num_pictures": len(context.index.entries),
         "stages": stages,

@@ -60,7 +60,7 @@ def export_tensors(recipe: Recipe, registry: Registry, run_dir: Path, out_dir: P
             networks[name]["file"] = f"{name}.safetensors"
             save_weights(folder / f"{name}.safetensors", module.state_dict())
             yield f"{out_dir / name}.safetensors: {sum(p.numel() for p in module.parameters()):,} parameters"
-        tokenizer.save(str(folder / TOKENIZER))
+        (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
         config = {
             "format_version": FORMAT_VERSION,
             "written_by": ldmkit.__version__,

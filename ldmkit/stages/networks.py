@@ -10,6 +10,7 @@ from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.text_to_image import TextToImage
 from ldmkit.models.unet import UNet
 from ldmkit.recipe import Recipe
+from ldmkit.run import trained_file
 
 
 def build_autoencoder(recipe: Recipe) -> AutoencoderKL:
@@ -29,9 +30,8 @@ def build_text_to_image(recipe: Recipe, encoder: TextEncoder, text_module: torch
 
 
 def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a finished training stage, or the plain ones where no average was kept."""
-    ema = folder / "ema.safetensors"
-    return load_weights(ema if ema.is_file() else folder / "model.safetensors")
+    """The weights of a finished training stage that later ones use."""
+    return load_weights(trained_file(folder))
 
 
 def load_autoencoder(recipe: Recipe, folder: Path) -> AutoencoderKL:

@@ -1,7 +1,7 @@
 """A finished run's networks in torch behind the interface of a bundle: what the export must not change."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,8 +110,8 @@ class TorchBackend:
     def check_encodes(self) -> None:
         """A run always has its encoder."""
 
-    def prepare(self, *names: str) -> None:
-        """They are all loaded."""
+    def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
+        """All networks are loaded."""
 
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         return self.bind(name)(**inputs)

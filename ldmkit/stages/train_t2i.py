@@ -10,6 +10,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.denoising import NUM_PREVIEWS, DenoisingTask
 from ldmkit.stages.drawing import Text
+from ldmkit.stages.initial import load_start
 from ldmkit.stages.latent_set import LatentSet, TextSet
 from ldmkit.stages.networks import build_text_to_image
 from ldmkit.stages.task import Metrics
@@ -32,6 +33,7 @@ def train_t2i(context: StageContext) -> Metrics:
     tokenizer = Tokenizer.from_file(str(context.folder("text") / "tokenizer.json"))
     module = encoder.load_module(tokenizer) if encoder.trainable else None
     network = build_text_to_image(recipe, encoder, module)
+    load_start(context, "t2i", network)
     task = TextDenoisingTask(context, trainer, recipe.t2i, network, latents, train, held_out)
     task.texts = texts
     write_json(context.folder("t2i") / "config.json", {**recipe.t2i.network(), "text": recipe.text.table()})

@@ -5,6 +5,7 @@ import torch
 from ldmkit.atomic import write_json
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.denoising import DenoisingTask
+from ldmkit.stages.initial import load_start
 from ldmkit.stages.latent_set import LatentSet
 from ldmkit.stages.networks import build_unet
 from ldmkit.stages.task import Metrics
@@ -18,6 +19,8 @@ def train_unet(context: StageContext) -> Metrics:
     latents = LatentSet(context.folder("latents"), recipe.latents, recipe.seed)
     trainer = Trainer(context, context.parts["unet"], recipe.unet, num_samples=len(train), seed=recipe.seed)
     torch.manual_seed(trainer.seed)  # the network's first weights
-    task = DenoisingTask(context, trainer, recipe.unet, build_unet(recipe), latents, train, held_out)
+    network = build_unet(recipe)
+    load_start(context, "unet", network)
+    task = DenoisingTask(context, trainer, recipe.unet, network, latents, train, held_out)
     write_json(context.folder("unet") / "config.json", recipe.unet.network())
     return trainer.fit(task)

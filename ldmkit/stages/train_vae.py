@@ -17,6 +17,7 @@ from ldmkit.stages.context import StageContext
 from ldmkit.stages.ema import emas_of
 from ldmkit.stages.engine import memory_format
 from ldmkit.stages.gan_guard import LossGuard
+from ldmkit.stages.initial import load_start
 from ldmkit.stages.networks import build_autoencoder
 from ldmkit.stages.picture_batches import picture_batches
 from ldmkit.stages.plots import grid
@@ -56,6 +57,7 @@ class VaeTask:
             size=self.recipe.data.size // self.section.patch_size,
         )
         autoencoder = build_autoencoder(context.recipe).to(memory_format=layout)
+        load_start(context, "vae", autoencoder)
         self.latent_channels = autoencoder.latent_channels
         self.latent_size = context.recipe.data.size // autoencoder.downsample
         self.terms: dict[str, Any] = {

@@ -30,6 +30,17 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
     assert bundle_flips(tmp_path / "bundle", 30, random.Random(1)) == 30
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="proportional set sizes are Linux's")
+def test_memory_of_a_process_and_of_what_it_started(tmp_path: Path) -> None:
+    from hostile_stages import watched
+
+    child = "data = bytearray(30_000_000); import time; time.sleep(0.3)"
+    parent = f"import subprocess, sys; data = bytearray(20_000_000); subprocess.run([sys.executable, '-c', {child!r}])"
+    code, peak, said = watched([sys.executable, "-c", parent + "; print('said'); sys.exit(3)"], tmp_path)
+    assert (code, said) == (3, "said\n")
+    assert 50e6 < peak < 120e6
+
+
 def test_tiny_recipe_is_tiny() -> None:
     from tiny_recipe import tiny_recipe
 

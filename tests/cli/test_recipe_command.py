@@ -36,6 +36,27 @@ def test_show_is_a_recipe(run: Run, tmp_path: Path) -> None:
     assert as_json["data"] == {**tomllib.loads(shown)["data"]}
 
 
+def test_shown_plugins_lie_beside_the_recipe(run: Run, tmp_path: Path) -> None:
+    """What is shown can be saved beside them, and the whole folder taken elsewhere."""
+    folder = tmp_path / "mine"
+    (folder / "sub").mkdir(parents=True)
+    for path in (folder / "sub" / "plugin.py", tmp_path / "other.py"):
+        path.write_text("")
+    (folder / "mine.toml").write_text(
+        'plugins = ["sub/plugin.py"]\n[vae]\nsteps = 1\n[unet]\nsteps = 1\n[t2i]\nsteps = 1\n'
+    )
+    shown = run("recipe", "show", "mine/mine.toml").out
+    assert shown.startswith(f"# plugins lie beside the recipe, in {folder}: ")
+    assert tomllib.loads(shown)["plugins"] == ["./sub/plugin.py"]
+    (folder / "shown.toml").write_text(shown)
+    moved = folder.rename(tmp_path / "moved")
+    left = run("recipe", "check", str(moved / "shown.toml"))
+    assert (left.code, left.out) == (0, f"{moved / 'shown.toml'}: no mistakes (mine)\n")
+    assert str(moved / "sub" / "plugin.py") in left.err
+    shown = run("recipe", "show", "moved/mine.toml", "--set", "plugins=['other.py']").out
+    assert tomllib.loads(shown)["plugins"] == ["other.py"]
+
+
 def test_new(run: Run, tmp_path: Path) -> None:
     left = run("recipe", "new", "recipes/mine.toml")
     assert left == (0, "recipes/mine.toml: set data.path, then run `ldmkit train recipes/mine.toml`\n", "")

@@ -167,6 +167,9 @@ def test_batch_is_halved_where_memory_runs_out(
         assert wide.caption(pictures(*order)) == [STRIPPED[colour] for colour in order]
     assert sizes == [5, 3, 2, 2, 1]
     assert len(caught) == 2
+    sizes.clear()
+    wide.caption(pictures(*order))  # without a warning: it knows by now
+    assert sizes == [2, 2, 1]
 
     room = 0
     with pytest.raises(LdmkitError, match=r"one picture alone, red\.png"):

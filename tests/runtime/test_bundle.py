@@ -1,17 +1,21 @@
 """What a bundle on disk may be, and what is refused before it is used."""
 
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime import bundle as bundle_module
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.find import bundles_in, default_bundle
 from ldmkit.runtime.manifest import file_entry
@@ -90,6 +94,10 @@ def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
         ({"golden": {**GOLDEN, "steps": 0}}, "golden.steps"),
         ({"text": None}, "unet_t2i.onnx needs text"),
         ({"files": {}}, "files must list vae_decoder.onnx"),
+        (
+            {"files": {"unet.onnx.data": {"sha256": "0" * 64, "size": 1}}},
+            "files lists unet.onnx.data without its graph",
+        ),
         ({"files": {"../evil.onnx": {"sha256": "0" * 64, "size": 1}}}, "files"),
         ({"files": {"/etc/passwd": {"sha256": "0" * 64, "size": 1}}}, "files"),
     ],
@@ -145,13 +153,88 @@ def test_weights_outside_a_graph_are_refused(make_bundle: MakeBundle, tmp_path: 
         Bundle.load(folder).generate()
 
 
+def apart(folder: Path, *, weight: float, location: str = "vae_decoder.onnx.data") -> None:
+    """A decoder that adds `weight`, which lies in a file beside it, to the latents."""
+    value = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    value.external_data.add(key="location", value=location)
+    shapes = [["batch", channels, 2, 2] for channels in (2, 3)]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Pad", ["latents", "pads"], ["padded"]),
+            helper.make_node("Add", ["padded", "w"], ["output"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("latents", TensorProto.FLOAT, shapes[0])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, shapes[1])],
+        [value, helper.make_tensor("pads", TensorProto.INT64, [8], [0, 0, 0, 0, 0, 1, 0, 0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    replace_graph(folder, "vae_decoder.onnx.data", np.array([weight], dtype="<f4").tobytes())
+    replace_graph(folder, "vae_decoder.onnx", model.SerializeToString())
+
+
+def test_weights_beside_their_graph(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    for weight, level in ((0.0, 128), (0.6, 204)):  # the third colour is the weight alone
+        apart(folder, weight=weight)
+        (picture,) = Bundle.load(folder).generate()
+        assert set(picture.getchannel("B").get_flattened_data()) == {level}
+    data = folder / "vae_decoder.onnx.data"
+    data.write_bytes(np.array([0.5], dtype="<f4").tobytes())
+    with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx\.data does not match its SHA-256"):
+        Bundle.load(folder).generate()
+    with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx\.data does not match its SHA-256"):
+        Bundle.load(folder).verify()
+    data.rename(folder.parent / "elsewhere")
+    data.symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx\.data is in manifest\.json, but not a file there"):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("location", ["unet.onnx", "./vae_decoder.onnx.data", "*/_ORT_MEM_ADDR_/*"])
+def test_weights_in_no_file_but_the_graphs_own(make_bundle: MakeBundle, location: str) -> None:
+    folder = make_bundle()
+    apart(folder, weight=0.5, location=location)
+    with pytest.raises(LdmkitError, match="refers to a file outside itself"):
+        Bundle.load(folder).generate()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "Ünï 猫\n".encode()])
+def test_a_folder_of_any_name(make_bundle: MakeBundle, name: bytes) -> None:
+    folder = make_bundle()
+    other = folder.parent / os.fsdecode(name)
+    try:
+        folder.rename(other)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (picture,) = Bundle.load(other).generate()
+    assert picture.size == (2, 2)
+
+
+def test_a_file_that_changes_while_it_is_opened(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between hashing and opening lies a moment: an export over the bundle, or a download, may fall into it."""
+    folder = make_bundle()
+    other = (folder / "vae_decoder.onnx").read_bytes()
+    opened = bundle_module.open_session
+
+    def in_between(graph: Path, **options: Any) -> Any:
+        if graph.name == "unet.onnx":
+            (folder / "new").write_bytes(other)
+            (folder / "new").replace(graph)
+        return opened(graph, **options)
+
+    monkeypatch.setattr(bundle_module, "open_session", in_between)
+    with pytest.raises(LdmkitError, match=r"unet\.onnx was changed while it was opened: try again"):
+        Bundle.load(folder).generate()
+
+
 def test_a_graph_that_onnxruntime_cannot_read_is_named(make_bundle: MakeBundle) -> None:
     folder = make_bundle()
     for data, message in (
         (b"not a graph", r"is not an ONNX graph \(a field of the unknown kind 6 at byte 1\)"),
         (b"\x3a\x05\x0a", r"is not an ONNX graph \(cut off\)"),
         (b"\x28\x00\x00\x00ORTM", "onnxruntime's own format"),
-        (b"", "cannot be loaded by onnxruntime"),
+        (b"", r"is not an ONNX graph \(it is empty\)"),
     ):
         replace_graph(folder, "unet.onnx", data)
         with pytest.raises(LdmkitError, match=r"unet\.onnx " + message if "own" not in message else message):
@@ -160,7 +243,7 @@ def test_a_graph_that_onnxruntime_cannot_read_is_named(make_bundle: MakeBundle) 
 
 def test_a_graph_of_another_shape_is_named(make_bundle: MakeBundle) -> None:
     folder = make_bundle()
-    edit(folder, latent={"channels": 2, "height": 4, "width": 4, "mean": [0, 0], "std": [1, 1]})
+    edit(folder, latent={**LATENT, "height": 4, "width": 4}, picture_size=4)
     with pytest.raises(LdmkitError, match=r"unet\.onnx failed on cpu"):
         Bundle.load(folder, provider="cpu").generate()
 
@@ -214,3 +297,35 @@ def test_the_newest_bundle_is_the_default(make_bundle: MakeBundle, tmp_path: Pat
     assert default_bundle(tmp_path / "none", exports) == new
     with pytest.raises(LdmkitError, match=r"there is no bundle in .*--bundle DIR"):
         default_bundle(tmp_path / "none", None)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "negative", "graphs"),
+    [
+        (["", " "], "", {"unet.onnx", "vae_decoder.onnx"}),
+        (["red cat"], "", {"unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"}),
+        ([""], "mat", {"unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"}),
+        (["", "cat"], "", {"unet.onnx", "unet_t2i.onnx", "text_encoder.onnx", "vae_decoder.onnx"}),
+    ],
+)
+def test_what_will_be_drawn_tells_which_graphs_are_needed(
+    make_bundle: MakeBundle, prompts: list[str], negative: str, graphs: set[str]
+) -> None:
+    """Drawing itself says whether these are all: it opens no other."""
+    bundle = Bundle.load(make_bundle(), provider="cpu")
+    bundle.prepare(prompts, negative)
+    for thread in threading.enumerate():
+        if thread.name.startswith("open "):
+            thread.join()
+    assert set(bundle._sessions) == graphs
+    bundle.generate(prompts, negative_prompt=negative, steps=1, guidance_scale=2.0)
+    assert set(bundle._sessions) == graphs
+
+
+def test_a_graph_that_could_not_be_prepared_is_told_where_it_is_needed(make_bundle: MakeBundle) -> None:
+    folder = make_bundle()
+    replace_graph(folder, "unet_t2i.onnx", b"not a graph")
+    bundle = Bundle.load(folder, provider="cpu")
+    bundle.prepare(["red cat"])
+    with pytest.raises(LdmkitError, match=r"unet_t2i\.onnx is not an ONNX graph"):
+        bundle.generate("red cat")

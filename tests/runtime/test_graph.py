@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
 from ldmkit.runtime import graph
-from ldmkit.runtime.graph import has_external_data
+from ldmkit.runtime.graph import external_files
 
 
 def tensor(name: str, *, external: bool) -> TensorProto:
@@ -51,7 +51,26 @@ def test_weights_are_found_wherever_a_model_may_hold_them(
     nodes = [helper.make_node("Relu", ["location"], ["external_data"], doc_string="weights.bin")]
     model = helper.make_model(helper.make_graph(nodes, "location", [], []))
     put(model, tensor("location", external=external))
-    assert has_external_data(model.SerializeToString()) == external
+    assert external_files(model.SerializeToString()) == ({b"weights.bin"} if external else set())
+
+
+def test_files_are_read_as_protobuf_and_onnx_read_them() -> None:
+    weight = tensor("w", external=True)
+    other = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    other.external_data.add(key="offset", value="0")
+    twice = TensorProto(name="u", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    for location in ("first", "second"):  # readers differ in which of them counts
+        twice.external_data.add(key="location", value=location)
+    model = helper.make_model(helper.make_graph([], "g", [], [], [weight, other, twice]))
+    assert external_files(model.SerializeToString()) == {b"weights.bin", b"", b"first", b"second"}
+
+    # Of a field that an entry holds twice, the last.
+    entry = b"\x0a\x01x\x0a\x08location\x12\x01a\x12\x01b"
+    assert onnx.StringStringEntryProto.FromString(entry).value == "b"
+    inner = bytes([13 << 3 | 2, len(entry)]) + entry
+    model_bytes = b"\x3a" + bytes([len(inner) + 2]) + b"\x2a" + bytes([len(inner)]) + inner
+    assert onnx.load_from_string(model_bytes).graph.initializer[0].external_data[0].key == "location"
+    assert external_files(model_bytes) == {b"b"}
 
 
 def test_every_way_from_a_model_to_a_tensor_is_known() -> None:
@@ -82,7 +101,7 @@ def test_a_tag_of_more_than_32_bits_is_read_as_protobuf_reads_it() -> None:
         TensorProto.FromString(hidden)
     model = b"\x3a" + bytes([len(hidden) + 2]) + b"\x2a" + bytes([len(hidden)]) + hidden
     with pytest.raises(ValueError, match="more than 29 bits"):
-        has_external_data(model)
+        external_files(model)
 
 
 def test_the_shipped_graphs_hold_all_of_theirs() -> None:
@@ -94,5 +113,5 @@ def test_the_shipped_graphs_hold_all_of_theirs() -> None:
         pytest.skip("no bundle is here")
     for path in paths:
         data = path.read_bytes()
-        assert has_external_data(data) is False
+        assert external_files(data) == set()
         assert onnx.load_from_string(data).graph.initializer

@@ -127,7 +127,10 @@ def test_what_is_no_part_of_it_is_said(make_bundle: MakeBundle) -> None:
     (folder / "vae_encoder.onnx").write_bytes(b"")
     (folder / "notes.txt").write_text("")
     (files,) = [check for check in verify.verify(folder, provider="cpu") if check.name == "files"]
-    assert files.words == "5 files match their SHA-256; not part of it: vae_encoder.onnx, notes.txt"
+    assert (
+        files.words
+        == "5 files match their SHA-256; manifest.json has none of its own; not part of it: vae_encoder.onnx, notes.txt"
+    )
 
 
 def test_without_onnx_and_without_golden_pictures(make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +146,9 @@ def test_command(make_bundle: MakeBundle) -> None:
     folder = with_golden(make_bundle())
     done = CliRunner().invoke(cli, ["export", "verify", str(folder), "--provider", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0
-    assert done.output.splitlines()[0] == "ok       files: 6 files match their SHA-256"
+    assert (
+        done.output.splitlines()[0] == "ok       files: 6 files match their SHA-256; manifest.json has none of its own"
+    )
     with_golden(folder, (0, 0))
     with pytest.raises(LdmkitError, match="1 of 10 checks failed: golden pictures"):
         CliRunner().invoke(cli, ["export", "verify", str(folder), "--json"], catch_exceptions=False)

@@ -37,6 +37,8 @@ def assert_same(part: Path, oracle: Path) -> None:
     assert curve(part) == curve(oracle)
     assert weights(part) == weights(oracle)
     assert any("optimizer" in name for name in weights(part))
+    kept, expected = (sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (part, oracle))
+    assert kept == expected
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from ldmkit import hookimpl
 
 class Slow:
     """Says the number."""
-    def __init__(self, *, prefix: str = "number", die_at: str = ""):
-        self.prefix, self.die_at = prefix, die_at
+    def __init__(self, *, prefix: str = "number", die_at: str = "", batch_size: int = 64):
+        self.prefix, self.die_at, self.batch_size = prefix, die_at, batch_size
 
     def caption(self, pictures):
         for picture in pictures:
@@ -80,6 +80,24 @@ def test_goes_on_behind_a_kill(many: Any, processes: Any) -> None:
     assert found[7] == {"file": "007.png", "caption": None, "captioner": None, "options": {}}
     record = json.loads((many.run / "captions" / "record.json").read_text())
     assert record["facts"] == {"captions": {"slow": 149, "none": 1}}
+
+
+def test_a_stop_waits_for_the_captioners_own_batch(many: Any, processes: Any) -> None:
+    for i in range(0, 150, 3):  # captioned by hand, which is not what is slow
+        (many.folder / "pictures" / f"{i:03d}.txt").write_text("by hand")
+    plugin = many.folder / "slow.py"
+    asks = 'die_at: str = "100.png", batch_size: int = 4'
+    plugin.write_text(
+        PLUGIN.replace('die_at: str = "", batch_size: int = 64', asks).replace("signal.SIGKILL", "signal.SIGTERM")
+    )
+    code, output = processes.run(many.folder, ("caption", "tiny.toml"))
+    assert code == 143, output
+    asked = (many.folder / "asked.txt").read_text().split()
+    assert 1 <= len(asked) - asked.index("100.png") <= 4  # to the end of its four
+    found = rows(many)
+    assert len(found) == len({row["file"] for row in found}) < 150
+    assert sum(row["captioner"] != "sidecar" for row in found) == len(asked)
+    assert f"caption: saved, {150 - len(found)} pictures left; the same command goes on" in output
 
 
 @pytest.mark.parametrize("keep", [True, False])

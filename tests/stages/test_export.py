@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
+import resource
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ldmkit.errors import LdmkitError
+from ldmkit.atomic import no_room
+from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
 from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.manifest import file_entry
+from ldmkit.runtime.manifest import Latent, file_entry
 from ldmkit.runtime.verify import verify
 from ldmkit.stages import export, export_networks
 from ldmkit.stages.export import export_bundle
@@ -280,6 +284,7 @@ def test_pictures_in_half_precision(toy: Toy, tmp_path: Path, precision: str, co
     shutil.copytree(toy.folder, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest |= {"precision": precision}
+    del manifest["sha256"]
     for path in folder.glob("*.onnx"):
         model = onnx.load(path)
         convert(model)
@@ -310,6 +315,11 @@ def test_pictures_in_half_precision(toy: Toy, tmp_path: Path, precision: str, co
         certify(bundle, networks, PROMPTS)
 
 
+def rectified(autoencoder: nn.Module, latent: Latent) -> Network:
+    """The smallest network, in place of the decoder."""
+    return Network(on_cpu(nn.ReLU()), lambda batch, size, generator: {"input": torch.ones(batch, 2)})
+
+
 def test_the_old_bundle_stays_until_the_new_is_whole(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
@@ -318,12 +328,49 @@ def test_the_old_bundle_stays_until_the_new_is_whole(toy: Toy, tmp_path: Path, m
     with pytest.raises(LdmkitError, match="no trained U-Net"):
         export_bundle(folder, **options)
     # One graph only, and that one fails its comparison.
-    network = Network(on_cpu(nn.ReLU()), lambda batch, size, generator: {"input": torch.ones(batch, 2)})
-    monkeypatch.setattr(export_networks, "decoder", lambda autoencoder, latent: network)
+    monkeypatch.setattr(export_networks, "decoder", rectified)
     with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx: .* differs"):
         export_bundle(folder, **{**toy.options, "tolerance": -1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
     assert (folder / "manifest.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("first", ["tokenizer.json", "vae_decoder.onnx"])
+def test_disk_full(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """At the first file, a graph or not: one line, the earlier bundle intact, nothing left."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(toy.folder, folder)
+    monkeypatch.setattr(export_networks, "decoder", rectified)
+    lines: list[str] = []
+    options = {**toy.options, "progress": lines.append} | ({"unet_t2i": None} if first.endswith(".onnx") else {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with (
+            pytest.raises(LdmkitError, match=r"/tiny: cannot be written: File too large\. What was saved"),
+            no_room(folder),
+        ):
+            export_bundle(folder, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert lines == ([f"{first}: exporting"] if first.endswith(".onnx") else [])
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    Bundle.load(folder).verify()
+
+
+def test_asked_to_stop(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_networks, "decoder", rectified)
+
+    def tell(line: str) -> None:
+        if line.startswith("vae_decoder"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(Interrupted, match="export: nothing was written to") as stopped:
+        export_bundle(tmp_path / "tiny", **{**toy.options, "with_encoder": False}, progress=tell)
+    assert stopped.value.exit_code == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    assert not any((tmp_path / "tiny").iterdir())
 
 
 def test_what_is_no_part_of_a_bundle_is_not_overwritten(toy: Toy, tmp_path: Path) -> None:
@@ -333,12 +380,3 @@ def test_what_is_no_part_of_a_bundle_is_not_overwritten(toy: Toy, tmp_path: Path
     with pytest.raises(LdmkitError, match="is not a folder"):
         export_bundle(tmp_path / "thesis.tex", **toy.options)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
-
-
-def test_replacing_moves_the_new_folder_in(tmp_path: Path) -> None:
-    for name in ("new", "target"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "who").write_text(name)
-    export.replace_folder(tmp_path / "new", tmp_path / "target")
-    assert (tmp_path / "target" / "who").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]

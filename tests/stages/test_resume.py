@@ -56,6 +56,21 @@ def test_killed_anywhere(stage: str, trained: Any, exact: Any, processes: Any, t
     assert not left, "a killed save's leftovers"
 
 
+def test_checkpoints_that_a_whole_run_keeps(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
+    """The last one, every third step's, and the best on the held-out pictures: here one before training went wrong."""
+    part = exact.before(trained, "t2i", tmp_path)
+    wild = ["--set", "t2i.learning_rate=1.0", "--set", "t2i.warmup_steps=8", "--set", "t2i.eval_every=2"]
+    code, output = processes.run(tmp_path, ("train-t2i", "tiny.toml", *wild))
+    assert code == 0, output
+    rows = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+    held_out = {row["step"]: row["held_out_loss_ema"] for row in rows if "held_out_loss_ema" in row}
+    assert list(held_out) == [2, 4, 6, 8]
+    best = min(held_out, key=held_out.__getitem__)
+    assert best in (2, 4)
+    kept = sorted(path.name for path in (part / "checkpoints").iterdir())
+    assert kept == [f"step_{step:08d}" for step in sorted({best, 3, 6, 8})]
+
+
 def test_second_signal_leaves_at_once(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     """In the middle of a save: the checkpoint before it stays, and training goes on from there."""
     part = exact.before(trained, "unet", tmp_path)
