@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mistakes import told
 from variant_table import line, plot, table
 from variants import STAGES, Results, Row, Variant, export_pictures, open_run, short_run, with_overrides
-
-from ldmkit.errors import LdmkitError
 
 
 def _diffusion(
@@ -96,16 +95,13 @@ def run(chosen: argparse.Namespace) -> None:
         plot(by_name, chosen.plot, title=f"{shared.recipe.name}: {chosen.stage}, {chosen.steps} steps")
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(argv)
     if chosen.list:
         print(*COMBINATIONS, sep="\n")
         return 0
-    try:
-        run(chosen)
-    except LdmkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    run(chosen)
     return 0
 
 

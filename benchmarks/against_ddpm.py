@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mistakes import told
 from PIL import Image
 
 from ldmkit.cli.torch_run import open_run
 from ldmkit.data.toy_cats import prompts
-from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Backend, draw
 from ldmkit.runtime.request import Wanted, make_plan
@@ -67,39 +67,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return chosen
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(argv)
     texts = chosen.prompt or [prompt.text for prompt in prompts(chosen.num, 1)]
     wanted = [Wanted(texts[seed % len(texts)], seed) for seed in range(chosen.num)]
     own = {"steps": chosen.steps, "sampler": chosen.sampler, "guidance_scale": chosen.guidance}
-    try:
-        sides = {
-            "bundle": drawer(Bundle.load(chosen.bundle), chosen.batch, **own),
-            "ddpm in torch": drawer(
-                open_run(chosen.run), chosen.batch, steps=chosen.ddpm_steps, sampler="ddpm", guidance_scale=1.0
-            ),
-        }
-        sides["bundle"](wanted[:1])  # opens its graphs
-        seconds, pictures = in_turns(sides, wanted, chosen.batch)
-        for name, times in seconds.items():
-            print(f"{name:14} {chosen.batch / statistics.median(times):8.3f} pictures/s in batches of {chosen.batch}")
-        ratios = [theirs / ours for ours, theirs in zip(seconds["bundle"], seconds["ddpm in torch"], strict=True)]
-        print(
-            f"the bundle draws {statistics.median(ratios):.0f} times as many ({min(ratios):.0f} to {max(ratios):.0f})"
-        )
-        if chosen.kid is not None:
-            from variants import kid
+    sides = {
+        "bundle": drawer(Bundle.load(chosen.bundle), chosen.batch, **own),
+        "ddpm in torch": drawer(
+            open_run(chosen.run), chosen.batch, steps=chosen.ddpm_steps, sampler="ddpm", guidance_scale=1.0
+        ),
+    }
+    sides["bundle"](wanted[:1])  # opens its graphs
+    seconds, pictures = in_turns(sides, wanted, chosen.batch)
+    for name, times in seconds.items():
+        print(f"{name:14} {chosen.batch / statistics.median(times):8.3f} pictures/s in batches of {chosen.batch}")
+    ratios = [theirs / ours for ours, theirs in zip(seconds["bundle"], seconds["ddpm in torch"], strict=True)]
+    print(f"the bundle draws {statistics.median(ratios):.0f} times as many ({min(ratios):.0f} to {max(ratios):.0f})")
+    if chosen.kid is not None:
+        from variants import kid
 
-            for name, drawn in pictures.items():
-                folder = chosen.out / name.replace(" ", "-")
-                folder.mkdir(parents=True, exist_ok=True)
-                for number, picture in enumerate(drawn):
-                    picture.save(folder / f"{number:05d}.png")
-                found = kid(chosen.kid, chosen.reference, folder)
-                print(f"{name:14} KID x 1000: {found['kid_x1000']:.2f} ± {found['kid_std']:.2f}")
-    except LdmkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        for name, drawn in pictures.items():
+            folder = chosen.out / name.replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, picture in enumerate(drawn):
+                picture.save(folder / f"{number:05d}.png")
+            found = kid(chosen.kid, chosen.reference, folder)
+            print(f"{name:14} KID x 1000: {found['kid_x1000']:.2f} ± {found['kid_std']:.2f}")
     return 0
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mistakes import told
 from variant_table import line, plot, summary, table
 from variants import STAGES, Results, Row, Shared, Variant, open_run, short_run, train, with_overrides
 
@@ -185,14 +186,11 @@ def run(chosen: argparse.Namespace, argv: Sequence[str]) -> None:
         plot(by_name, chosen.plot, title=f"{shared.recipe.name}: {chosen.stage}, {chosen.minutes:g} minutes")
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     chosen = parse(words)
-    try:
-        run(chosen, words)
-    except LdmkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    run(chosen, words)
     return 0
 
 

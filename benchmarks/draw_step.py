@@ -47,7 +47,7 @@ def in_torch(turn: Turn, folder: Path, batch: int, guidance: float) -> None:
         else:
             cond, uncond = unet(torch.cat([x_t, x_t]), torch.full((2 * batch,), t), context).chunk(2)
             eps = uncond + guidance * (cond - uncond)
-        return (x_t - float(schedule.sigma(t)) * eps) / float(schedule.alpha(t))  # type: ignore[no-any-return]
+        return (x_t - float(schedule.sigma(t)) * eps) / float(schedule.alpha(t))  # type: ignore[no-any-return] # a module's call is Any
 
     with torch.inference_mode():
         while True:

@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mistakes import told
 from toy_accuracy import Score, new_prompts
 
 from ldmkit.data.toy_cats import captions
-from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Step
 
@@ -188,13 +188,10 @@ def run(chosen: argparse.Namespace) -> list[Row]:
     return rows
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(argv)
-    try:
-        rows = run(chosen)
-    except LdmkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    rows = run(chosen)
     print(table(rows))
     best = recommended(rows)
     print(f"recommended: {best['sampler']}, {best['steps']} steps ({best['calls']} calls): {_cell(best)}")

@@ -102,8 +102,8 @@ def _tokenizer() -> Any:
     special = ["[pad]", "[unk]", "[start]", "[end]"]
     words = {word: number for number, word in enumerate([*special, *dict.fromkeys(PROMPT.split())])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment] # the stubs type it as it is read
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment] # the stubs type it as it is read
         single="[start] $A [end]", special_tokens=[(token, words[token]) for token in special[2:]]
     )
     tokenizer.enable_truncation(TOKENS)

@@ -83,7 +83,7 @@ def text_unet_loop(network: nn.Module, loader: Iterable[list[Tensor]], *, device
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype=torch.float16, enabled=on_gpu):
                 loss = eps_loss(network, x0, context, t, noise, bar)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
             scaler.step(optimizer)
             scaler.update()
             yield loss.item()
@@ -160,11 +160,11 @@ def vae_loop(
                 generator = generator_loss(gan(output))
                 loss = loss + adaptive_weight(loss, generator, last_layer) * generator
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
             optimizer.step()
             if adversarial:
                 gan_loss = discriminator_loss(gan(pixels), gan(output.detach()))
                 gan_optimizer.zero_grad()
-                gan_loss.backward()  # type: ignore[no-untyped-call]
+                gan_loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
                 gan_optimizer.step()
             yield loss.item()

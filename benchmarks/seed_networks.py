@@ -32,7 +32,7 @@ class ResBlock(nn.Module):
             assert time is not None
             h = h + self.time_proj(F.silu(time))[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.shortcut(x) + h  # type: ignore[no-any-return]
+        return self.shortcut(x) + h  # type: ignore[no-any-return] # a module's call is Any
 
 
 class SelfAttention(nn.Module):
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
         weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) * self.scale, dim=-1)
         out = self.to_out(torch.bmm(weights, v))
-        return x + out.permute(0, 2, 1).reshape(b, c, h, w)  # type: ignore[no-any-return]
+        return x + out.permute(0, 2, 1).reshape(b, c, h, w)  # type: ignore[no-any-return] # a module's call is Any
 
 
 class MultiHeadAttention(nn.Module):
@@ -71,7 +71,7 @@ class MultiHeadAttention(nn.Module):
             for part in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         weights = torch.softmax(q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5, dim=-1)
-        return self.to_out((weights @ v).transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return]
+        return self.to_out((weights @ v).transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return] # a module's call is Any
 
 
 class FeedForward(nn.Module):
@@ -82,7 +82,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(nn.Conv2d(channels, channels * 4, 1), nn.SiLU(), nn.Conv2d(channels * 4, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)  # type: ignore[no-any-return]
+        return self.net(x)  # type: ignore[no-any-return] # a module's call is Any
 
 
 class TransformerBlock(nn.Module):
@@ -101,7 +101,7 @@ class TransformerBlock(nn.Module):
         x = x + self.self_attn(tokens, tokens).permute(0, 2, 1).reshape(b, c, h, w)
         tokens = self.norm2(x).view(b, c, h * w).permute(0, 2, 1)
         x = x + self.cross_attn(tokens, context).permute(0, 2, 1).reshape(b, c, h, w)
-        return x + self.ff(self.norm3(x))  # type: ignore[no-any-return]
+        return x + self.ff(self.norm3(x))  # type: ignore[no-any-return] # a module's call is Any
 
 
 class TimeEmbedding(nn.Module):
@@ -116,7 +116,7 @@ class TimeEmbedding(nn.Module):
         half = self.dim // 2
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
         angles = t[:, None].float() * frequencies
-        return self.net(torch.cat([angles.sin(), angles.cos()], dim=1))  # type: ignore[no-any-return]
+        return self.net(torch.cat([angles.sin(), angles.cos()], dim=1))  # type: ignore[no-any-return] # a module's call is Any
 
 
 def up(channels: int) -> nn.Sequential:
@@ -181,7 +181,7 @@ class TextUNet(nn.Module):
             x = part.res2(part.res1(x, time), time)
             if part.attn is not None:
                 x = part.attn(x, context)
-        return self.out(x)  # type: ignore[no-any-return]
+        return self.out(x)  # type: ignore[no-any-return] # a module's call is Any
 
 
 class Bottle(nn.Module):
@@ -193,7 +193,7 @@ class Bottle(nn.Module):
         self.attn1 = SelfAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.res2(self.attn1(self.res1(x)))  # type: ignore[no-any-return]
+        return self.res2(self.attn1(self.res1(x)))  # type: ignore[no-any-return] # a module's call is Any
 
 
 class Encoder(nn.Module):
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
             if part.attn is not None:
                 x = part.attn(x)
             x = part.down(x)
-        return self.out(self.bottle(x))  # type: ignore[no-any-return]
+        return self.out(self.bottle(x))  # type: ignore[no-any-return] # a module's call is Any
 
 
 class Decoder(nn.Module):
@@ -249,7 +249,7 @@ class Decoder(nn.Module):
             if part.attn is not None:
                 x = part.attn(x)
             x = part.up(x)
-        return self.out(x)  # type: ignore[no-any-return]
+        return self.out(x)  # type: ignore[no-any-return] # a module's call is Any
 
 
 class VAE(nn.Module):
@@ -262,7 +262,7 @@ class VAE(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution."""
-        return self.decoder.out[-1].weight  # type: ignore[return-value]
+        return self.decoder.out[-1].weight  # type: ignore[return-value] # a Sequential's items are any Module
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, logvar = torch.chunk(self.encoder(pixels), 2, dim=1)
@@ -283,4 +283,4 @@ class PatchGAN(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv2d(512, 1, 3, padding=1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixels)  # type: ignore[no-any-return]
+        return self.model(pixels)  # type: ignore[no-any-return] # a module's call is Any

@@ -66,7 +66,7 @@ def device() -> "torch.device":
     """Where ldmkit trains."""
     from ldmkit.stages.engine import processes
 
-    return processes().device  # type: ignore[no-any-return]
+    return processes().device  # type: ignore[no-any-return] # accelerate is untyped
 
 
 def note_choices(folder: Path) -> None:

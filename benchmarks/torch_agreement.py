@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from mistakes import told
 from PIL import Image
 
 from ldmkit.cli.torch_run import open_run
-from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Backend, draw
 from ldmkit.runtime.request import Wanted, make_plan
@@ -35,6 +35,7 @@ def compare(run: Backend, bundle: Backend, wanted: Sequence[Wanted], *, steps: i
     return [psnr(a, b) for a, b in zip(*drawn, strict=True)]
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="runs/NAME")
@@ -48,12 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(chosen.num, chosen.steps) < 1:
         parser.error("--num and --steps must be at least 1")
     wanted = [Wanted(chosen.prompt if seed % 2 else "", seed) for seed in range(chosen.num)]
-    try:
-        run, bundle = open_run(chosen.run), Bundle.load(chosen.bundle)
-        found = compare(run, bundle, wanted, steps=chosen.steps)
-    except LdmkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    run, bundle = open_run(chosen.run), Bundle.load(chosen.bundle)
+    found = compare(run, bundle, wanted, steps=chosen.steps)
     passed = sum(each >= chosen.least for each in found)
     if chosen.json:
         print(json.dumps({"psnr": [min(each, 999.0) for each in found], "passed": passed, "num": chosen.num}))

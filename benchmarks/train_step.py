@@ -140,7 +140,7 @@ def diffusers_unet() -> "torch.nn.Module":
             self.unet = unet
 
         def forward(self, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
-            return self.unet(x_t, t, encoder_hidden_states=text, return_dict=False)[0]  # type: ignore[no-any-return]
+            return self.unet(x_t, t, encoder_hidden_states=text, return_dict=False)[0]  # type: ignore[no-any-return] # a module's call is Any
 
     return Called()
 

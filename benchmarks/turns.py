@@ -180,7 +180,7 @@ def _receive(name: str, connection: Connection) -> Any:
 def _synchronize() -> None:
     import torch
 
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch leaves it untyped
         torch.cuda.synchronize()
 
 

@@ -21,7 +21,8 @@ from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import STAGES, TRAINED, Pipeline
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
-from ldmkit.recipe.sections import Gate, Training
+from ldmkit.recipe.sections import Gate
+from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter
 from ldmkit.run import read_metrics
 

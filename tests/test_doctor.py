@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import onnx.parser
@@ -12,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from ldmkit import doctor
-from ldmkit.cli.doctor import doctor as command
+from ldmkit.cli import cli
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def named(check: Callable[[], object], name: str) -> doctor.Finding:
 
 
 def test_nothing_is_broken_where_the_tests_run() -> None:
-    result = CliRunner().invoke(command, ["--no-torch", "--json"], standalone_mode=False, catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["doctor", "--no-torch", "--json"], standalone_mode=False, catch_exceptions=False)
     report = json.loads(result.stdout)
     assert [each for each in report["findings"] if each["state"] == "broken"] == []
     assert (report["broken"], result.return_value) == (0, 0)
@@ -73,7 +75,7 @@ def test_two_onnxruntime_wheels_are_broken(distribution: Callable[[str, str], No
     assert found.state == "broken"
     assert f"{other} 1.99.0" in found.found
     assert all(name in found.remedy for name in {other, *have})
-    result = CliRunner().invoke(command, ["--no-torch"], standalone_mode=False, catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["doctor", "--no-torch"], standalone_mode=False, catch_exceptions=False)
     assert result.return_value == 1
     assert "broken  onnxruntime" in result.stdout
     assert result.stdout.endswith("1 broken\n")
@@ -160,7 +162,49 @@ def test_one_check_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch) ->
 def test_caches_are_measured(tmp_path: Path) -> None:
     (tmp_path / "hf" / "hub" / "models").mkdir(parents=True)
     (tmp_path / "hf" / "hub" / "models" / "weights").write_bytes(bytes(3 << 20))
+    (tmp_path / "hf" / "hub" / "again").symlink_to("models/weights")  # takes no room
     assert named(doctor._caches, "hub cache").found == f"{tmp_path / 'hf' / 'hub'}: 3 MiB"
+
+
+@pytest.mark.parametrize(
+    ("variables", "hub", "torch"),
+    [
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/huggingface/hub", "xdg/torch"),
+        ({"XDG_CACHE_HOME": "xdg", "HF_HOME": "hf", "TORCH_HOME": "th"}, "hf/hub", "th"),
+        ({"HF_HOME": "hf", "HF_HUB_CACHE": "elsewhere"}, "elsewhere", "home/.cache/torch"),
+        ({}, "home/.cache/huggingface/hub", "home/.cache/torch"),
+    ],
+)
+def test_caches_lie_where_the_libraries_put_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], hub: str, torch: str
+) -> None:
+    """huggingface_hub's and torch.hub's documented variables."""
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, folder in variables.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    found = {each.name: each.found for each in doctor._caches()}
+    assert found["hub cache"].startswith(f"{tmp_path / hub} is not there yet")
+    assert found["torch cache"].startswith(f"{tmp_path / torch} is not there yet")
+
+
+@pytest.mark.parametrize(("free", "state"), [(1 << 30, "note"), (3 << 30, "ok")])
+def test_little_room_on_the_disk(monkeypatch: pytest.MonkeyPatch, free: int, state: str) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    found = named(doctor._disk, "disk")
+    assert (found.state, found.found.split(" free")[0]) == (state, f"{free >> 30}.0 GiB")
+
+
+def test_a_plugin_that_does_not_load_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "poor-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: poor\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ldmkit]\npoor = a_module_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = named(doctor._plugins, "plugin")
+    assert found.state == "broken"
+    assert "poor 1.0" in found.found
 
 
 def test_the_test_graph_is_what_its_comment_says() -> None:

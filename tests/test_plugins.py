@@ -10,47 +10,14 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-import jsonschema
 import pytest
 from click.testing import CliRunner
 
 from ldmkit import LdmkitError, hookspecs
-from ldmkit.cli.plugins import plugins as plugins_command
+from ldmkit.cli import cli
 from ldmkit.plugins import KINDS, Registry
 
 REPOSITORY = Path(__file__).parents[1]
-
-TALL = '''
-"""A sampler with an option of every form that a recipe can write."""
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
-from pydantic import Field
-from ldmkit import hookimpl
-
-@hookimpl
-def register_samplers():
-    return {"tall": Tall, "plain": plain}
-
-@dataclass(frozen=True, kw_only=True)
-class Tall:
-    """Takes every form of option.
-
-    Second paragraph.
-    """
-    word: Annotated[str, Field(min_length=1)]
-    steps: Annotated[int, Field(gt=0, description="denoising steps")] = 50
-    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    form: Literal["round", "square"] = "round"
-    widths: tuple[Annotated[int, Field(gt=0)], ...] = (1, 2)
-    pair: tuple[int, float] = (1, 0.5)
-    weights: Path | None = None
-    copy: bool = False
-    gain: float = 1.0
-
-def plain(*, model_dump: int = 3):
-    return model_dump
-'''
 
 Install = Callable[..., Path]
 
@@ -90,11 +57,6 @@ class Walk:
     def __init__(self, *, steps: int = 3) -> None:
         self.steps = steps
 """
-
-
-@pytest.fixture
-def tall(tmp_path: Path) -> Registry:
-    return Registry.load([a_file(tmp_path, "tall.py", TALL)])
 
 
 def test_installed_plugin_is_found_with_its_package(install: Install) -> None:
@@ -187,110 +149,11 @@ def test_missing_file_is_an_error_naming_it(tmp_path: Path) -> None:
         Registry.load([tmp_path / "gone.py"])
 
 
-def test_options_as_toml_writes_them(tall: Registry) -> None:
-    table = tomllib.loads("""
-        use = "tall"
-        word = "x"
-        eta = 1
-        form = "square"
-        widths = [3, 4, 5]
-        pair = [2, 1]
-        weights = "a/b.pth"
-        copy = true
-    """)
-    checked = tall.check("sampler", table, where="[sampler]")
-    assert checked == {
-        "word": "x",
-        "steps": 50,
-        "eta": 1.0,
-        "form": "square",
-        "widths": (3, 4, 5),
-        "pair": (2, 1.0),
-        "weights": Path("a/b.pth"),
-        "copy": True,
-        "gain": 1.0,
-    }
-    assert isinstance(checked["eta"], float)
-    assert tall.build("sampler", table, where="[sampler]").widths == (3, 4, 5)
-
-
-def test_option_may_be_called_like_an_attribute_of_pydantic(tall: Registry) -> None:
-    assert tall.build("sampler", {"use": "plain", "model_dump": 4}, where="[sampler]") == 4
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("steps = 0", "[sampler] steps = 0 is not allowed: the sampler \"tall\" wants integer > 0 (denoising steps)"),
-        ("steps = 2.0", "[sampler] steps = 2.0 is not allowed"),
-        ("steps = true", "[sampler] steps = true is not allowed"),
-        ('steps = "9"', '[sampler] steps = "9" is not allowed'),
-        ("eta = 1.5", "wants float >= 0, <= 1"),
-        ("eta = nan", "[sampler] eta = NaN is not allowed"),
-        ("gain = inf", "[sampler] gain = Infinity is not allowed"),
-        ('form = "squar"', '[sampler] form = "squar" is not allowed (did you mean "square"?)'),
-        ('form = "squar"', 'one of "round", "square"'),
-        ("widths = [1, 0]", "[sampler] widths[1] = 0 is not allowed: the sampler \"tall\" wants list of integer > 0"),
-        ("pair = [1]", "wants list of integer, float 2 items"),
-        ("copy = 1", "wants boolean"),
-        ('word = ""', "wants string not empty"),
-        ("step = 3", 'has the unknown option "step" (did you mean "steps"?): the sampler "tall" takes word, steps'),
-    ],
-)  # fmt: skip
-def test_wrong_option_is_named_with_what_is_allowed(tall: Registry, change: str, words: str) -> None:
-    table = tomllib.loads(f'use = "tall"\n{change}\n') if "word" in change else None
-    table = table or tomllib.loads(f'use = "tall"\nword = "x"\n{change}\n')
-    with pytest.raises(LdmkitError) as raised:
-        tall.check("sampler", table, where="[sampler]")
-    assert words in str(raised.value)
-    # The schema of editors says the same; but JSON has neither nan nor inf, and JSON Schema counts 2.0 as an integer.
-    if change not in ("eta = nan", "gain = inf", "steps = 2.0"):
-        del table["use"]
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(table, tall.option_schema("sampler", "tall"))
-
-
-def test_every_mistake_of_a_table_is_told_at_once(tall: Registry) -> None:
-    with pytest.raises(LdmkitError) as raised:
-        tall.check("sampler", {"use": "tall", "steps": 0, "etta": 1}, where="[sampler]")
-    lines = str(raised.value).splitlines()
-    assert len(lines) == 3
-    assert any('lacks the option "word"' in line for line in lines)
-
-
-@pytest.mark.parametrize("table", [{}, {"use": 3}])
-def test_table_without_use(tall: Registry, table: dict[str, object]) -> None:
-    with pytest.raises(LdmkitError, match=r'\[sampler\] lacks use = "NAME": the sampler, one of .*plain.*tall'):
-        tall.check("sampler", table, where="[sampler]")
-
-
-def test_unknown_name_and_unknown_kind(tall: Registry) -> None:
-    with pytest.raises(LdmkitError, match=r'\[sampler\] use = "tal": no sampler is called "tal" \(did you mean "tall"'):
-        tall.check("sampler", {"use": "tal"}, where="[sampler]")
-    with pytest.raises(LdmkitError, match=r'"samplers" \(did you mean "sampler"\?\): captioner, text_encoder, loss'):
-        tall.names("samplers")
-
-
 def test_what_a_component_finds_wrong_itself_names_the_section(tmp_path: Path) -> None:
     code = sampler_code("picky").replace("self.steps = steps", "raise LdmkitError('steps must be odd')")
     path = a_file(tmp_path, "picky.py", code.replace("import hookimpl", "import LdmkitError, hookimpl"))
     with pytest.raises(LdmkitError, match=r'^\[sampler\] use = "picky": steps must be odd$'):
         Registry.load([path]).build("sampler", {"use": "picky"}, where="[sampler]")
-
-
-def test_options_in_words_and_schema(tall: Registry) -> None:
-    options = {option.name: option for option in tall.options("sampler", "tall")}
-    assert list(options) == ["word", "steps", "eta", "form", "widths", "pair", "weights", "copy", "gain"]
-    assert options["steps"] == ("steps", "integer", 50, "> 0", "denoising steps", False)
-    assert options["eta"][1:4] == ("float", 0.0, ">= 0, <= 1")
-    assert options["form"][1:4] == ("string", "round", 'one of "round", "square"')
-    assert options["widths"][1] == "list of integer > 0"
-    assert options["weights"][1:3] == ("string", None)
-    assert options["word"].required
-    assert tall.get("sampler", "tall").summary == "Takes every form of option."
-    schema = tall.option_schema("sampler", "tall")
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate({"word": "x", "eta": 1, "widths": [2], "weights": "a"}, schema)
 
 
 def test_log_metrics_reaches_every_plugin(tmp_path: Path) -> None:
@@ -307,25 +170,25 @@ def log_metrics(run_dir, stage, step, metrics):
     assert module.seen == [(tmp_path, "train-vae", 3, {"loss": 0.5})]
 
 
-def test_command_lists_components_options_and_failures(install: Install, tmp_path: Path) -> None:
+def test_command_lists_components_options_and_failures(install: Install) -> None:
     install("aa_broken", "import a_module_that_is_not_there", distribution="broken-party")
-    path = str(a_file(tmp_path, "tall.py", TALL))
-    listed = CliRunner().invoke(plugins_command, ["--plugin", path])
+    path = str(Path(__file__).with_name("tall_plugin.py"))
+    listed = CliRunner().invoke(cli, ["plugins", "--plugin", path])
     assert listed.exit_code == 0
     (row,) = [line for line in listed.output.splitlines() if line.split()[:2] == ["sampler", "tall"]]
     assert "Takes every form of option." in row
     assert "broken-party 2.1 failed to load: ModuleNotFoundError" in listed.output
 
-    described = CliRunner().invoke(plugins_command, ["sampler", "tall", "--plugin", path])
+    described = CliRunner().invoke(cli, ["plugins", "sampler", "tall", "--plugin", path])
     (row,) = [line for line in described.output.splitlines() if line.startswith("steps")]
     assert row.split() == ["steps", "integer", "50", ">", "0", "denoising", "steps"]
     assert "no options" not in described.output
 
-    found = json.loads(CliRunner().invoke(plugins_command, ["--plugin", path, "--json"]).output)
+    found = json.loads(CliRunner().invoke(cli, ["plugins", "--plugin", path, "--json"]).output)
     assert {"tall", "plain"} <= {row["name"] for row in found["components"]}
     (failure,) = [failure for failure in found["failures"] if failure["package"] == "broken-party"]
     assert failure["version"] == "2.1"
-    one = json.loads(CliRunner().invoke(plugins_command, ["sampler", "tall", "--plugin", path, "--json"]).output)
+    one = json.loads(CliRunner().invoke(cli, ["plugins", "sampler", "tall", "--plugin", path, "--json"]).output)
     assert [option["name"] for option in one["options"]][:2] == ["word", "steps"]
 
 

@@ -15,7 +15,7 @@ from ldmkit.cli.missing import TRAINING, require
 from ldmkit.errors import Interrupted, LdmkitError
 
 if TYPE_CHECKING:
-    from ldmkit.stages.plan import Row
+    from ldmkit.stages.plan_row import Row
 
 HEADINGS = ("stage", "left", "one takes", "pictures/s", "memory", "disk", "time", "largest batch")
 

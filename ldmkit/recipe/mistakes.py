@@ -9,7 +9,9 @@ from pydantic import BaseModel, ValidationError
 
 from ldmkit.errors import LdmkitError
 from ldmkit.options import Option, Options, did_you_mean
-from ldmkit.recipe.sections import COMPONENTS, Component, Recipe, VaeLoss
+from ldmkit.recipe.section import Component
+from ldmkit.recipe.sections import COMPONENTS, Recipe
+from ldmkit.recipe.training import VaeLoss
 
 if TYPE_CHECKING:
     from ldmkit.plugins import Registry

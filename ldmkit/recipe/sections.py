@@ -1,45 +1,13 @@
 """The recipe: every key with its unit, its range and what it means. Imports neither torch nor any plugin."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
+from pydantic import Field, model_validator
 
 from ldmkit.recipe.fits import misfits
-
-# Marks keys that change what is printed or how fast, never the result: they are left out of fingerprints.
-NO_RESULT: JsonDict = {"affects_result": False}
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
-
-
-class Section(BaseModel):
-    """A frozen table whose unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    def fingerprint_keys(self) -> dict[str, Any]:
-        """The keys that affect the result, as JSON values."""
-        dropped = {
-            name
-            for name, field in type(self).model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra.get("affects_result", True)
-        }
-        return self.model_dump(mode="json", exclude=dropped)
-
-
-class Component(Section):
-    """A plugin's component by name; every key that is not declared here is one of its options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-
-    use: str = Field(description="name of the component; `ldmkit plugins` lists them")
-
-    def table(self) -> dict[str, Any]:
-        """`use` and the component's own options, as the registry takes them."""
-        return {"use": self.use, **(self.model_extra or {})}
+from ldmkit.recipe.section import NO_RESULT, Component, Section
+from ldmkit.recipe.training import T2I, UNetTraining, Vae
 
 
 class Data(Section):
@@ -86,145 +54,6 @@ class Caption(Component):
 
 class Text(Component):
     use: str = Field("transformer", description="text encoder; `ldmkit plugins text_encoder` lists them")
-
-
-class Training(Section):
-    """What each trained stage has in common."""
-
-    steps: int | None = Field(None, gt=0, description="optimizer steps; give this or `epochs`")
-    epochs: int | None = Field(None, gt=0, description="passes over the training pictures; give this or `steps`")
-    batch_size: int = Field(32, gt=0, description="pictures per optimizer step, over all processes")
-    grad_accumulation: int = Field(1, gt=0, description="parts into which a process splits its share of a batch")
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="AdamW or Adam")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
-    lr_schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rate after the warm-up: constant, or a cosine down to 0 at the last step"
-    )
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="Adam's betas"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
-    ema_decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.999,),
-        max_length=4,
-        description="decays of the moving averages of the weights, warmed up, all kept at once; the first one is "
-        "what later stages and the bundle use; empty: no average",
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
-        description="of the networks; `auto` is bf16 on a GPU or CPU that computes in it (CPU: AMX, AVX-512 BF16), "
-        "else fp32",
-    )
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
-    )
-    log_every: int = Field(
-        20, gt=0, description="optimizer steps between two lines of metrics", json_schema_extra=NO_RESULT
-    )
-    eval_every: int = Field(
-        500, gt=0, description="steps between two held-out evaluations", json_schema_extra=NO_RESULT
-    )
-    sample_every: int = Field(1000, gt=0, description="steps between two sample grids", json_schema_extra=NO_RESULT)
-    checkpoint_every: int = Field(500, gt=0, description="steps between two checkpoints", json_schema_extra=NO_RESULT)
-    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints that are kept", json_schema_extra=NO_RESULT)
-    keep_every: int = Field(
-        0,
-        ge=0,
-        description="checkpoints at multiples of so many steps are kept as well; 0: none",
-        json_schema_extra=NO_RESULT,
-    )
-    keep_best: bool = Field(
-        False,
-        description="save at each evaluation with a lower held-out loss than ever (of the first average, where there "
-        "is one), and keep the lowest one's checkpoint",
-        json_schema_extra=NO_RESULT,
-    )
-    deterministic: bool = Field(
-        False,
-        description="on a GPU use no kernel whose result may differ from call to call; slower; a CPU's never does",
-        json_schema_extra=NO_RESULT,
-    )
-
-    @model_validator(mode="after")
-    def _length(self) -> "Training":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("needs exactly one of the keys steps and epochs")
-        return self
-
-    def num_steps(self, num_pictures: int) -> int:
-        """Optimizer steps for a training set of this many pictures."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return -(-self.epochs * num_pictures // self.batch_size)
-
-
-class VaeLoss(Component):
-    weight: float = Field(1.0, ge=0, description="factor of this term")
-    start_step: int = Field(0, ge=0, description="optimizer step from which the term counts")
-    start_epoch: int = Field(0, ge=0, description="epoch from which the term counts (the later of the two holds)")
-    start_on_plateau: bool = Field(
-        False,
-        description="start once the held-out reconstruction stops getting better (see vae.guard), and not before "
-        "start_step and start_epoch; of an adversarial loss",
-    )
-    ramp_steps: int = Field(0, ge=0, description="optimizer steps over which the weight rises from 0 after the start")
-
-
-class GanGuard(Section):
-    """Keeps an adversarial loss from ruining the reconstructions."""
-
-    plateau_evaluations: int = Field(
-        3, gt=0, description="evaluations (see eval_every) without a better held-out PSNR that make a plateau"
-    )
-    plateau_psnr: float = Field(0.1, ge=0, description="dB; a gain of less counts as none")
-    max_psnr_drop: float = Field(
-        1.0, ge=0, description="dB below the best held-out PSNR before the weights go back to it; 0: never"
-    )
-    max_lpips_rise: float = Field(
-        0.03, ge=0, description="above the best held-out LPIPS before the weights go back to it; 0: never"
-    )
-    weight_factor: float = Field(
-        0.5, ge=0, lt=1, description="factor of the adversarial weight each time the weights went back"
-    )
-
-
-class Vae(Training):
-    channels: Channels = Field(
-        (32, 64, 128, 128), description="channels of the first convolution, then of each level; a level halves the size"
-    )
-    patch_size: int = Field(
-        1, gt=0, le=8, description="pixels, width of the patches folded into channels first; 2 or 4: faster on a CPU"
-    )
-    latent_channels: int = Field(4, gt=0, le=64, description="channels of the latents")
-    num_res_blocks: int = Field(2, gt=0, le=8, description="residual blocks per level")
-    attention_levels: tuple[PositiveInt, ...] = Field((), description="levels with attention, 1 is the finest")
-    norm_groups: int = Field(32, gt=0, description="groups of the GroupNorms")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
-    losses: dict[str, VaeLoss] = Field(
-        default_factory=lambda: {"l1": VaeLoss(use="l1"), "kl": VaeLoss(use="kl", weight=1e-6)},
-        description="terms of the loss, each `[vae.losses.NAME]` with `use`, `weight` and the loss's own options",
-    )
-    discriminator_learning_rate: float = Field(1e-4, gt=0, le=1, description="of an adversarial loss's discriminator")
-    max_adaptive_weight: float = Field(
-        1.0, gt=0, description="upper bound of the adaptive weight of an adversarial loss (Esser et al. 2021, eq. 7)"
-    )
-    guard: GanGuard = Field(default_factory=lambda: GanGuard(), description="the guard over adversarial losses")
-
-    def network(self) -> dict[str, Any]:
-        """Keyword arguments of `AutoencoderKL`."""
-        names = (
-            "channels",
-            "latent_channels",
-            "num_res_blocks",
-            "attention_levels",
-            "norm_groups",
-            "dropout",
-            "patch_size",
-        )
-        return {name: getattr(self, name) for name in names}
 
 
 class Latents(Section):
@@ -280,31 +109,6 @@ class Diffusion(Section):
         """Keyword arguments of `make_schedule`, its name included."""
         names = ("num_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
         return {"name": self.schedule, **{name: getattr(self, name) for name in names}}
-
-
-class UNetTraining(Training):
-    channels: Channels = Field(
-        (64, 128, 192), description="channels of the first convolution, then of each level; a level halves the size"
-    )
-    num_res_blocks: int = Field(2, gt=0, le=8, description="residual blocks per level")
-    attention_levels: tuple[PositiveInt, ...] = Field((1, 2), description="levels with attention, 1 is the finest")
-    time_dim: int = Field(256, gt=1, description="width of the timestep embedding")
-    norm_groups: int = Field(32, gt=0, description="groups of the GroupNorms")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
-
-    def network(self) -> dict[str, Any]:
-        """Keyword arguments of `UNet`, without those of the text."""
-        names = ("channels", "num_res_blocks", "attention_levels", "time_dim", "norm_groups", "dropout")
-        return {name: getattr(self, name) for name in names}
-
-
-class T2I(UNetTraining):
-    num_heads: int = Field(8, gt=0, description="attention heads")
-    mask_padding: bool = Field(True, description="hide padding tokens from cross-attention")
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty one")
-
-    def network(self) -> dict[str, Any]:
-        return {**super().network(), "num_heads": self.num_heads, "mask_padding": self.mask_padding}
 
 
 class SamplerChoice(Component):

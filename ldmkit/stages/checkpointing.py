@@ -19,7 +19,7 @@ from ldmkit.checkpoint import (
     save_checkpoint,
 )
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Training
+from ldmkit.recipe.training import Training
 from ldmkit.run import Part, differences
 from ldmkit.stages.engine import environment
 from ldmkit.stages.task import Metrics, Task

@@ -8,7 +8,7 @@ import torch
 
 from ldmkit.diffusion import add_noise, make_schedule, target
 from ldmkit.randomness import derive, numpy_generator
-from ldmkit.recipe.sections import UNetTraining
+from ldmkit.recipe.training import UNetTraining
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.drawing import Text, draw_latents
 from ldmkit.stages.ema import emas_of

@@ -5,7 +5,8 @@ import os
 import torch
 from accelerate import Accelerator
 
-from ldmkit.recipe.sections import Data, Training
+from ldmkit.recipe.sections import Data
+from ldmkit.recipe.training import Training
 from ldmkit.stages.task import Task
 
 MAX_WAIT = 0.05

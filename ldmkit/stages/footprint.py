@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmkit.recipe.sections import Training
+from ldmkit.recipe.training import Training
 
 _GROWING = {"pictures.json", "captions.json"}
 """files of `latents/` and `text/` that grow with what they hold, beside the arrays"""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldmkit.recipe.sections import GanGuard, VaeLoss
+from ldmkit.recipe.training import GanGuard, VaeLoss
 
 WON = 0.01
 """mean loss of a discriminator (seed or hinge form) below which it has nothing left to learn: its logits lie beyond

@@ -7,8 +7,7 @@ autoencoder that was never trained, whose steps cost the same.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,16 +17,17 @@ from ldmkit.checkpoint import save_weights
 from ldmkit.components import TextEncoder
 from ldmkit.data.captions import captioners, read_captions
 from ldmkit.errors import Interrupted, LdmkitError
-from ldmkit.recipe.sections import Training, Vae
+from ldmkit.recipe.training import Training, Vae
 from ldmkit.run import Part
 from ldmkit.stages.caption_cost import caption_cost
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.encode import encode_latents, encode_text
 from ldmkit.stages.engine import processes
-from ldmkit.stages.footprint import folder_bytes, grown_bytes, times_due, trained_bytes
+from ldmkit.stages.footprint import folder_bytes, grown_bytes, trained_bytes
 from ldmkit.stages.latent_quality import MAX_HELD_OUT
 from ldmkit.stages.latent_set import TextSet
 from ldmkit.stages.networks import build_autoencoder, build_text_to_image, build_unet
+from ldmkit.stages.plan_row import Row, steps_seconds, unit_seconds
 from ldmkit.stages.plan_sample import sample_of
 from ldmkit.stages.probe import (
     LargestBatch,
@@ -46,36 +46,6 @@ from ldmkit.stages.shards import PROGRESS
 from ldmkit.stages.train_t2i import train_t2i
 from ldmkit.stages.train_unet import train_unet
 from ldmkit.stages.train_vae import train_vae
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What one stage, or a phase of it, still needs."""
-
-    stage: str
-    state: str
-    """`to do`, `done` or `cannot run`"""
-    reason: str = ""
-    """why it cannot run"""
-    left: int = 0
-    unit: str = "steps"
-    """of `left`: `steps`, `pictures`, `captions`"""
-    unit_seconds: float | None = None
-    """of one step, picture or caption"""
-    pictures_per_second: float | None = None
-    memory: int | None = None
-    """bytes, peak"""
-    disk: int = 0
-    """bytes still to be written and kept"""
-    transient_disk: int = 0
-    """bytes of one checkpoint, which is there beside the others until the oldest one is removed"""
-    seconds: float | None = 0.0
-    """to the end of the stage; None where it was not measured"""
-    largest_batch: LargestBatch | None = None
-
-    def table(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
 
 
 class Planner:
@@ -186,7 +156,7 @@ class Planner:
             watch = Watch()
             encode_latents(replace(self.sample, held_out=own, reporter=watch))
             after = watch.seconds() - watch.marks[-1][1]
-        seconds = _unit_seconds(watch)
+        seconds = unit_seconds(watch)
         after *= min(MAX_HELD_OUT, len(self.sample.held_out)) / max(1, len(own))
         count = len(self.context.index) - self._pictures_encoded()
         return Row(
@@ -222,7 +192,7 @@ class Planner:
         sampled = len(texts.captions)
         count = self._distinct_captions(sampled)
         # Without a network to run there are only tokens to be made, which costs nothing to speak of.
-        seconds = _unit_seconds(watch) if watch.marks else None
+        seconds = unit_seconds(watch) if watch.marks else None
         return Row(
             stage="encode text",
             state="to do",
@@ -306,7 +276,7 @@ class Planner:
             memory=timed.memory,
             disk=max(0, disk - self._there(name)),
             transient_disk=checkpoint,
-            seconds=_seconds(timed, section, begin, end, last=end == num_steps) if begin < end else 0.0,
+            seconds=steps_seconds(timed, section, begin, end, last=end == num_steps) if begin < end else 0.0,
             largest_batch=self._largest(stage, context, name, timed, num_samples),
         )
 
@@ -343,27 +313,3 @@ class Planner:
         ]
         weights = sum(p.numel() for network in networks for p in network.parameters())
         return Row(stage="export", state="to do", left=1, unit="bundle", disk=4 * weights, seconds=None)
-
-
-def _seconds(timed: Timed, section: Training, begin: int, end: int, *, last: bool) -> float:
-    """From step `begin` to step `end`, with all that comes between the steps."""
-
-    def due(every: int) -> int:
-        return times_due(every, begin, end, last=last)
-
-    return (
-        timed.start
-        + (end - begin) * timed.step
-        + due(section.eval_every) * timed.evaluation
-        + due(section.sample_every) * timed.drawing
-        + due(section.checkpoint_every) * timed.saving
-    )
-
-
-def _unit_seconds(watch: Watch) -> float:
-    """Seconds of one unit; the first batch, with which all begins, is left out where there are others."""
-    counts = [count for count, _, _ in watch.marks]
-    ends = [seconds for _, seconds, _ in watch.marks]
-    if len(ends) == 1:
-        return ends[0] / counts[0]
-    return (ends[-1] - ends[0]) / sum(counts[1:])

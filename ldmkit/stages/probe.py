@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Training
+from ldmkit.recipe.training import Training
 from ldmkit.report import Bar, Reporter
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.engine import processes

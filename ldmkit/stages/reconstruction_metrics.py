@@ -7,7 +7,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from ldmkit.components import AdversarialLoss, Loss, Reconstruction
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.recipe.sections import VaeLoss
+from ldmkit.recipe.training import VaeLoss
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from ldmkit.checkpoint import save_weights
 from ldmkit.errors import LdmkitError
 from ldmkit.randomness import SampleOrder, derive, numpy_generator
-from ldmkit.recipe.sections import Training
+from ldmkit.recipe.training import Training
 from ldmkit.run import MetricsLog, Part, read_metrics
 from ldmkit.stages.checkpointing import Checkpoints, unlike
 from ldmkit.stages.clock import Clock

@@ -200,8 +200,8 @@ class Page:
         (bundle,) = [name for name, each in self.bundles.items() if each.sha256 == found["bundle_sha256"]][:1]
         return self._show(bundle) | {
             self.on.bundle: bundle,
-            self.on.prompt: gr.update(value=found["prompt"]),
-            self.on.negative: gr.update(value=found.get("negative", "")),
+            self.on.prompt: gr.update(value=found["prompt"], visible=self.shown[bundle].draws_text),
+            self.on.negative: gr.update(value=found.get("negative", ""), visible=self.shown[bundle].draws_text),
             self.on.seed: int(found["seed"]),
             self.on.steps: int(found["steps"]),
             self.on.guidance: float(found["guidance"]),

@@ -1,6 +1,5 @@
 """Every kind of picture file that a folder may hold: what `scan` must say of it, and the pixels that must come out."""
 
-import io
 import os
 import re
 import struct
@@ -17,8 +16,7 @@ from PIL import Image, ImageCms
 from ldmkit.data.decode import load_picture
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.report import printable
-
-SIDE = 24
+from tests.corpus.picture_files import chunk, flat, grey_tiff, png, quilt, saved, tiff
 
 
 @dataclass(frozen=True)
@@ -39,53 +37,6 @@ class Kind:
     """mean absolute difference to `pixels` that its compression may make"""
 
 
-def quilt(width: int = SIDE, height: int = SIDE) -> np.ndarray[Any, Any]:
-    """Patches of 8 x 8 pixels, every side different, none of them grey."""
-    rng = np.random.default_rng(width)
-    patches = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    return np.kron(patches, np.ones((8, 8, 1), np.uint8))
-
-
-def flat(*color: int, width: int = 8, height: int = 8) -> np.ndarray[Any, Any]:
-    return np.broadcast_to(np.array(color, np.uint8), (height, width, 3))
-
-
-def saved(image: Any, file_format: str, **options: Any) -> bytes:
-    """The file of a picture, or of an array."""
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(
-    width: int, height: int, bits: int, color_type: int, rows: Any, extra: bytes = b"", interlace: int = 0
-) -> bytes:
-    """PNG, ISO/IEC 15948, chapter 11: colour type 0 grey, 2 RGB, 3 palette, 4 grey and alpha, 6 RGBA."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlace))
-    body = rows if isinstance(rows, bytes) else zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-
-
-def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"", following: int = 0) -> bytes:
-    """TIFF 6.0, little endian: one directory at byte 8 of (tag, type, count, value), then `data`."""
-    body = b"II*\0" + struct.pack("<IH", 8, len(tags))
-    body += b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    return body + struct.pack("<I", following) + data
-
-
-def _grey_tiff(
-    bits: int, sample_format: int, values: bytes, width: int, height: int = 1, compression: int = 1
-) -> bytes:
-    at = 8 + 2 + 10 * 12 + 4
-    fields = {256: width, 257: height, 258: bits, 259: compression, 262: 1, 273: at, 277: 1, 278: height}
-    fields |= {279: len(values), 339: sample_format}
-    return tiff([(tag, 4, 1, value) for tag, value in fields.items()], values)
-
-
 def _used() -> Iterator[Kind]:
     """Nothing is lost of these, and nothing is said."""
     rgb = quilt()
@@ -103,7 +54,7 @@ def _used() -> Iterator[Kind]:
     ramp = struct.pack(">6H", 0, 257, 20000, 32768, 65278, 65535)
     scaled = np.repeat(np.array([[0, 1, 78, 128, 254, 255]], np.uint8)[..., None], 3, axis=2)  # v * 255 / 65535
     yield Kind("16 bit grey.png", png(6, 1, 16, 0, [ramp]), pixels=scaled)
-    yield Kind("16 bit grey.tif", _grey_tiff(16, 1, struct.pack("<6H", *struct.unpack(">6H", ramp)), 6), pixels=scaled)
+    yield Kind("16 bit grey.tif", grey_tiff(16, 1, struct.pack("<6H", *struct.unpack(">6H", ramp)), 6), pixels=scaled)
     yield Kind("16 bit.png", png(2, 1, 16, 2, [ramp]), pixels=scaled.reshape(-1, 3)[:, 0].reshape(1, 2, 3), within=1)
     yield Kind(
         "last chunk unknown.png", png(8, 8, 8, 2, [bytes(24)] * 8, chunk(b"prVt", b"x" * 999)), pixels=flat(0, 0, 0)
@@ -138,7 +89,7 @@ def _used() -> Iterator[Kind]:
     # No more is unpacked than the picture takes.
     yield Kind(
         "deflate bomb.tif",
-        _grey_tiff(8, 1, zlib.compress(bytes(200_000_000)), 8, 8, compression=8),
+        grey_tiff(8, 1, zlib.compress(bytes(200_000_000)), 8, 8, compression=8),
         pixels=flat(0, 0, 0),
     )
     # sRGB's red is 54.3, 80.8, 69.9 in CIE L*a*b* (D50).
@@ -269,8 +220,8 @@ def _refused() -> Iterator[Kind]:
     yield Kind("no data.png", png(8, 8, 8, 2, b"nonsense"), "damaged")
     bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000)))
     yield Kind("text bomb.png", png(8, 8, 8, 2, [bytes(24)] * 8, bomb), "damaged")
-    yield Kind("floats.tif", _grey_tiff(32, 3, struct.pack("<2f", 0.5, 1e30), 2), "floating-point")
-    yield Kind("32 bit.tif", _grey_tiff(32, 1, struct.pack("<2I", 1, 2**31), 2), "32-bit|damaged|not")
+    yield Kind("floats.tif", grey_tiff(32, 3, struct.pack("<2f", 0.5, 1e30), 2), "floating-point")
+    yield Kind("32 bit.tif", grey_tiff(32, 1, struct.pack("<2I", 1, 2**31), 2), "32-bit|damaged|not")
     yield Kind("goes round.tif", tiff([(256, 4, 1, 8)], following=8), "damaged|not")
     yield Kind("far away.tif", tiff([(256, 4, 2**31, 2**31)]), "damaged|not")
     yield Kind("link.png", lambda path: path.symlink_to(path.parent.parent / "secret.png"), "a symbolic link")

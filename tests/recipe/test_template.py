@@ -11,8 +11,9 @@ import pytest
 
 from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, RecipeFile, load_recipe
-from ldmkit.recipe.sections import Section, VaeLoss
+from ldmkit.recipe.section import Section
 from ldmkit.recipe.template import template, to_toml
+from ldmkit.recipe.training import VaeLoss
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
@@ -130,7 +131,9 @@ def test_a_prompt_that_is_too_long_names_the_words_cut(make_bundle: MakeBundle) 
     [
         ({"steps": 0}, "steps is 0"),
         ({"steps": -3}, "steps is -3"),
+        ({"steps": True}, "steps is True"),
         ({"n": 0}, "n is 0"),
+        ({"n": 1.0}, r"n is 1\.0"),
         ({"seed": -1}, "seed is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
@@ -158,8 +161,11 @@ def test_more_steps_than_timesteps_are_refused(make_bundle: MakeBundle) -> None:
         "beta_end": 0.02,
         "zero_terminal_snr": False,
     }
-    with pytest.raises(LdmkitError, match="50"):
-        Bundle.load(make_bundle(schedule=schedule)).generate(steps=51)
+    bundle = Bundle.load(make_bundle(schedule=schedule, encoder=True))
+    start = Image.new("RGB", (2, 2))
+    for settings in ({}, {"init_image": start, "strength": 0.5}):  # of which half the steps would be walked
+        with pytest.raises(LdmkitError, match="steps must lie in 1 to 50"):
+            bundle.generate(steps=51, **settings)
 
 
 def test_a_prompt_needs_a_text_unet(make_bundle: MakeBundle) -> None:

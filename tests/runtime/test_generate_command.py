@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ldmkit.cli.generate import generate
+from ldmkit.cli import cli
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 
@@ -24,7 +24,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(generate, arguments, catch_exceptions=False, standalone_mode=False)
+    result = CliRunner().invoke(cli, ["generate", *arguments], catch_exceptions=False, standalone_mode=False)
     return result.output
 
 
@@ -197,14 +197,14 @@ def test_options_that_do_not_fit(make_bundle: MakeBundle, work: Path, arguments:
 
 @pytest.mark.parametrize("size", ["4", "4x", "x4", "-4x4", "4x4x4", "³x4"])
 def test_a_size_is_two_numbers(work: Path, size: str) -> None:
-    result = CliRunner().invoke(generate, ["--size", size])
+    result = CliRunner().invoke(cli, ["generate", "--size", size])
     assert result.exit_code == 2
     assert "is not a width and a height" in result.stderr
 
 
 def test_words_cut_are_named_on_stderr(make_bundle: MakeBundle, work: Path) -> None:
     make_bundle()
-    result = CliRunner().invoke(generate, ["red cat on mat red cat"], catch_exceptions=False)
+    result = CliRunner().invoke(cli, ["generate", "red cat on mat red cat"], catch_exceptions=False)
     assert result.stderr == "warning: the prompt is too long for the text encoder; cut off: 'red cat'\n"
 
 
@@ -217,8 +217,8 @@ def test_a_cold_process_leaves_torch_alone(make_bundle: MakeBundle, work: Path) 
     make_bundle()
     code = """
 import sys
-from ldmkit.cli.generate import generate
-generate.main(["red cat", "--provider", "cpu"], standalone_mode=False)
+from ldmkit.cli import cli
+cli.main(["generate", "red cat", "--provider", "cpu"], standalone_mode=False)
 barred = ("torch", "transformers", "accelerate", "onnx", "diffusers")
 print([name for name in barred if name in sys.modules], "onnxruntime" in sys.modules)
 """

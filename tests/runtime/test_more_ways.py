@@ -12,6 +12,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Step
 from ldmkit.runtime.noise import Source, slerp
+from ldmkit.runtime.request import to_pixels
 
 MakeBundle = Callable[..., Path]
 
@@ -120,6 +121,12 @@ def test_a_picture_is_scaled_and_cut_as_pillow_does(make_bundle: MakeBundle) -> 
     clear = Image.new("RGBA", (5, 3), (200, 0, 0, 0))  # nothing shows but white
     drawn = np.asarray(bundle.generate(init_image=clear, **settings)[0]).astype(int)
     np.testing.assert_allclose(drawn, 255, atol=1)
+
+
+def test_the_levels_of_a_picture_lie_from_minus_1_to_1() -> None:
+    pixels = to_pixels(Image.new("RGB", (3, 5), (0, 51, 255)), 2, 2)
+    assert (pixels.shape, pixels.dtype) == ((1, 3, 2, 2), np.float32)
+    np.testing.assert_allclose(pixels[0, :, 0, 0], [-1, -0.6, 1], atol=1e-7)
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])

@@ -11,6 +11,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
+from ldmkit.doctor import NEGATION
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime import providers
 from ldmkit.runtime.bundle import Bundle
@@ -73,6 +74,34 @@ def test_missing_libraries_are_what_the_providers_file_is_linked_with(monkeypatc
     needed = set(re.findall(r"\(NEEDED\).*\[(lib(?:cu|nv).*)\]", read))
     assert needed
     assert needed <= {name.split(" ")[0] for name in providers.missing_libraries("cuda")}
+
+
+@pytest.mark.skipif(not WITH_CUDA, reason="needs onnxruntime-gpu")
+def test_the_libraries_that_are_missing_are_named_and_those_that_load_are_not(
+    make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "_loads", lambda name: not name.startswith("libcublas"))
+    missing = providers.missing_libraries("cuda")
+    assert missing
+    assert all(name.startswith("libcublas") for name in missing)
+    if not providers.gpu_may_exist():
+        with pytest.raises(LdmkitError, match=re.escape(f"(these libraries are missing: {', '.join(missing)})")):
+            Bundle.load(make_bundle(), provider="cuda").generate()
+
+
+@without_gpu
+def test_onnxruntime_warns_again_once_a_session_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    severities: list[int] = []
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severities.append)
+    with pytest.raises(LdmkitError):
+        providers.open_session(NEGATION, name="graph", provider="cuda")
+    assert severities == [4, 2]  # fatal alone, then its default
+
+
+def test_a_session_takes_the_threads_that_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "num_threads", lambda: 3)
+    session, used = providers.open_session(NEGATION, name="graph", provider="cpu")
+    assert (session.get_session_options().intra_op_num_threads, used) == (3, "cpu")
 
 
 def test_a_library_that_loads_is_not_missing() -> None:

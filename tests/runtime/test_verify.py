@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ldmkit import shipped
-from ldmkit.cli.export import verify as command
+from ldmkit.cli import cli
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime import verify
 from ldmkit.runtime.bundle import Bundle
@@ -144,16 +144,16 @@ def test_without_onnx_and_without_golden_pictures(make_bundle: MakeBundle, monke
 
 def test_command(make_bundle: MakeBundle) -> None:
     folder = with_golden(make_bundle())
-    done = CliRunner().invoke(command, [str(folder), "--provider", "cpu"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["export", "verify", str(folder), "--provider", "cpu"], catch_exceptions=False)
     assert done.exit_code == 0
     assert (
         done.output.splitlines()[0] == "ok       files: 6 files match their SHA-256; manifest.json has none of its own"
     )
     with_golden(folder, (0, 0))
     with pytest.raises(LdmkitError, match="1 of 10 checks failed: golden pictures"):
-        CliRunner().invoke(command, [str(folder), "--json"], catch_exceptions=False)
+        CliRunner().invoke(cli, ["export", "verify", str(folder), "--json"], catch_exceptions=False)
     with pytest.raises(LdmkitError, match="is not a bundle"):
-        CliRunner().invoke(command, [str(folder.parent)], catch_exceptions=False)
+        CliRunner().invoke(cli, ["export", "verify", str(folder.parent)], catch_exceptions=False)
 
 
 def test_psnr() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ldmkit.checkpoint import load_newest
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import UNetTraining
+from ldmkit.recipe.training import UNetTraining
 from ldmkit.run import Part
 from ldmkit.stages import checkpointing, engine
 from ldmkit.stages.checkpointing import Checkpoints, unlike

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ldmkit.recipe.sections import GanGuard, VaeLoss
+from ldmkit.recipe.training import GanGuard, VaeLoss
 from ldmkit.stages.gan_guard import LossGuard
 
 

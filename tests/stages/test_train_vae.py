@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from ldmkit.components import Reconstruction
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.recipe.sections import VaeLoss
+from ldmkit.recipe.training import VaeLoss
 from ldmkit.stages.reconstruction_metrics import reconstruction_metrics
 from ldmkit.stages.train_vae import train_vae
 

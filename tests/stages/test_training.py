@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Training
+from ldmkit.recipe.training import Training
 from ldmkit.run import locked
 from ldmkit.stages.context import StageContext
 from ldmkit.stages.ema import Ema, emas_of

@@ -107,7 +107,7 @@ def test_the_settings_are_those_of_the_picture_shown_though_new_ones_come_before
     browser.drawn(5)
     assert browser.pictures()[4] == first
     assert browser.one("#gallery .preview .media-button img").get_attribute("src") == first
-    browser.until(lambda: "Seed\n0\nSteps\n20" in browser.one("#details").text)
+    browser.until(lambda: "Seed\n0\n" in browser.one("#details").text)
     browser.press("#gallery button[aria-label=Close]")
     browser.until(lambda: not browser.all("#chosen"))
 
@@ -234,9 +234,23 @@ def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> N
     assert len(shown) < 16
 
 
+def test_a_page_that_is_closed_while_it_waits_leaves_the_line(browser: Any, forger: Any) -> None:
+    browser.open()
+    _, other = forger.join(steps=200, count=16)
+    forger.until_in_line(1)
+    browser.press("#draw")
+    forger.until_in_line(2)
+    browser.driver.get("about:blank")
+    forger.until_in_line(1)
+    assert not forger.server.page.sessions.get(other).stop.is_set(), "the drawing before it is still in work"
+    forger.stop(other)
+    forger.until_in_line(0)
+
+
 def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser: Any) -> None:
     browser.open()
     browser.write("#prompt textarea", PROMPT)
+    first = browser.draw(4)[0]
     browser.choose("#bundle input", "wordless")
     browser.until(lambda: browser.one("#header h1").text == "wordless")
     browser.press("#settings button")
@@ -247,7 +261,7 @@ def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser
     browser.press("#draw")
     browser.until(lambda: int(browser.one("#live progress").get_attribute("value")) > 0)
     assert not browser.all("#live img")
-    browser.drawn(4)
+    browser.drawn(8)
     browser.press("#about button")
     card = browser.until(lambda: browser.one("#card").text)
     assert '<script>window.struck = 1</script><img src="x" onerror="window.struck = 1">' in card
@@ -257,6 +271,11 @@ def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser
     assert link.get_attribute("rel") == "noopener noreferrer nofollow"
     (image,) = browser.all("#card img")
     assert image.get_attribute("src").startswith("data:image/png;base64,")
+    browser.one(f'{THUMBNAILS}:has([src="{first}"])').click()
+    browser.press("#again")  # and the bundle that drew it is back with all that it takes
+    browser.until(lambda: browser.one("#prompt textarea").is_displayed() and browser.one("#width").is_displayed())
+    assert browser.value("#prompt textarea") == PROMPT
+    assert browser.one("#header h1").text == "toy-cats"
 
 
 def test_nothing_is_loaded_from_elsewhere(browser: Any) -> None:
