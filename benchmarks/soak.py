@@ -4,7 +4,7 @@ python benchmarks/soak.py [--minutes 60] [--kill-every 60] [--steps 3000] [--sta
 
 The tiny recipe of `tiny_recipe.py`: trained once undisturbed, then killed (SIGKILL) every so many seconds and resumed
 until it is done, over and over. Growth is that within each process after its first seconds, from the median of the
-first third of its samples to that of the last, a minute.
+first third of its samples to that of the last, a minute; plots and previews make memory swing by tens of MiB.
 """
 
 import argparse
@@ -90,6 +90,8 @@ def main() -> int:
     print(f"steps compared: {verdict.steps}, different: {verdict.different_steps}; weights: {verdict.different_files}")
     if memory:
         print(f"memory: {statistics.median(memory) / 2**20:+.2f} MiB a minute (worst {max(memory) / 2**20:+.2f})")
+        held = [sample[1] / 2**20 for sample in max(soak.samples, key=len)]
+        print(f"  between {min(held):.0f} and {max(held):.0f} MiB in the process that lived longest")
         print(f"open files: {statistics.median(files):+.2f} a minute (worst {max(files):+.2f})")
     return int(not verdict.same)
 
