@@ -120,8 +120,11 @@ def test_euler_and_heun_are_diffusers(sampler, scheduler, steps, name, predictio
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 30])
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_dpmpp_2m_is_diffusers(steps, name, prediction, diffusers_in_double):
-    scheduler = DPMSolverMultistepScheduler(
+@pytest.mark.parametrize(
+    ("sampler", "theirs"), [(DPMpp2M, DPMSolverMultistepScheduler), (UniPC, UniPCMultistepScheduler)]
+)
+def test_multistep_is_diffusers(steps, name, prediction, sampler, theirs, diffusers_in_double):
+    scheduler = theirs(
         **BETAS,
         beta_schedule=DIFFUSERS_NAME[name],
         prediction_type=DIFFUSERS_PREDICTION[prediction],
@@ -131,7 +134,7 @@ def test_dpmpp_2m_is_diffusers(steps, name, prediction, diffusers_in_double):
     x = x_T()
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t), t, x).prev_sample
-    agree(ours(DPMpp2M(steps=steps), make_schedule(name, **BETAS), prediction), x)
+    agree(ours(sampler(steps=steps), make_schedule(name, **BETAS), prediction), x)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 30])
@@ -195,23 +198,6 @@ def test_dpmpp_2m_sde_is_diffusers(steps, name, prediction, diffusers_in_double)
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t), t, x, generator=generator).prev_sample
     agree(ours(DPMpp2MSDE(steps=steps), make_schedule(name, **BETAS), prediction), x)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 30])
-@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_unipc_is_diffusers(steps, name, prediction, diffusers_in_double):
-    scheduler = UniPCMultistepScheduler(
-        **BETAS,
-        beta_schedule=DIFFUSERS_NAME[name],
-        prediction_type=DIFFUSERS_PREDICTION[prediction],
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(steps)
-    x = x_T()
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t), t, x).prev_sample
-    agree(ours(UniPC(steps=steps), make_schedule(name, **BETAS), prediction), x)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 30])
