@@ -30,7 +30,7 @@ from variants import STAGES, Results, Row, Shared, Variant, open_run, short_run,
 
 from ldmkit.atomic import write_json
 from ldmkit.errors import LdmkitError
-from ldmkit.run import fingerprint, read_metrics
+from ldmkit.run.folder import fingerprint, read_metrics
 
 ARMS = ("ours", "seed")
 ROUNDS, ROUND_STEPS, WARM_STEPS = 3, 16, 4

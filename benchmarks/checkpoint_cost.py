@@ -11,11 +11,11 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from ldmkit.components.registry import Registry
 from ldmkit.pipeline import STAGES, Pipeline
-from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter
-from ldmkit.run import read_metrics
+from ldmkit.run.folder import read_metrics
 from ldmkit.verify_resume import TRAINING_STAGES, cut
 
 NEVER = 10**9

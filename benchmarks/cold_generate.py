@@ -16,7 +16,7 @@ from cold import in_turns, print_table
 from PIL import Image
 
 from ldmkit import shipped
-from ldmkit.diffusion import make_schedule
+from ldmkit.diffusion.process import make_schedule
 from ldmkit.runtime.find import default_bundle
 from ldmkit.runtime.manifest import read_manifest
 

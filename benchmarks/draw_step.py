@@ -35,7 +35,7 @@ def in_torch(turn: Turn, folder: Path, batch: int, guidance: float) -> None:
     import torch
     from ldmkit_samplers import DDIM
 
-    from ldmkit.diffusion import make_schedule
+    from ldmkit.diffusion.process import make_schedule
 
     unet, context = _unet(folder), torch.randn(2 * batch, 77, 768)
     schedule = make_schedule("linear")

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldmkit.checkpoint import save_weights
+from ldmkit.caches.encode import encode_latents
+from ldmkit.components.registry import Registry
 from ldmkit.data.toy_cats import make_toy_cats
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.presets import SEED_VAE
 from ldmkit.pipeline import Pipeline
-from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter
-from ldmkit.stages.context import StageContext
-from ldmkit.stages.encode import encode_latents
+from ldmkit.run.checkpoint import save_weights
+from ldmkit.run.stage import StageContext
 
 
 def seeds_way(autoencoder: AutoencoderKL, pictures: Path, out: Path, *, size: int, device: torch.device) -> float:

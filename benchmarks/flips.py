@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ldmkit.checkpoint import Keep, load_newest, save_checkpoint
 from ldmkit.errors import LdmkitError
+from ldmkit.run.checkpoint import Keep, load_newest, save_checkpoint
 from ldmkit.runtime.bundle import Bundle
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
+from ldmkit.caches.sets import LatentSet
 from ldmkit.models.unet import UNet
-from ldmkit.randomness import SampleOrder
 from ldmkit.recipe.sections import Latents
-from ldmkit.stages.latent_set import LatentSet
+from ldmkit.run.randomness import SampleOrder
 
 CHANNELS = (32, 32, 64)
 

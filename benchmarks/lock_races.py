@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ldmkit.errors import LdmkitError
-from ldmkit.run import locked
+from ldmkit.run.folder import locked
 
 AT_ONCE = 25
 """races side by side, each for a run of its own"""

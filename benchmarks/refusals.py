@@ -19,7 +19,7 @@ import click
 REPOSITORY = Path(__file__).parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "plugins")]
 
-from ldmkit.plugins import Registry  # noqa: E402 - found by the line above
+from ldmkit.components.registry import Registry  # noqa: E402 - found by the line above
 from tests.recipe.test_every_key import (  # noqa: E402
     ANYTHING,
     FRACTIONS,

@@ -26,13 +26,13 @@ def write(folder: Path, *, text_layers: int = 12) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     import ldmkit
+    from ldmkit.components.registry import Registry
+    from ldmkit.export import networks as export_networks
+    from ldmkit.export.bundle import write_graph
     from ldmkit.models.autoencoder import AutoencoderKL
     from ldmkit.models.convert import SEED_UNET_T2I, SEED_VAE, convert_checkpoint
     from ldmkit.models.unet import UNet
-    from ldmkit.plugins import Registry
     from ldmkit.runtime import manifest as m
-    from ldmkit.stages import export_networks
-    from ldmkit.stages.export import write_graph
 
     bundle, plain = folder / "bundle", folder / "torch"
     bundle.mkdir(parents=True)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     import torch
 
     from ldmkit.pipeline import Pipeline
-    from ldmkit.stages.context import StageContext
+    from ldmkit.run.stage import StageContext
 
 PRELOAD = (
     "ldmkit.pipeline",
-    "ldmkit.stages.train_t2i",
-    "ldmkit.stages.train_vae",
+    "ldmkit.denoising.train_t2i",
+    "ldmkit.vae.train",
     "torch.utils.tensorboard.writer",
     "seed_loop",
     "seed_networks",
@@ -29,8 +29,8 @@ RECIPE = "benchmark.toml"
 
 def pipeline_of(folder: Path, *overrides: str) -> "Pipeline":
     """The pipeline of the recipe in `folder`, telling nothing."""
+    from ldmkit.components.registry import Registry
     from ldmkit.pipeline import Pipeline
-    from ldmkit.plugins import Registry
     from ldmkit.recipe import load_recipe
     from ldmkit.report import Reporter
 
@@ -41,8 +41,8 @@ def pipeline_of(folder: Path, *overrides: str) -> "Pipeline":
 
 def context_of(folder: Path, part: str, own: str, *overrides: str) -> "StageContext":
     """What the stage that makes `part` is handed; it writes to a folder of its own, `own`."""
-    from ldmkit.run import Part
-    from ldmkit.stages.context import StageContext
+    from ldmkit.run.folder import Part
+    from ldmkit.run.stage import StageContext
 
     made = pipeline_of(folder, *overrides)
     parts = made.parts()
@@ -64,14 +64,14 @@ def take_turns_with_steps(task: Any, turn: Turn) -> None:
 
 def device() -> "torch.device":
     """Where ldmkit trains."""
-    from ldmkit.stages.engine import processes
+    from ldmkit.training.engine import processes
 
     return processes().device  # type: ignore[no-any-return] # accelerate is untyped
 
 
 def note_choices(folder: Path) -> None:
     """Writes the device and the precision that ldmkit chooses there, for a process that imports no torch."""
-    from ldmkit.stages.engine import start_engine
+    from ldmkit.training.engine import start_engine
 
     mixed = start_engine("auto").mixed_precision
     choices = {"device": device().type, "auto": "fp32" if mixed == "no" else mixed}

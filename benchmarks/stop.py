@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ldmkit.checkpoint import checkpoints
 from ldmkit.pipeline import STAGES
 from ldmkit.recipe import find_recipe, load_recipe
-from ldmkit.run import read_metrics
+from ldmkit.run.checkpoint import checkpoints
+from ldmkit.run.folder import read_metrics
 from ldmkit.verify_resume import TRAINING_STAGES
 
 

@@ -72,7 +72,7 @@ def write_inputs(folder: Path, num_pictures: int, batch: int) -> None:
     from PIL import Image
     from seed_loop import LatentFiles
 
-    from ldmkit.stages.latent_set import LatentSet, TextSet
+    from ldmkit.caches.sets import LatentSet, TextSet
 
     rng = np.random.default_rng(0)
     pictures = folder / "pictures"
@@ -101,8 +101,8 @@ def write_inputs(folder: Path, num_pictures: int, batch: int) -> None:
 
 def ldmkit_steps(turn: Turn, folder: Path, own: str, precision: str, with_diffusers: bool = False) -> None:
     """The stage `train-t2i`; `turn` is called before each step."""
-    from ldmkit.stages import train_t2i
-    from ldmkit.stages.latent_set import LatentSet, TextSet
+    from ldmkit.caches.sets import LatentSet, TextSet
+    from ldmkit.denoising import train_t2i
 
     take_turns_with_steps(train_t2i.TextDenoisingTask, turn)
     sources: tuple[Any, ...] = (LatentSet, TextSet)

@@ -99,7 +99,7 @@ def write_inputs(folder: Path, num_pictures: int, size: int, batch: int, workers
 
 def ldmkit_steps(turn: Turn, folder: Path, phase: str, precision: str) -> None:
     """The stage `train-vae`; `turn` is called before each step."""
-    from ldmkit.stages import train_vae
+    from ldmkit.vae import train as train_vae
 
     take_turns_with_steps(train_vae.VaeTask, turn)
     stage: Any = train_vae

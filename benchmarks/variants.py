@@ -21,24 +21,25 @@ from tokenizers import Tokenizer
 from toy_accuracy import new_prompts, score_folder
 
 from ldmkit.atomic import new_folder, write_json
-from ldmkit.components import TextEncoder
+from ldmkit.caches.sets import TextSet, latent_statistics
+from ldmkit.components.protocols import TextEncoder
+from ldmkit.components.registry import Registry
 from ldmkit.data.pictures import PictureIndex, prepare
-from ldmkit.diffusion import make_schedule
+from ldmkit.denoising.train_t2i import train_t2i
+from ldmkit.denoising.train_unet import train_unet
+from ldmkit.diffusion.process import make_schedule
+from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.errors import LdmkitError
+from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.pipeline import Pipeline, recipe_of_run
-from ldmkit.plugins import Registry
-from ldmkit.randomness import derive
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
-from ldmkit.run import Part, fingerprint, read_metrics
-from ldmkit.stages.context import StageContext
-from ldmkit.stages.drawing import Text, draw_latents
-from ldmkit.stages.engine import start_engine
-from ldmkit.stages.latent_set import TextSet, latent_statistics
-from ldmkit.stages.networks import build_text_to_image, build_unet, load_autoencoder, trained_weights
-from ldmkit.stages.plots import to_uint8
-from ldmkit.stages.train_t2i import train_t2i
-from ldmkit.stages.train_unet import train_unet
+from ldmkit.run.folder import Part, fingerprint, read_metrics
+from ldmkit.run.networks import load_autoencoder, trained_weights
+from ldmkit.run.randomness import derive
+from ldmkit.run.stage import StageContext
+from ldmkit.training.engine import start_engine
+from ldmkit.training.plots import to_uint8
 
 STAGES: dict[str, tuple[str, Callable[[StageContext], dict[str, float]]]] = {
     "train-unet": ("unet", train_unet),

@@ -21,11 +21,11 @@ from PIL import Image
 
 from fuzz.spoil import spoilt
 from ldmkit import Picture
+from ldmkit.components.registry import Registry
 from ldmkit.data.captions import captions_hash, read_captions
 from ldmkit.data.decode import DecodeError, decode, measure, prepare
 from ldmkit.data.fetch import unzip
 from ldmkit.errors import LdmkitError
-from ldmkit.plugins import Registry
 from ldmkit.recipe import RecipeFile
 from ldmkit.recipe.template import to_toml
 from ldmkit.runtime.graph import external_files

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from ldmkit.errors import LdmkitError
 
 if TYPE_CHECKING:
-    from ldmkit.components import (
+    from ldmkit.components.hookspecs import hookimpl
+    from ldmkit.components.hub import load_pretrained, model_name
+    from ldmkit.components.protocols import (
         AdversarialLoss,
         Captioner,
         Denoise,
@@ -17,27 +19,25 @@ if TYPE_CHECKING:
         Schedule,
         TextEncoder,
     )
-    from ldmkit.hookspecs import hookimpl
-    from ldmkit.hub import load_pretrained, model_name
     from ldmkit.models.discriminator import PatchDiscriminator
 
 __version__ = "0.1.0"
 
 # Looked up on first use, so that `ldmkit --help` imports neither pluggy nor torch.
 _HOMES = {
-    "hookimpl": "ldmkit.hookspecs",
-    "AdversarialLoss": "ldmkit.components",
-    "load_pretrained": "ldmkit.hub",
-    "model_name": "ldmkit.hub",
-    "Captioner": "ldmkit.components",
-    "Denoise": "ldmkit.components",
-    "DiscriminatorLoss": "ldmkit.components",
-    "Loss": "ldmkit.components",
-    "Picture": "ldmkit.components",
-    "Reconstruction": "ldmkit.components",
-    "Sampler": "ldmkit.components",
-    "Schedule": "ldmkit.components",
-    "TextEncoder": "ldmkit.components",
+    "hookimpl": "ldmkit.components.hookspecs",
+    "AdversarialLoss": "ldmkit.components.protocols",
+    "load_pretrained": "ldmkit.components.hub",
+    "model_name": "ldmkit.components.hub",
+    "Captioner": "ldmkit.components.protocols",
+    "Denoise": "ldmkit.components.protocols",
+    "DiscriminatorLoss": "ldmkit.components.protocols",
+    "Loss": "ldmkit.components.protocols",
+    "Picture": "ldmkit.components.protocols",
+    "Reconstruction": "ldmkit.components.protocols",
+    "Sampler": "ldmkit.components.protocols",
+    "Schedule": "ldmkit.components.protocols",
+    "TextEncoder": "ldmkit.components.protocols",
     "PatchDiscriminator": "ldmkit.models.discriminator",
 }
 

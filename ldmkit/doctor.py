@@ -246,7 +246,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
 
     registry = Registry.load()
     for failure in registry.failures:

@@ -11,19 +11,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ldmkit import gate
 from ldmkit.atomic import check_writable, no_room, sweep, write_json
-from ldmkit.components import TextEncoder
+from ldmkit.components.protocols import TextEncoder
+from ldmkit.components.registry import Registry
 from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.errors import Interrupted, LdmkitError, lost_process
-from ldmkit.parts import parts_of
-from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.report import Reporter, duration
-from ldmkit.run import Part, Status, is_finished, locked
-from ldmkit.starting import Start, find_starts, keep_start, kept_starts
+from ldmkit.run import gate
+from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
+from ldmkit.run.folder import Part, Status, is_finished, locked
+from ldmkit.run.parts import parts_of
 
 STAGES = {
     "caption": ("captions",),
@@ -35,13 +35,13 @@ STAGES = {
 }
 """the parts that each stage makes, in order"""
 MAKERS = {
-    "captions": "ldmkit.stages.caption:caption",
-    "vae": "ldmkit.stages.train_vae:train_vae",
-    "latents": "ldmkit.stages.encode:encode_latents",
-    "text": "ldmkit.stages.encode:encode_text",
-    "unet": "ldmkit.stages.train_unet:train_unet",
-    "t2i": "ldmkit.stages.train_t2i:train_t2i",
-    "bundle": "ldmkit.stages.export_run:export_run",
+    "captions": "ldmkit.caches.caption:caption",
+    "vae": "ldmkit.vae.train:train_vae",
+    "latents": "ldmkit.caches.encode:encode_latents",
+    "text": "ldmkit.caches.encode:encode_text",
+    "unet": "ldmkit.denoising.train_unet:train_unet",
+    "t2i": "ldmkit.denoising.train_t2i:train_t2i",
+    "bundle": "ldmkit.export.run:export_run",
 }
 """module:function that makes a part; each is handed a StageContext, that of the bundle its folder as well"""
 TRAINED = ("vae", "unet", "t2i")
@@ -215,7 +215,7 @@ class Pipeline:
             start for start in self._given.values() if start.part not in kept or kept[start.part].sha256 != start.sha256
         ]
         if new:
-            from ldmkit.stages.initial import check_starts
+            from ldmkit.training.warm_start import check_starts
 
             check_starts(self.recipe, self.registry, new)
         for start in new:
@@ -257,14 +257,14 @@ class Pipeline:
     def _part_from_others(self) -> None:
         """Not after an error: the others wait in a barrier that this process will not reach, and the launcher acts."""
         if self._several:
-            from ldmkit.stages.engine import processes
+            from ldmkit.training.engine import processes
 
             processes().destroy_process_group()
 
     def _barrier(self) -> None:
         """Under `accelerate launch` every process comes here: they wait for one another."""
         if self._several:
-            from ldmkit.stages.engine import processes
+            from ldmkit.training.engine import processes
 
             processes().wait_for_everyone()
 
@@ -300,7 +300,7 @@ class Pipeline:
             part.begin()
         self._barrier()
         if self._main or name in TRAINED:
-            from ldmkit.stages.context import StageContext
+            from ldmkit.run.stage import StageContext
 
             context = StageContext(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
             with no_room(self.bundle_dir if name == "bundle" else part.folder):

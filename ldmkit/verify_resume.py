@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import STAGES, TRAINED, Pipeline
-from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Gate
 from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter
-from ldmkit.run import read_metrics
+from ldmkit.run.folder import read_metrics
 
 TRAINING_STAGES = tuple(stage for stage, parts in STAGES.items() if parts[0] in TRAINED)
 PICTURES = 64
@@ -32,7 +32,10 @@ PICTURES = 64
 _PRELOADED = (
     "torch.utils.tensorboard.writer",
     "matplotlib.figure",
-    *(f"ldmkit.stages.{name}" for name in ("caption", "train_vae", "encode", "train_unet", "train_t2i")),
+    *(
+        f"ldmkit.{name}"
+        for name in ("caches.caption", "vae.train", "caches.encode", "denoising.train_unet", "denoising.train_t2i")
+    ),
 )
 _TOUCHES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 _TIMES = ("seconds", "loader_wait")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmkit.components.registry import Registry
 from ldmkit.pipeline import Pipeline
-from ldmkit.plugins import Registry
 from ldmkit.recipe import load_recipe
 from ldmkit.report import Reporter
 
@@ -165,7 +165,8 @@ PARENT = """
 import importlib, json, os, sys
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
              "ldmkit_samplers", "ldmkit_losses", "ldmkit_patchgan", "ldmkit_transformer", "ldmkit_captions",
-             *("ldmkit.stages." + stage for stage in ("caption", "train_vae", "encode", "train_unet", "train_t2i"))):
+             *("ldmkit." + stage for stage in
+               ("caches.caption", "vae.train", "caches.encode", "denoising.train_unet", "denoising.train_t2i"))):
     importlib.import_module(name)
 
 def child(job):

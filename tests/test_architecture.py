@@ -7,25 +7,23 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
-
-import pytest
 
 import ldmkit
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Each may import its own layer and those above it in this list. A new module must find its place here.
-LAYERS = [
-    {"errors", "components", "hookspecs", "options", "atomic", "hub", "recipe", "shipped", "randomness", "report"},
-    {"models", "data", "diffusion", "weighting", "run", "checkpoint", "plugins", "gate"},
-    {"stages", "runtime", "parts", "starting"},
-    {"pipeline", "doctor", "verify_resume", "ui"},
-    {"cli", "__main__"},
+# The rooms of ldmkit, from the ground up: each may import those before it and its own files, and no other. The top
+# level's single files are rooms too. A new room must find its place here and in docs/architecture.md.
+ORDER = [
+    *("errors", "report", "atomic", "shipped"),
+    *("components", "recipe", "data", "diffusion", "models", "run", "training", "vae", "caches", "denoising"),
+    *("runtime", "export", "plan", "ui", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
 ]
-STAGES = {"caption", "train_vae", "encode", "train_unet", "train_t2i", "export"}
-MAY_IMPORT_TORCH = {"models", "stages", "checkpoint"}
+MAY_IMPORT_TORCH = {"models", "training", "vae", "caches", "denoising", "export", "plan"}
+TORCH_FILES = {"ldmkit.run.checkpoint", "ldmkit.run.networks", "ldmkit.diffusion.torch_sampling", "ldmkit.data.batches"}
 HEAVY = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate", "lpips", "diffusers", "tensorboard"}
 
 
@@ -39,6 +37,7 @@ class Import(NamedTuple):
     line: int
 
 
+@cache
 def imports_of(path: Path) -> list[Import]:
     """Every import that can run; not those under `if TYPE_CHECKING`."""
 
@@ -78,11 +77,8 @@ def plugin_modules() -> list[str]:
     return [module for module in sources() if module.split(".")[0] != "ldmkit"]
 
 
-def layer(module: str) -> int:
-    part = module.split(".")[1]
-    (found,) = [index for index, names in enumerate(LAYERS) if part in names] or [None]
-    assert found is not None, f"{module} has no layer: give it one in tests/test_architecture.py and in the design"
-    return found
+def room(module: str) -> str:
+    return module.split(".")[1]
 
 
 def target(found: Import) -> str:
@@ -114,36 +110,57 @@ def reaches_heavy(module: str, *, at_import_time: bool, past: frozenset[str] = f
     return []
 
 
-@pytest.mark.parametrize("module", [module for module in core() if module != "ldmkit"])
-def test_layers(module: str) -> None:
-    for found in imports_of(core()[module]):
-        imported = target(found)
-        if imported.split(".")[0] != "ldmkit" or imported == "ldmkit":
-            continue
-        where = f"{core()[module]}:{found.line}: {module} imports {imported}"
-        assert layer(imported) <= layer(module), where
-        assert not (module.startswith("ldmkit.runtime") and imported.startswith("ldmkit.stages")), where
-        stage, other = module.split(".")[-1], imported.split(".")[-1]
-        if module.startswith("ldmkit.stages.") and imported.startswith("ldmkit.stages."):
-            assert not ({stage, other} <= STAGES), f"{where}: stages meet in files"
-
-
-@pytest.mark.parametrize("module", list(core()))
-def test_core_never_imports_a_plugin(module: str) -> None:
-    for found in imports_of(core()[module]):
-        top = found.module.split(".")[0]
-        assert top not in plugin_modules(), f"{core()[module]}:{found.line}"
-        assert not top.startswith("ldmkit_"), f"{core()[module]}:{found.line}"
-
-
-@pytest.mark.parametrize("module", plugin_modules())
-def test_plugins_import_only_the_public_api(module: str) -> None:
+def ours(module: str) -> Iterator[tuple[Import, str]]:
+    """What `module` imports of ldmkit, from where in its file."""
     for found in imports_of(sources()[module]):
-        where = f"{sources()[module]}:{found.line}: {found.module}"
-        assert not found.module.startswith("ldmkit_"), where
-        if found.module.split(".")[0] == "ldmkit":
-            assert found.module == "ldmkit", where
-            assert found.name in ldmkit.__all__, where
+        imported = target(found)
+        if imported.startswith("ldmkit."):
+            yield found, imported
+
+
+def rooms() -> list[str]:
+    return [module for module in core() if module != "ldmkit"]
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room(module) for module in rooms()} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+def test_no_import_runs_upward() -> None:
+    upward = [
+        f"{sources()[module]}:{found.line}: {module} imports {imported}"
+        for module in rooms()
+        for found, imported in ours(module)
+        if ORDER.index(room(imported)) > ORDER.index(room(module))
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Inside a room as well, and by way of functions as well."""
+    sorter = TopologicalSorter({module: {imported for _, imported in ours(module)} for module in rooms()})
+    sorter.prepare()  # raises CycleError, which names the circle
+
+
+def test_core_never_imports_a_plugin() -> None:
+    found = [
+        f"{sources()[module]}:{found.line}"
+        for module in core()
+        for found in imports_of(sources()[module])
+        if found.module.startswith("ldmkit_")
+    ]
+    assert not found
+
+
+def test_plugins_import_only_the_public_api() -> None:
+    for module in plugin_modules():
+        for found in imports_of(sources()[module]):
+            where = f"{sources()[module]}:{found.line}: {found.module}"
+            assert not found.module.startswith("ldmkit_"), where
+            if found.module.split(".")[0] == "ldmkit":
+                assert found.module == "ldmkit", where
+                assert found.name in ldmkit.__all__, where
 
 
 def test_plugins_that_ship_are_declared_as_a_third_partys_would_be() -> None:
@@ -152,32 +169,32 @@ def test_plugins_that_ship_are_declared_as_a_third_partys_would_be() -> None:
     assert entry_points == sorted(project["tool"]["setuptools"]["py-modules"]) == plugin_modules()
 
 
-@pytest.mark.parametrize("module", [*core(), *plugin_modules()])
-def test_torch_is_not_loaded_where_it_is_barred(module: str) -> None:
-    part = module.split(".")[1] if "." in module else module
-    if part in MAY_IMPORT_TORCH:
-        return
-    chain = reaches_heavy(module, at_import_time=True)
-    assert not chain, " -> ".join(chain)
+def may_import_torch(module: str) -> bool:
+    return module in TORCH_FILES or (module.startswith("ldmkit.") and room(module) in MAY_IMPORT_TORCH)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [module for module in sources() if module.startswith(("ldmkit.runtime.", "ldmkit.ui."))]
-    + ["ldmkit.cli.generate", "ldmkit.cli.ui", "ldmkit_samplers"],
-)
-def test_generation_knows_no_torch_even_inside_functions(module: str) -> None:
+def test_torch_is_not_loaded_where_it_is_barred() -> None:
+    for module in [*core(), *plugin_modules()]:
+        if not may_import_torch(module):
+            chain = reaches_heavy(module, at_import_time=True)
+            assert not chain, " -> ".join(chain)
+
+
+def test_generation_knows_no_torch_even_inside_functions() -> None:
     # `--backend torch` alone leads there; tests/runtime/test_generate_command.py sees a process draw without it.
-    chain = reaches_heavy(module, at_import_time=False, past=frozenset({"ldmkit.cli.torch_run"}))
-    assert not chain, " -> ".join(chain)
+    past = frozenset({"ldmkit.cli.torch_run"})
+    drawing = [module for module in sources() if module.startswith(("ldmkit.runtime.", "ldmkit.ui."))]
+    for module in [*drawing, "ldmkit.cli.generate", "ldmkit.cli.ui", "ldmkit_samplers"]:
+        chain = reaches_heavy(module, at_import_time=False, past=past)
+        assert not chain, " -> ".join(chain)
 
 
-@pytest.mark.parametrize("module", [module for module in core() if module != "ldmkit"])
-def test_torch_is_imported_only_by_its_users(module: str) -> None:
-    if module.split(".")[1] in MAY_IMPORT_TORCH | {"pipeline"}:  # the pipeline starts the engine, inside a function
-        return
-    for found in imports_of(core()[module]):
-        assert found.module.split(".")[0] not in HEAVY, f"{core()[module]}:{found.line} imports {found.module}"
+def test_torch_is_imported_only_by_its_users() -> None:
+    for module in rooms():
+        if may_import_torch(module) or module == "ldmkit.pipeline":  # which starts the engine, inside a function
+            continue
+        for found in imports_of(core()[module]):
+            assert found.module.split(".")[0] not in HEAVY, f"{core()[module]}:{found.line} imports {found.module}"
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
@@ -206,7 +223,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_modules_barred_from_torch_do_not_load_it() -> None:
     """The same rule as the one read off the source, in a real process, plugins and all."""
-    barred = [module for module in core() if "." in module and module.split(".")[1] not in MAY_IMPORT_TORCH]
-    barred = [module for module in barred if not module.endswith("__main__")] + plugin_modules()
+    barred = [module for module in rooms() if not may_import_torch(module) and not module.endswith("__main__")]
+    barred += plugin_modules()
     code = f"from importlib import import_module\nfor module in {barred}: import_module(module)"
     assert not loaded_by(code) & HEAVY

@@ -29,8 +29,8 @@ _run = click.argument("run", required=False, type=click.Path(path_type=Path))
 def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder: bool) -> None:
     """Export RUN as an ONNX bundle: a run's folder, or its name in runs/. Default: the newest finished one."""
     from ldmkit.cli.missing import EXPORT, TRAINING, require
+    from ldmkit.components.registry import Registry
     from ldmkit.pipeline import Pipeline
-    from ldmkit.plugins import Registry
     from ldmkit.report import Reporter
 
     folder, recipe = run_and_recipe(run)
@@ -51,12 +51,12 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
 def safetensors(run: Path | None, out: Path) -> None:
     """Export RUN's averaged weights for who goes on in PyTorch: safetensors, and a config.json that rebuilds them."""
     from ldmkit.cli.missing import require
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
 
     folder, recipe = run_and_recipe(run)
     require("torch")
     registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
-    from ldmkit.stages.export_tensors import export_tensors
+    from ldmkit.export.tensors import export_tensors
 
     for line in export_tensors(recipe, registry, folder, out):
         click.echo(line)

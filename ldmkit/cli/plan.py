@@ -15,7 +15,7 @@ from ldmkit.cli.missing import TRAINING, require
 from ldmkit.errors import Interrupted, LdmkitError
 
 if TYPE_CHECKING:
-    from ldmkit.stages.plan_row import Row
+    from ldmkit.plan.row import Row
 
 HEADINGS = ("stage", "left", "one takes", "pictures/s", "memory", "disk", "time", "largest batch")
 
@@ -53,8 +53,8 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> 
 def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -> "tuple[list[Row], int, Path]":
     """(a row a stage, bytes of memory that the run could have, the run's folder)."""
     from ldmkit.cli.recipe import open_recipe
+    from ldmkit.components.registry import Registry
     from ldmkit.pipeline import Pipeline
-    from ldmkit.plugins import Registry
     from ldmkit.report import Reporter
 
     class Aside(Reporter):
@@ -75,8 +75,8 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     real = pipeline.parts()
     states = {planned.part: planned.status.state for planned in pipeline.plan()}
 
-    from ldmkit.stages.context import StageContext
-    from ldmkit.stages.plan import Planner
+    from ldmkit.plan.planner import Planner
+    from ldmkit.run.stage import StageContext
 
     silent = Registry(registry.components, registry.failures)  # nobody's hook hears of a measurement
     planner = Planner(

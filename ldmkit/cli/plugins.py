@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ldmkit.plugins import Component, Registry
+    from ldmkit.components.registry import Component, Registry
 
 
 @click.command("plugins")
@@ -30,7 +30,7 @@ def plugins(kind: str | None, name: str | None, files: tuple[Path, ...], as_json
     """
     from rich.console import Console
 
-    from ldmkit.plugins import KINDS, Registry
+    from ldmkit.components.registry import KINDS, Registry
 
     # Piped, each component is one line that grep can find.
     console = Console(width=None if sys.stdout.isatty() else 1000)

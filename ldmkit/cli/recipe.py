@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
     from ldmkit.recipe import Recipe
 
 
 def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Registry]":
     """The recipe and its plugins, everything about it checked. Raises LdmkitError with all mistakes at once."""
+    from ldmkit.components.registry import Registry
     from ldmkit.errors import LdmkitError
-    from ldmkit.plugins import Registry
     from ldmkit.recipe import RecipeFile, find_recipe
 
     file = RecipeFile.read(find_recipe(name), overrides)
@@ -85,7 +85,7 @@ def new(file: Path) -> None:
 @recipe.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors that complete TOML."""
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
     from ldmkit.recipe.template import json_schema
 
     click.echo(json.dumps(json_schema(Registry.load()), indent=1))

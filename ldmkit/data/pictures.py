@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldmkit.atomic import write_atomic
-from ldmkit.components import Picture
+from ldmkit.components.protocols import Picture
 from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large, prepare
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable

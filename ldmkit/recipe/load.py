@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from ldmkit import shipped
+from ldmkit.components.options import did_you_mean
 from ldmkit.errors import LdmkitError
-from ldmkit.options import did_you_mean
 from ldmkit.recipe.mistakes import component_at, component_mistakes, schema_mistakes, strange_values, takes_text
 from ldmkit.recipe.sections import Recipe, component_tables
 
 if TYPE_CHECKING:
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from ldmkit.components.options import Option, Options, did_you_mean
 from ldmkit.errors import LdmkitError
-from ldmkit.options import Option, Options, did_you_mean
-from ldmkit.recipe.section import Component
+from ldmkit.recipe.base import Component
 from ldmkit.recipe.sections import COMPONENTS, Recipe
 from ldmkit.recipe.training import VaeLoss
 
 if TYPE_CHECKING:
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
 
 
 def keys_of(model: type[BaseModel]) -> dict[str, Option]:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ldmkit.recipe.base import NO_RESULT, Component, Section
 from ldmkit.recipe.fits import misfits
-from ldmkit.recipe.section import NO_RESULT, Component, Section
 from ldmkit.recipe.training import T2I, UNetTraining, Vae
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from ldmkit.options import Option
+from ldmkit.components.options import Option
 from ldmkit.recipe.mistakes import keys_of, wanted
 from ldmkit.recipe.sections import Recipe, component_tables
 
 if TYPE_CHECKING:
-    from ldmkit.plugins import Registry
+    from ldmkit.components.registry import Registry
 
 START: dict[str, Any] = {
     "data": {"path": "data/pictures"},

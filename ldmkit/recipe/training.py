@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.section import NO_RESULT, Channels, Component, PositiveInt, Section
+from ldmkit.recipe.base import NO_RESULT, Channels, Component, PositiveInt, Section
 
 
 class Training(Section):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ldmkit.components import Sampler
-from ldmkit.diffusion import NoiseSchedule, Prediction, add_noise, to_x0
+from ldmkit.components.protocols import Sampler
+from ldmkit.diffusion.process import NoiseSchedule, Prediction, add_noise, to_x0
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.manifest import (
     TEXT_ENCODER,

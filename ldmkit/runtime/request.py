@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ldmkit.components import Sampler
-from ldmkit.diffusion import NoiseSchedule, make_schedule, noised_to
+from ldmkit.components.protocols import Sampler
+from ldmkit.components.registry import Registry
+from ldmkit.diffusion.process import NoiseSchedule, make_schedule, noised_to
 from ldmkit.errors import LdmkitError
-from ldmkit.plugins import Registry
 from ldmkit.runtime.manifest import UNET_T2I
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
-from ldmkit.plugins import Registry
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.ui.asked import MAX_SEED, check_asked
 from ldmkit.ui.drawing import Progress, draw

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmkit.checkpoint import load_weights
 from ldmkit.data.decode import load_picture, prepare
 from ldmkit.errors import LdmkitError
-from ldmkit.stages.networks import load_autoencoder
+from ldmkit.run.checkpoint import load_weights
+from ldmkit.run.networks import load_autoencoder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Called as the real one is: tells how many pictures it saw in either folder.

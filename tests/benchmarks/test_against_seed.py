@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldmkit.stages.latent_set import LatentSet
+from ldmkit.caches.sets import LatentSet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

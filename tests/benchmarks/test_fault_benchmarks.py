@@ -44,7 +44,7 @@ def test_memory_of_a_process_and_of_what_it_started(tmp_path: Path) -> None:
 def test_tiny_recipe_is_tiny() -> None:
     from tiny_recipe import tiny_recipe
 
-    from ldmkit.stages.networks import build_autoencoder, build_unet
+    from ldmkit.models.build import build_autoencoder, build_unet
 
     recipe = tiny_recipe()
     for network in (build_autoencoder(recipe), build_unet(recipe)):

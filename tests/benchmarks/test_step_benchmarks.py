@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ldmkit.components import Reconstruction
-from ldmkit.diffusion import make_schedule
+from ldmkit.components.protocols import Reconstruction
+from ldmkit.components.registry import Registry
+from ldmkit.denoising.task import DenoisingTask
+from ldmkit.diffusion.process import make_schedule
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.convert import convert_checkpoint
 from ldmkit.models.discriminator import PatchDiscriminator
 from ldmkit.models.presets import SEED_DISCRIMINATOR, SEED_UNET_T2I, SEED_VAE
 from ldmkit.models.unet import UNet
-from ldmkit.plugins import Registry
 from ldmkit.recipe import load_recipe
-from ldmkit.stages.adaptive_weight import adaptive_weight
-from ldmkit.stages.denoising import DenoisingTask
-from ldmkit.stages.engine import start_engine
+from ldmkit.training.engine import start_engine
+from ldmkit.vae.adaptive_weight import adaptive_weight
 
 REPOSITORY = Path(__file__).parents[2]
 

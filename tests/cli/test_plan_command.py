@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ldmkit.stages import plan_sample
+from ldmkit.plan import sample as plan_sample
 
 Run = Callable[..., Any]
 

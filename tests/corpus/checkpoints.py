@@ -17,16 +17,16 @@ import torchvision.models
 from ldmkit_lpips import LPIPS
 from safetensors.torch import save_file
 
-from ldmkit.checkpoint import load_newest, load_weights
+from ldmkit.caches.sets import open_mapped
 from ldmkit.data.captions import read_captions
 from ldmkit.data.pictures import scan
 from ldmkit.models.convert import convert_checkpoint
 from ldmkit.pipeline import recipe_of_run
 from ldmkit.recipe import load_recipe
-from ldmkit.run import Part
+from ldmkit.run.checkpoint import load_newest, load_weights
+from ldmkit.run.first_weights import shapes
+from ldmkit.run.folder import Part
 from ldmkit.runtime.manifest import read_manifest
-from ldmkit.stages.latent_set import open_mapped
-from ldmkit.starting import shapes
 from tests.corpus.artefact import Artefact, Payload, canary
 
 assert torchvision.models  # what LPIPS imports on first use is imported before anybody watches

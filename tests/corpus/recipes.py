@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldmkit.components.registry import Registry
 from ldmkit.data.pictures import scan
-from ldmkit.plugins import Registry
 from ldmkit.recipe import RecipeFile, find_recipe
 from tests.corpus.artefact import Artefact, canary
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmkit.components import Picture
+from ldmkit.components.protocols import Picture
 from ldmkit.data import pictures
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.errors import LdmkitError

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ldmkit.diffusion import to_x0
+from ldmkit.diffusion.process import to_x0
 
 
 def network(x_t, t):

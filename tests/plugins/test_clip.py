@@ -16,7 +16,7 @@ from ldmkit_clip import Clip
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-import ldmkit.hub
+import ldmkit.components.hub
 from ldmkit import LdmkitError, TextEncoder
 
 VOCABULARY = Path(__file__).parents[2] / ".." / "shared" / "data" / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
@@ -185,7 +185,7 @@ def test_offline_mode(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_silent_hub_is_left_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(ldmkit.hub, "HUB_TIMEOUT", 0.5)
+    monkeypatch.setattr(ldmkit.components.hub, "HUB_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, never answers
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(LdmkitError, match="gives no answer: timed out"):

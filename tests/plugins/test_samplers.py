@@ -13,7 +13,7 @@ from ldmkit_samplers import DDIM, DDPM, DPMpp2M, DPMpp2MSDE, Euler, EulerAncestr
 from pydantic import TypeAdapter, ValidationError
 
 from ldmkit import LdmkitError, Sampler
-from ldmkit.diffusion import make_schedule, to_x0
+from ldmkit.diffusion.process import make_schedule, to_x0
 from tests.plugins.sampler_runs import Recorder, agree, noise_stream, ours, x_T
 
 ALL = [DDPM, DDIM, Euler, EulerAncestral, Heun, DPMpp2M, DPMpp2MSDE, UniPC]

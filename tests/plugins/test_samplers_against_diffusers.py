@@ -16,7 +16,7 @@ from diffusers import (
 )
 from ldmkit_samplers import DDIM, DDPM, DPMpp2M, DPMpp2MSDE, Euler, EulerAncestral, Heun, UniPC
 
-from ldmkit.diffusion import make_schedule, noised_to, to_noise, to_x0
+from ldmkit.diffusion.process import make_schedule, noised_to, to_noise, to_x0
 from tests.plugins.sampler_runs import Recorder, agree, network, noise_stream, ours, x_T
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from ldmkit.plugins import Registry
+from ldmkit.components.registry import Registry
 from ldmkit.recipe.template import json_schema
 
 

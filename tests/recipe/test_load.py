@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
-from ldmkit.plugins import Registry
 from ldmkit.recipe import RecipeFile, find_recipe, load_recipe
 from ldmkit.recipe.template import to_toml
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from ldmkit.diffusion import make_schedule
+from ldmkit.components.registry import Registry
+from ldmkit.diffusion.process import make_schedule
+from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
 from ldmkit.models.discriminator import PatchDiscriminator
-from ldmkit.plugins import Registry
 from ldmkit.recipe import Recipe, load_recipe
-from ldmkit.stages.networks import build_autoencoder, build_text_to_image, build_unet
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 FACTS = Path(__file__).parents[3] / "shared" / "seed" / "facts.md"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ldmkit.plugins import Registry
+from ldmkit.components.registry import Registry
 from ldmkit.recipe import Recipe, RecipeFile, load_recipe
-from ldmkit.recipe.section import Section
+from ldmkit.recipe.base import Section
 from ldmkit.recipe.template import template, to_toml
 from ldmkit.recipe.training import VaeLoss
 

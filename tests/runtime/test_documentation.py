@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ldmkit.cli.generate import generate
-from ldmkit.plugins import Registry
+from ldmkit.components.registry import Registry
 from ldmkit.runtime import providers
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""Stages caption and encode: captions, latents and text, computed once."""

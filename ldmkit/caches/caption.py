@@ -1,0 +1,85 @@
+"""Stage `caption`: pictures without a caption -> `captions/captions.jsonl`."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ldmkit.atomic import write_atomic
+from ldmkit.components.protocols import Captioner, Picture
+from ldmkit.data.captions import captioners
+from ldmkit.run.signals import StopSignals, stopped
+from ldmkit.run.stage import StageContext
+
+BATCH = 64
+"""pictures that a captioner gets at once, and what a kill can cost, unless its `batch_size` is smaller"""
+
+
+def caption(context: StageContext) -> dict[str, Any]:
+    """Captions every picture, going on behind those that a run before this one wrote; returns counts by captioner."""
+    recipe = context.recipe
+    path = context.folder("captions") / "captions.jsonl"
+    pictures = context.index.pictures()
+    done = captioners(path)
+    if path.exists():  # a line that a kill cut short must not swallow the next one
+        write_atomic(path, b"".join(line + b"\n" for line in path.read_bytes().split(b"\n") if _whole(line)))
+    waiting = [picture for picture in pictures if picture.key not in done]
+
+    table = recipe.caption.table()
+    asked: list[tuple[str, dict[str, Any], Captioner]] = []
+    if recipe.caption.keep_existing and recipe.caption.use != "sidecar":
+        asked.append(("sidecar", {}, context.registry.build("captioner", {"use": "sidecar"}, where="[caption]")))
+    options = {key: value for key, value in table.items() if key != "use"}
+    asked.append((recipe.caption.use, options, context.registry.build("captioner", table, where="[caption]")))
+
+    left = len(waiting)
+    with (
+        path.open("a", encoding="utf-8") as file,
+        StopSignals("caption") as signals,
+        context.reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
+    ):
+        for rows in _captioned(waiting, asked):
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+            bar.advance(len(rows))
+            left -= len(rows)
+            if signals.number:
+                raise stopped(f"caption: saved, {left} pictures left; the same command goes on", signals.number)
+    return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
+
+
+def _captioned(
+    pictures: Sequence[Picture], asked: Sequence[tuple[str, dict[str, Any], Captioner]]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of `captions.jsonl`, each time that a captioner returns; each captioner gets what those before it left."""
+    for first in range(0, len(pictures), BATCH):
+        left = list(pictures[first : first + BATCH])
+        for number, (name, options, captioner) in enumerate(asked, 1):
+            batch, left, size = left, [], _at_once(captioner)
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                rows: list[dict[str, Any]] = []
+                for picture, text in zip(part, captioner.caption(part), strict=True):
+                    if text:
+                        rows.append({"file": picture.key, "caption": text, "captioner": name, "options": options})
+                    elif number == len(asked):
+                        rows.append({"file": picture.key, "caption": None, "captioner": None, "options": {}})
+                    else:
+                        left.append(picture)
+                yield rows
+
+
+def _at_once(captioner: Captioner) -> int:
+    """Pictures of one call, which a stop waits for: one that works on fewer at a time gains nothing by more."""
+    size = getattr(captioner, "batch_size", BATCH)
+    return min(size, BATCH) if isinstance(size, int) and size > 0 else BATCH
+
+
+def _whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

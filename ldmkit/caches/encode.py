@@ -1,0 +1,213 @@
+"""Stage `encode`: pictures -> `latents/`, captions -> `text/`."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from ldmkit.atomic import sweep, write_atomic, write_json
+from ldmkit.caches.quality import LatentMoments, held_out_quality
+from ldmkit.caches.sets import real_lengths
+from ldmkit.caches.shards import ShardedArrays
+from ldmkit.components.protocols import TextEncoder
+from ldmkit.data.batches import picture_batches
+from ldmkit.data.captions import read_captions
+from ldmkit.errors import LdmkitError
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.report import Reporter
+from ldmkit.run.networks import load_autoencoder
+from ldmkit.run.signals import StopSignals, stopped
+from ldmkit.run.stage import StageContext
+from ldmkit.training.clock import Clock
+from ldmkit.training.engine import start_engine
+
+SHARD = 512
+"""pictures, or captions, that a killed run may have to do again"""
+BATCH = 64
+CPU_PIXELS = 2**18
+"""most pixels of a batch on a CPU: 64 pictures of 64x64, 4 of 256x256; more of them leave the cache"""
+
+
+@torch.no_grad()
+def encode_latents(context: StageContext) -> dict[str, float]:
+    """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
+
+    `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
+    in shards, and a next run goes on behind the last whole one. `statistics.json` holds each channel's mean and std of
+    z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
+    precision trained the network: half precision's rounding would be as large as the posterior's own noise.
+    """
+    recipe, folder = context.recipe, context.folder("latents")
+    sweep(folder)
+    pictures = context.index.pictures()
+    device = start_engine().device
+    autoencoder = load_autoencoder(recipe, context.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = recipe.data.size // autoencoder.downsample
+    copies, channels = (2 if recipe.data.flip else 1), autoencoder.latent_channels
+    whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, size, size))
+    encoder = _Encoder(autoencoder, device, context.reporter)
+    batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
+    clock = Clock()
+    with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
+        moments = LatentMoments(channels, shards.memory.get("moments"))
+        first = shards.done
+        if 0 < first < len(pictures):
+            context.reporter.line(f"encode latents: going on behind picture {first} of {len(pictures)}")
+        batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
+        loaded = picture_batches(pictures, recipe.data, batches)
+        with context.reporter.bar("encode", len(pictures), first) as bar:
+            clock.start()
+            for number, own in enumerate(batches, 1):
+                with clock.waiting():
+                    pixels = next(loaded)
+                encoded = [encoder(pixels.flip(-1) if copy else pixels) for copy in range(copies)]
+                mean, std = (np.stack(copy, axis=1) for copy in zip(*encoded, strict=True))  # (B, F, C, h, w)
+                moments.add(mean, std)
+                shards.append(mean=mean, std=std)
+                if number % -(-SHARD // batch) == 0 or own.stop == len(pictures) or signals.number:
+                    shards.save({"moments": moments.sums.tolist()})
+                bar.advance(len(own))
+                if signals.number:
+                    told = (
+                        f"encode latents: saved behind picture {own.stop} of {len(pictures)}; the same command goes on"
+                    )
+                    raise stopped(told, signals.number)
+            loader_wait = clock.share() if batches else 0.0
+    rows = moments.channels(len(pictures) * copies * size * size)
+    statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
+    write_json(folder / "statistics.json", statistics)
+    write_json(context.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
+    write_json(folder / "pictures.json", [picture.key for picture in pictures])
+    write_json(folder / "quality.json", {"held_out": held_out_quality(context, autoencoder, device), "channels": rows})
+    return {**{f"std_{i}": row["std"] for i, row in enumerate(rows)}, "loader_wait": loader_wait}
+
+
+class _Encoder:
+    """Pixels (B, 3, H, W) -> mean and std of the posterior, (B, C, h, w) float32; parts that fit into the memory."""
+
+    def __init__(self, autoencoder: AutoencoderKL, device: torch.device, reporter: Reporter) -> None:
+        self.autoencoder = autoencoder
+        self.device = device
+        self.reporter = reporter
+        self.largest = BATCH
+
+    def __call__(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            found = [self._part(part) for part in torch.split(pixels, self.largest)]
+        except torch.OutOfMemoryError:
+            if self.largest == 1:
+                raise LdmkitError(
+                    f"encode: out of memory with one picture of {pixels.shape[-1]}x{pixels.shape[-2]} pixels; "
+                    "close what else uses the GPU, or lower data.size"
+                ) from None
+        else:
+            mean, std = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+            return mean, std
+        # Outside of the except block, which would hold on to the tensors of the failed attempt.
+        self.largest = min(self.largest, len(pixels)) // 2 or 1
+        torch.cuda.empty_cache()
+        self.reporter.line(f"encode: out of memory; going on with {self.largest} pictures at a time")
+        return self(pixels)
+
+    def _part(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        own = pixels.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        posterior = self.autoencoder.encode(own)
+        return posterior.mean.cpu().numpy(), posterior.std.cpu().numpy()
+
+
+@torch.no_grad()
+def encode_text(context: StageContext) -> dict[str, float]:
+    """Writes each distinct caption's tokens once, and its states where the encoder is frozen.
+
+    `captions.json`: the U distinct captions, the empty one first; `index.npy` (N,): each picture's caption in it,
+    -1 for none; `ids.npy`, `mask.npy` (U, L); `tokenizer.json`. Of a frozen encoder `states.npy` (S, D), all captions'
+    states one behind the other, and `offsets.npy` (U + 1,), where each begins. The states of padding are left out,
+    unless a U-Net without `mask_padding` is to attend to them.
+    """
+    recipe, folder = context.recipe, context.folder("text")
+    sweep(folder)
+    captions = read_captions(context.folder("captions") / "captions.jsonl")
+    missing = [entry.key for entry in context.index.entries if not captions.get(entry.key)]
+    if missing and recipe.caption.missing == "error":
+        raise LdmkitError(
+            f"{len(missing)} of {len(context.index.entries)} pictures have no caption, {missing[0]} first; "
+            'give them one, or set caption.missing to "skip" or "empty"'
+        )
+    distinct = {"": 0}
+    index = np.empty(len(context.index.entries), dtype=np.int32)
+    for i, entry in enumerate(context.index.entries):
+        caption = captions.get(entry.key)
+        if not caption:
+            index[i] = -1 if recipe.caption.missing == "skip" else 0
+        else:
+            index[i] = distinct.setdefault(caption, len(distinct))
+    encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
+    tokenizer = encoder.build_tokenizer([caption for caption in distinct if caption])
+    ids, mask, cut = _tokens(tokenizer, list(distinct), encoder.max_tokens)
+    _save(folder / "ids.npy", ids)
+    _save(folder / "mask.npy", mask)
+    _save(folder / "index.npy", index)
+    write_json(folder / "captions.json", list(distinct))
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    if not encoder.trainable:
+        lengths = real_lengths(mask) if recipe.t2i.mask_padding else np.full(len(mask), mask.shape[1])
+        _write_states(context, encoder, tokenizer, ids, mask, lengths)
+    return {
+        "distinct_captions": float(len(distinct) - 1),
+        "without_caption": float(len(missing)),
+        "mean_tokens": float(mask[1:].sum(axis=1).mean()) if len(distinct) > 1 else 0.0,
+        "captions_cut": float(cut),
+    }
+
+
+def _tokens(tokenizer: Tokenizer, captions: list[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids (U, L) int32, mask (U, L) uint8, and the number of captions that were cut to L."""
+    ids = np.empty((len(captions), max_tokens), dtype=np.int32)
+    mask = np.empty((len(captions), max_tokens), dtype=np.uint8)
+    cut = 0
+    for i in range(0, len(captions), SHARD):
+        encodings = tokenizer.encode_batch(captions[i : i + SHARD])
+        ids[i : i + SHARD] = [e.ids for e in encodings]
+        mask[i : i + SHARD] = [e.attention_mask for e in encodings]
+        cut += sum(bool(e.overflowing) for e in encodings)
+    return ids, mask, cut
+
+
+def _write_states(
+    context: StageContext,
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    lengths: np.ndarray,
+) -> None:
+    """`states.npy` and `offsets.npy` of a frozen encoder: the first `lengths` (U,) states of each caption, float32."""
+    folder, device = context.folder("text"), start_engine().device
+    module = encoder.load_module(tokenizer).to(device).eval()
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    _save(folder / "offsets.npy", offsets)
+    whole = (np.dtype(np.float32), (int(offsets[-1]), encoder.context_dim))
+    with ShardedArrays(folder, {"states": whole}) as shards, StopSignals("encode text") as signals:
+        first = int(np.searchsorted(offsets, shards.done))
+        if 0 < first < len(ids):
+            context.reporter.line(f"encode text: going on behind caption {first} of {len(ids)}")
+        with context.reporter.bar("encode text", len(ids), first) as bar:
+            for i in range(first, len(ids), BATCH):
+                stop = min(i + BATCH, len(ids))
+                inputs = (torch.from_numpy(x[i:stop].astype(np.int64)).to(device) for x in (ids, mask))
+                states = module(*inputs).float().cpu().numpy()
+                shards.append(states=np.concatenate([own[:n] for own, n in zip(states, lengths[i:stop], strict=True)]))
+                if stop % SHARD == 0 or stop == len(ids) or signals.number:
+                    shards.save({})
+                bar.advance(stop - i)
+                if signals.number:
+                    told = f"encode text: saved behind caption {stop} of {len(ids)}; the same command goes on"
+                    raise stopped(told, signals.number)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getbuffer())

@@ -1,0 +1,120 @@
+"""The cached latents and captions that a U-Net trains on, memory-mapped."""
+
+import json
+import mmap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldmkit.errors import LdmkitError
+from ldmkit.recipe.sections import Latents
+from ldmkit.run.randomness import numpy_generator
+
+
+class LatentSet:
+    """Posterior means and stds on disk, handed out as normalised latents."""
+
+    def __init__(self, folder: Path, options: Latents, seed: int) -> None:
+        self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w)
+        self.std = open_mapped(folder / "std.npy")
+        self.folder = folder
+        self.options = options
+        self.seed = seed
+        channel_mean, channel_std = latent_statistics(folder, options)
+        self.channel_mean = channel_mean[:, None, None]
+        self.channel_std = channel_std[:, None, None]
+
+    def names(self, indices: np.ndarray) -> list[str]:
+        """The pictures' names, read when a message needs them: those of a million take 120 MB of memory."""
+        every = json.loads((self.folder / "pictures.json").read_text(encoding="utf-8"))
+        return [every[i] for i in indices]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one picture's latents."""
+        _, _, channels, height, width = self.mean.shape
+        return channels, height, width
+
+    def batch(self, indices: np.ndarray, mirrored: np.ndarray, noise: torch.Tensor | None) -> torch.Tensor:
+        """(B, C, h, w) float32 normalised latents of these pictures, on the device of `noise`, or else the CPU.
+
+        `noise` (B, C, h, w) draws from the posterior; without it, its mean is taken.
+        """
+        copies = np.where(mirrored, self.mean.shape[1] - 1, 0)
+        mean = torch.from_numpy(self.mean[indices, copies].astype(np.float32))
+        device = torch.device("cpu") if noise is None else noise.device
+        z = mean.to(device, non_blocking=True)
+        if self.options.draw == "each_step" and noise is not None:
+            z = z + torch.from_numpy(self.std[indices, copies].astype(np.float32)).to(device) * noise
+        elif self.options.draw == "once":
+            # One draw for each picture and copy, the same whenever it is asked for.
+            rows = [
+                numpy_generator(self.seed, "latent-once", int(i) * 2 + int(copy)).standard_normal(self.shape)
+                for i, copy in zip(indices, copies, strict=True)
+            ]
+            std = torch.from_numpy((self.std[indices, copies] * np.stack(rows)).astype(np.float32))
+            z = z + std.to(device)
+        return (z - self.channel_mean.to(device)) / self.channel_std.to(device)
+
+
+def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, torch.Tensor]:
+    """(C,) mean and std that latents are normalised with: 0 and 1 where the recipe asks for none."""
+    statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+    mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
+    return (mean, std) if options.normalize else (torch.zeros_like(mean), torch.ones_like(std))
+
+
+class TextSet:
+    """Each picture's caption as token ids or cached states; caption 0 is the empty one."""
+
+    def __init__(self, folder: Path, *, cut_padding: bool = False) -> None:
+        """`cut_padding`: batches end with their longest caption, and not all at the same length L.
+
+        For whoever masks padding and takes any length, which saves the work on it; states that are cached without
+        their padding come with zeros in its place otherwise.
+        """
+        self.cut_padding = cut_padding
+        self.mask = open_mapped(folder / "mask.npy")  # (U, L)
+        self.index = np.load(folder / "index.npy", allow_pickle=False)  # (N,)
+        self.captions: list[str] = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+        self.offsets: np.ndarray | None = None
+        if (folder / "states.npy").is_file():
+            self.texts = open_mapped(folder / "states.npy")  # (S, D)
+            self.offsets = open_mapped(folder / "offsets.npy")  # (U + 1,)
+        else:
+            self.texts = open_mapped(folder / "ids.npy")  # (U, L)
+
+    def batch(self, captions: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (B, L) int64 or states (B, L, D) float32, and mask (B, L) int64, of these captions by number."""
+        mask = np.array(self.mask[captions], dtype=np.int64)
+        if self.cut_padding:
+            mask = mask[:, : real_lengths(mask).max()]
+        length = mask.shape[1]
+        if self.offsets is None:
+            texts = np.array(self.texts[captions, :length], dtype=np.int64)
+        else:
+            texts = np.zeros((len(captions), length, self.texts.shape[1]), dtype=np.float32)
+            for row, first, end in zip(texts, self.offsets[captions], self.offsets[captions + 1], strict=True):
+                row[: end - first] = self.texts[first:end][:length]
+        return torch.from_numpy(texts).to(device), torch.from_numpy(mask).to(device)
+
+
+def open_mapped(file: Path) -> np.ndarray:
+    """The array of an .npy file, memory-mapped for reading in any order. Raises LdmkitError where it is none."""
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise LdmkitError(
+            f"{file}: no array that can be read: {error}; `ldmkit encode --again` makes it anew"
+        ) from None
+    # Without it the system reads the neighbours of each row as well: 600 times as long for a batch out of a million.
+    if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_RANDOM)
+    return array
+
+
+def real_lengths(mask: np.ndarray) -> np.ndarray:
+    """(U,) tokens of each caption up to its last real one, at least 1; `mask` (U, L), 1 = token."""
+    last = mask.shape[1] - np.argmax(mask[:, ::-1] != 0, axis=1)
+    return np.where(mask.any(axis=1), last, 1)

@@ -1,0 +1,1 @@
+"""What a plugin is: protocols, hooks, options, and where they are found."""

@@ -1,0 +1,1 @@
+"""Stages train-unet and train-t2i: the networks that draw."""

@@ -1,0 +1,216 @@
+"""What `train-unet` and `train-t2i` share: the denoising loss, its held-out value and the sample grids."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldmkit.caches.sets import LatentSet
+from ldmkit.denoising.neighbours import Neighbours
+from ldmkit.diffusion.process import add_noise, make_schedule, target
+from ldmkit.diffusion.torch_sampling import Text, draw_latents
+from ldmkit.diffusion.weighting import draw_timesteps, loss_weight
+from ldmkit.recipe.training import UNetTraining
+from ldmkit.run.networks import load_autoencoder
+from ldmkit.run.randomness import derive, numpy_generator
+from ldmkit.run.stage import StageContext
+from ldmkit.training.ema import emas_of
+from ldmkit.training.loop import Trainer
+from ldmkit.training.plots import grid
+from ldmkit.training.task import Metrics
+
+MAX_HELD_OUT = 512
+"""held-out latents that an evaluation looks at, a random choice of more"""
+MIN_EVALUATED = 128
+"""pairs of a held-out picture and a timestep that an evaluation looks at, at least: 32 in each quarter"""
+NUM_PREVIEWS = 16
+
+
+class DenoisingTask:
+    """One U-Net learning to denoise cached latents, Ho et al. 2020, alg. 1. Subclasses bring the text."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        trainer: Trainer,
+        section: UNetTraining,
+        network: torch.nn.Module,
+        latents: LatentSet,
+        train: np.ndarray,
+        held_out: np.ndarray,
+    ) -> None:
+        network.to(memory_format=torch.channels_last)
+        self.trainer = trainer
+        self.recipe = context.recipe
+        self.latents = latents
+        self.train = train
+        # Shuffled: pictures are in the order of their names, which often go by subject.
+        self.held_out = numpy_generator(trainer.seed, "held-out-order", 0).permutation(held_out)[:MAX_HELD_OUT]
+        self.neighbours = Neighbours(latents, train, self.held_out, seed=trainer.seed, device=trainer.device)
+        if len(self.neighbours.train) < len(train):
+            context.reporter.line(
+                f"{trainer.part.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
+                "training pictures, chosen at random"
+            )
+        self.schedule = make_schedule(**self.recipe.diffusion.schedule_options())
+        self.sampler = context.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
+        self.autoencoder = load_autoencoder(self.recipe, context.folder("vae"))
+        self.emas = emas_of(network, section.ema_decays, trainer.device)
+        self.memory: dict[str, Any] = {}
+        if trainer.compiles:
+            network.compile()  # in place: the keys of the state dict stay as they are
+        optimizer = trainer.optimizer(network.parameters(), section.learning_rate)
+        self.model, self.optimizer = trainer.accelerator.prepare(network, optimizer)
+        self.modules: dict[str, torch.nn.Module] = {"model": network}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"model": self.optimizer}
+        self.learning_rates = {"model": section.learning_rate}
+
+    def text(self, indices: np.ndarray, step: int | None) -> Text:
+        """Text of these pictures; with a step, that step's caption dropout is applied to the whole batch."""
+        return ()
+
+    def preview_text(self) -> tuple[Text, Text] | None:
+        """(prompts, empty prompts) of the sample grids; None draws without text."""
+        return None
+
+    def train_step(self, step: int) -> dict[str, torch.Tensor]:
+        trainer, diffusion = self.trainer, self.recipe.diffusion
+        noise = trainer.noise("noise", step, self.latents.shape)
+        posterior_noise = trainer.noise("posterior", step, self.latents.shape)
+        t = draw_timesteps(trainer.uniform("timestep", step), self.schedule, diffusion.timesteps)
+        mirrored = trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
+        with trainer.waiting():
+            indices = self.train[trainer.positions(step)]
+            text = self.text(indices, step)
+        self.model.train()
+        total = torch.zeros((), device=trainer.device)
+        for part, last in trainer.micro_batches():
+            with trainer.waiting():
+                x0 = self.latents.batch(indices[part], mirrored[part], posterior_noise[part])
+            with trainer.exchange(self.model, last=last):
+                loss = self._losses(self.model, x0, t[part], noise[part], tuple(x[part] for x in text)).mean()
+                trainer.check_finite(loss, partial(self._suspects, indices[part], x0))
+                trainer.backward(loss)
+            total = total + loss.detach() / trainer.section.grad_accumulation
+        norm = trainer.step_optimizer(self.optimizer, self.model.parameters(), partial(self.latents.names, indices))
+        return {"loss": total, "grad_norm": norm}
+
+    def _suspects(self, indices: np.ndarray, x0: torch.Tensor) -> list[str]:
+        """Names of the pictures whose latents are not finite, or else of all."""
+        bad = (~torch.isfinite(x0)).flatten(1).any(1).cpu().numpy()
+        return self.latents.names(indices[bad] if bad.any() else indices)
+
+    def _losses(
+        self, network: torch.nn.Module, x0: torch.Tensor, t: np.ndarray, noise: torch.Tensor, text: Text
+    ) -> torch.Tensor:
+        """(B,) weighted mean squared error of the prediction for each picture, in float32 whatever the precision."""
+        diffusion = self.recipe.diffusion
+        alpha, sigma = (
+            torch.from_numpy(np.asarray(f(t), dtype=np.float32)).to(x0.device)[:, None, None, None]
+            for f in (self.schedule.alpha, self.schedule.sigma)
+        )
+        x_t = add_noise(x0, noise, alpha, sigma)
+        with self.trainer.accelerator.autocast():
+            output = network(x_t, torch.from_numpy(t.astype(np.float32)).to(x0.device), *text)
+        error = (output.float() - target(diffusion.prediction, x0, noise, alpha, sigma)) ** 2
+        weight = loss_weight(
+            diffusion.weighting,
+            diffusion.prediction,
+            alpha,
+            sigma,
+            min_snr_gamma=diffusion.min_snr_gamma,
+            p2_k=diffusion.p2_k,
+            p2_gamma=diffusion.p2_gamma,
+        )
+        losses: torch.Tensor = (weight * error).flatten(1).mean(1)
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self) -> Metrics:
+        """Held-out loss at fixed noise and evenly spread timesteps; how near the newest grid is to training pictures.
+
+        held_out_loss: raw weights; held_out_loss_ema, ...: averages. held_out_loss_t1 .. _t4: the first average's, or
+        else the raw weights', within each quarter of the timesteps, t1 the least noisy. All weighted as in training.
+        The neighbours' metrics: see `Neighbours.compare`.
+        """
+        metrics: Metrics = dict(self.memory.get("neighbours", {}))
+        if len(self.held_out):
+            networks = {"": self.modules["model"]} | {f"_{name}": ema.module for name, ema in self.emas.items()}
+            losses = {suffix: self._held_out_losses(network) for suffix, network in networks.items()}
+            metrics |= {f"held_out_loss{suffix}": float(found.mean()) for suffix, found in losses.items()}
+            quarters = np.array_split(losses[next((f"_{name}" for name in self.emas), "")], 4)
+            metrics |= {f"held_out_loss_t{i}": float(quarter.mean()) for i, quarter in enumerate(quarters, 1)}
+        return metrics
+
+    def _held_out_losses(self, network: torch.nn.Module) -> np.ndarray:
+        """(N,) losses of held-out pictures at timesteps that rise evenly from 0 to T; few pictures come several times.
+
+        A picture that comes k times comes once in each k-th of the timesteps.
+        """
+        repeats = -(-MIN_EVALUATED // len(self.held_out))
+        pictures = np.tile(self.held_out, repeats)
+        t = draw_timesteps((np.arange(len(pictures)) + 0.5) / len(pictures), self.schedule, "uniform")
+        generator = torch.Generator(self.trainer.device).manual_seed(derive(self.trainer.seed, "held-out", 0))
+        network.eval()
+        losses = []
+        for i in range(0, len(pictures), 128):
+            indices = pictures[i : i + 128]
+            x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.trainer.device)
+            noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+            losses.append(self._losses(network, x0, t[i : i + 128], noise, self.text(indices, None)).cpu().numpy())
+        return np.concatenate(losses).astype(np.float64)
+
+    def judge(self, step: int, metrics: Metrics) -> list[str]:
+        """Warns of memorised samples, again only where they have become more."""
+        line = self.neighbours.warning(metrics, NUM_PREVIEWS)
+        if line is None or metrics["neighbour_copies"] <= self.memory.get("copies_told", 0.0):
+            return []
+        self.memory["copies_told"] = metrics["neighbour_copies"]
+        return [line]
+
+    @torch.no_grad()
+    def draw(self, step: int) -> dict[str, torch.Tensor]:
+        """Grids of raw and averaged weights from the same noise.
+
+        `neighbours` shows the samples of the weights that later stages use, each with its nearest training picture on
+        its right; their distances are kept for the next evaluation.
+        """
+        networks = {"raw": self.modules["model"]} | {name: ema.module for name, ema in self.emas.items()}
+        latents = {name: self._sample(network) for name, network in networks.items()}
+        pixels = {name: self._decode(samples) for name, samples in latents.items()}
+        first = next(iter(self.emas), "raw")
+        distances, nearest = self.neighbours.nearest(latents[first])
+        self.memory["neighbours"] = self.neighbours.compare(distances)
+        pairs = torch.stack([pixels[first], self._decode(nearest)], dim=1).flatten(0, 1)
+        grids = {name: grid(samples, columns=4) for name, samples in pixels.items()}
+        return grids | {"neighbours": grid(pairs, columns=8)}
+
+    def _sample(self, network: torch.nn.Module) -> torch.Tensor:
+        """(16, C, h, w) normalised latents at fixed seeds."""
+        device = self.trainer.device
+        network.eval()
+        generator = torch.Generator(device).manual_seed(derive(self.trainer.seed, "preview", 0))
+
+        def randn_like(x: torch.Tensor) -> torch.Tensor:
+            return torch.randn(x.shape, generator=generator, device=device)
+
+        x_T = torch.randn((NUM_PREVIEWS, *self.latents.shape), generator=generator, device=device)  # noqa: N806 - the field's name
+        return draw_latents(
+            network,
+            x_T,
+            sampler=self.sampler,
+            schedule=self.schedule,
+            prediction=self.recipe.diffusion.prediction,
+            randn_like=randn_like,
+            text=self.preview_text(),
+            guidance_scale=self.recipe.sampler.guidance_scale,
+            autocast=self.trainer.accelerator.autocast,
+        )
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) normalised latents to (B, 3, H, W) pixels."""
+        device = self.trainer.device
+        mean, std = self.latents.channel_mean.to(device), self.latents.channel_std.to(device)
+        pixels: torch.Tensor = self.autoencoder.to(device).decode(latents.to(device) * std + mean)
+        return pixels

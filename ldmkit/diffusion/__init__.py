@@ -1,0 +1,1 @@
+"""The diffusion process: schedules, predictions, weights of the loss, drawing with torch."""

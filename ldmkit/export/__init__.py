@@ -1,0 +1,1 @@
+"""Stage export: a run becomes a bundle, or safetensors."""

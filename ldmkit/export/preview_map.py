@@ -1,0 +1,56 @@
+"""The cheap map from latents to colours, by which a page shows a picture while it is drawn."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+from torch import Tensor
+
+from ldmkit.caches.sets import LatentSet
+from ldmkit.data.batches import picture_batches
+from ldmkit.run.stage import StageContext
+from ldmkit.runtime.manifest import LatentRgb
+
+MOST = 512
+"""pictures that are looked at: more do not move a map of so few numbers"""
+BATCH = 32
+
+
+def fit_latent_rgb(context: StageContext) -> LatentRgb | None:
+    """The map fitted to every other held-out picture and judged on the rest; None where there are fewer than two.
+
+    Training pictures stand in where none is held out.
+    """
+    train, held_out = context.split()
+    positions = (held_out if len(held_out) > 1 else train)[:MOST]
+    if len(positions) < 2:
+        return None
+    recipe = context.recipe
+    cache = LatentSet(context.folder("latents"), recipe.latents, recipe.seed)
+    batches = [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
+    plain = [cache.batch(batch, np.zeros(len(batch), dtype=bool), None) for batch in batches]
+    latents = torch.cat(plain)
+    loaded = picture_batches(context.index.pictures(), recipe.data, batches)
+    colours = torch.cat([F.adaptive_avg_pool2d(pixels, cache.shape[1:]) for pixels in loaded])
+    return fit(latents, colours)
+
+
+def fit(latents: Tensor, colours: Tensor) -> LatentRgb:
+    """Least squares from latents (N, C, h, w) to colours (N, 3, h, w) over the even pictures; R^2 over the odd ones."""
+
+    def rows(maps: Tensor) -> Tensor:
+        return maps.movedim(1, -1).flatten(0, -2).double()  # (N * h * w, C)
+
+    ones = torch.ones_like(latents[:, :1])
+    design = torch.cat([latents, ones], dim=1)
+    solution = torch.linalg.lstsq(rows(design[::2]), rows(colours[::2]), driver="gelsd").solution  # (C + 1, 3)
+    wanted = rows(colours[1::2])
+    residual = (wanted - rows(design[1::2]) @ solution).square().sum()
+    spread = (wanted - wanted.mean(0)).square().sum()
+    weights, bias = solution[:-1].T, solution[-1]
+    return LatentRgb.model_validate(
+        {
+            "weights": tuple(tuple(row) for row in weights.tolist()),
+            "bias": tuple(bias.tolist()),
+            "r2": 1 - float(residual / spread) if spread > 0 else 0.0,
+        }
+    )

@@ -1,0 +1,1 @@
+"""`ldmkit plan`: time, memory and disk of a recipe, measured before it runs."""

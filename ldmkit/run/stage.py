@@ -1,0 +1,34 @@
+"""What every stage is handed: the recipe, the plugins, the pictures and the folders of the run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ldmkit.components.registry import Registry
+from ldmkit.data.pictures import PictureIndex
+from ldmkit.recipe import Recipe
+from ldmkit.report import Reporter
+from ldmkit.run.folder import Part
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage reads the parts before it and fills its own."""
+
+    recipe: Recipe
+    registry: Registry
+    index: PictureIndex
+    run_dir: Path
+    parts: Mapping[str, Part]
+    reporter: Reporter
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the index of the training pictures and of those held out."""
+        train, held_out = self.index.split(self.recipe.data.held_out, self.recipe.seed)
+        return np.array(train, dtype=np.int64), np.array(held_out, dtype=np.int64)
+
+    def folder(self, name: str) -> Path:
+        """Folder of the part `name`."""
+        return self.parts[name].folder

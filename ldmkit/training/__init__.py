@@ -1,0 +1,1 @@
+"""The loop that every training stage runs in, and what it needs."""

@@ -1,0 +1,163 @@
+"""All of a training stage's state, to checkpoints and back; saved in a thread, so that training goes on meanwhile."""
+
+import os
+import threading
+from collections.abc import Mapping
+from copy import deepcopy
+from types import TracebackType
+from typing import Any, Self
+
+from accelerate import Accelerator
+
+from ldmkit.errors import LdmkitError
+from ldmkit.recipe.training import Training
+from ldmkit.run.checkpoint import (
+    Keep,
+    Tensors,
+    copied,
+    flatten_optimizer,
+    load_newest,
+    restore_optimizer,
+    save_checkpoint,
+)
+from ldmkit.run.folder import Part, differences
+from ldmkit.training.engine import environment
+from ldmkit.training.task import Metrics, Task
+
+_PATIENCE = 2.0
+"""seconds that a second Ctrl-C waits for a save: an end in the middle of it costs this one checkpoint"""
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    A step waits for the copy off the device alone: the first process writes the copy in a thread, and no second one
+    before that is done. What goes wrong there is raised at the next step. Leaving the block waits for the thread.
+    """
+
+    def __init__(self, part: Part, section: Training, task: Task, accelerator: Accelerator) -> None:
+        self.part = part
+        self.section = section
+        self.task = task
+        self.accelerator = accelerator
+        self.folder = part.folder / "checkpoints"
+        self.best: float | None = None
+        """lowest held-out loss that was saved"""
+        self._keep = Keep(last=section.keep_checkpoints, every=section.keep_every, best=section.keep_best)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def resume(self) -> dict[str, Any] | None:
+        """Loads the newest good checkpoint into the task; returns its state, None where there is none.
+
+        Raises LdmkitError where it is another recipe's.
+        """
+        newest = load_newest(self.folder)
+        if newest is None:
+            return None
+        tensors, state = newest
+        task = self.task
+        self._refuse_strangers(state)
+        for name, module in task.modules.items():
+            module.load_state_dict(tensors[name])
+        for name, optimizer in task.optimizers.items():
+            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
+        for name, average in task.emas.items():
+            average.module.load_state_dict(tensors[name])
+            average.n_averaged.fill_(state["num_averaged"])
+        task.memory.clear()
+        task.memory.update(state["memory"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.best = state.get("best")
+        return state
+
+    def is_better(self, evaluated: Metrics) -> bool:
+        """Whether the held-out loss is lower than that of every checkpoint so far."""
+        loss = held_out_loss(evaluated)
+        return loss is not None and (self.best is None or loss < self.best)
+
+    def save(self, step: int, *, seconds: float, evaluated: Metrics) -> None:
+        """Begins to write a checkpoint, in the first process; `evaluated` are the metrics of this very step."""
+        self.join()
+        loss = held_out_loss(evaluated)
+        if self.is_better(evaluated):
+            self.best = loss
+        if not self.accelerator.is_main_process:
+            return
+        task, scaler = self.task, self.accelerator.scaler
+        tensors: dict[str, Tensors] = {name: copied(module.state_dict()) for name, module in task.modules.items()}
+        tensors |= {f"optimizer_{name}": copied(flatten_optimizer(each)) for name, each in task.optimizers.items()}
+        tensors |= {name: copied(average.module.state_dict()) for name, average in task.emas.items()}
+        state = {
+            **environment(self.accelerator),
+            "seconds": seconds,
+            "fingerprint": self.part.fingerprint,
+            "inputs": self.part.inputs,
+            "num_averaged": max((int(average.n_averaged) for average in task.emas.values()), default=0),
+            "memory": deepcopy(task.memory),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "held_out": loss,
+            "best": self.best,
+        }
+        log = os.open(self.part.folder / "metrics.jsonl", os.O_RDWR | os.O_CREAT)
+        # A daemon: a second Ctrl-C does not wait for the end of a save.
+        self._thread = threading.Thread(
+            target=self._write, args=(log, step, tensors, state), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong with the last save, LdmkitError for a full disk."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def join(self) -> None:
+        """Waits for the last save, in every process. Raises what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+        self.accelerator.wait_for_everyone()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.join()
+        elif self._thread is not None:
+            # The error that ends the stage is told, and not what else went wrong.
+            self._thread.join(None if issubclass(kind, Exception) else _PATIENCE)
+
+    def _write(self, log: int, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
+        try:
+            os.fsync(log)  # so that the log reaches up to the checkpoint whatever happens
+            save_checkpoint(self.folder, step, tensors, state, keep=self._keep)
+        except Exception as error:
+            self._error = error
+        finally:
+            os.close(log)
+
+    def _refuse_strangers(self, state: Mapping[str, Any]) -> None:
+        if state["fingerprint"] != self.part.fingerprint:
+            found = differences(state.get("inputs", {}), self.part.inputs)
+            raise LdmkitError(
+                f"{self.folder}: its newest checkpoint is another recipe's ({'; '.join(found)}); "
+                "move the folder away, or go back to that recipe. To start from its weights alone, give the "
+                "ema.safetensors of a checkpoint moved away to --init-from"
+            )
+
+
+def held_out_loss(evaluated: Metrics) -> float | None:
+    """What `keep_best` goes by: of the first average, where there is one."""
+    return evaluated.get("held_out_loss_ema", evaluated.get("held_out_loss"))
+
+
+def unlike(state: Mapping[str, Any], accelerator: Accelerator) -> list[str]:
+    """`key: then -> now` for all that keeps a resumed run from the bits that the checkpoint's run would compute."""
+    now = environment(accelerator)
+    return differences({key: state[key] for key in now if key in state}, {key: now[key] for key in now if key in state})

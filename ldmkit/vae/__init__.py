@@ -1,0 +1,1 @@
+"""Stage train-vae: the autoencoder."""
