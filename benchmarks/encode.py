@@ -25,7 +25,7 @@ from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter
 from ldmkit.run.checkpoint import save_weights
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 
 
 def seeds_way(autoencoder: AutoencoderKL, pictures: Path, out: Path, *, size: int, device: torch.device) -> float:
@@ -54,11 +54,11 @@ def ours(pipeline: Pipeline) -> tuple[float, float]:
     """(seconds, share of them spent waiting for pictures) of the stage from nothing."""
     parts = pipeline.parts()
     parts["latents"].begin()
-    context = StageContext(
+    workspace = Workspace(
         pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, parts, pipeline.reporter
     )
     began = time.perf_counter()
-    facts = encode_latents(context)
+    facts = encode_latents(workspace)
     seconds = time.perf_counter() - began
     parts["latents"].set_aside()
     return seconds, facts["loader_wait"]

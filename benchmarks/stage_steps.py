@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from ldmkit.pipeline import Pipeline
-    from ldmkit.run.stage import StageContext
+    from ldmkit.run.workspace import Workspace
 
 PRELOAD = (
     "ldmkit.pipeline",
@@ -39,16 +39,16 @@ def pipeline_of(folder: Path, *overrides: str) -> "Pipeline":
     return Pipeline(recipe, registry=registry, reporter=Reporter(quiet=True), runs_dir=folder / "runs")
 
 
-def context_of(folder: Path, part: str, own: str, *overrides: str) -> "StageContext":
+def context_of(folder: Path, part: str, own: str, *overrides: str) -> "Workspace":
     """What the stage that makes `part` is handed; it writes to a folder of its own, `own`."""
     from ldmkit.run.folder import Part
-    from ldmkit.run.stage import StageContext
+    from ldmkit.run.workspace import Workspace
 
     made = pipeline_of(folder, *overrides)
     parts = made.parts()
     parts[part] = Part(made.run_dir / own, part, parts[part].inputs)
     parts[part].begin()
-    return StageContext(made.recipe, made.registry, made.index, made.run_dir, parts, made.reporter)
+    return Workspace(made.recipe, made.registry, made.index, made.run_dir, parts, made.reporter)
 
 
 def take_turns_with_steps(task: Any, turn: Turn) -> None:

@@ -37,11 +37,11 @@ from ldmkit.report import Reporter
 from ldmkit.run.folder import Part, fingerprint, read_metrics
 from ldmkit.run.networks import load_autoencoder, trained_weights
 from ldmkit.run.randomness import derive
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import start_engine
 from ldmkit.training.plots import to_uint8
 
-STAGES: dict[str, tuple[str, Callable[[StageContext], dict[str, float]]]] = {
+STAGES: dict[str, tuple[str, Callable[[Workspace], dict[str, float]]]] = {
     "train-unet": ("unet", train_unet),
     "train-t2i": ("t2i", train_t2i),
 }
@@ -67,8 +67,8 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class VariantContext(StageContext):
-    """A stage's context whose split does not change with the variant's seed."""
+class VariantWorkspace(Workspace):
+    """A stage's workspace whose split does not change with the variant's seed."""
 
     split_seed: int
 
@@ -146,7 +146,7 @@ def short_run(recipe: Recipe, stage: str, *, steps: int, seed: int) -> dict[str,
 # --- train, draw, score ----------------------------------------------------------------------------------------
 
 
-def train(shared: Shared, variant: Variant, folder: Path) -> tuple[StageContext, Row]:
+def train(shared: Shared, variant: Variant, folder: Path) -> tuple[Workspace, Row]:
     """Trains the variant in a run folder of its own, going on where it was interrupted.
 
     The row holds `seconds` (wall, of the steps alone), `cpu_seconds` (None where it was interrupted) and the last
@@ -156,30 +156,30 @@ def train(shared: Shared, variant: Variant, folder: Path) -> tuple[StageContext,
     part = Part(folder / name, name, {"key": variant.training_key(shared)})
     quiet = Reporter(quiet=True)
     parts = {**shared.parts, name: part}
-    context = VariantContext(
+    workspace = VariantWorkspace(
         variant.recipe, shared.registry, shared.index, folder, parts, quiet, split_seed=shared.recipe.seed
     )
     state = part.status().state
     if state != "done":
         part.begin()
         began, cpu = time.monotonic(), time.process_time()
-        metrics = make(context)
+        metrics = make(workspace)
         cpu_seconds = None if state == "interrupted" else round(time.process_time() - cpu, 1)
         part.finish(time.monotonic() - began, facts={"cpu_seconds": cpu_seconds, **metrics})
     seconds = read_metrics(part.folder / "metrics.jsonl")[-1]["seconds"]
-    return context, {"seconds": seconds, **part.record()["facts"]}
+    return workspace, {"seconds": seconds, **part.record()["facts"]}
 
 
-def draw(context: StageContext, stage: str, prompts: Sequence[str], *, num: int) -> Iterator[Image.Image]:
+def draw(workspace: Workspace, stage: str, prompts: Sequence[str], *, num: int) -> Iterator[Image.Image]:
     """`num` pictures of the trained network by the recipe's sampler, from noise that follows from its seed alone."""
-    recipe = context.recipe
+    recipe = workspace.recipe
     device = start_engine().device
-    network, texts = _text_network(context, device) if stage == "train-t2i" else (_unet(context), None)
+    network, texts = _text_network(workspace, device) if stage == "train-t2i" else (_unet(workspace), None)
     network = network.to(device).eval()
-    autoencoder = load_autoencoder(recipe, context.folder("vae")).to(device)
-    mean, std = (x.to(device)[:, None, None] for x in latent_statistics(context.folder("latents"), recipe.latents))
+    autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device)
+    mean, std = (x.to(device)[:, None, None] for x in latent_statistics(workspace.folder("latents"), recipe.latents))
     size = recipe.data.size // autoencoder.downsample
-    sampler = context.registry.build("sampler", recipe.sampler.table(), where="[sampler]")
+    sampler = workspace.registry.build("sampler", recipe.sampler.table(), where="[sampler]")
     generator = torch.Generator().manual_seed(derive(recipe.seed, "variant-noise", 0))
 
     def noise(*shape: int) -> torch.Tensor:
@@ -203,22 +203,22 @@ def draw(context: StageContext, stage: str, prompts: Sequence[str], *, num: int)
             yield Image.fromarray(picture)
 
 
-def _unet(context: StageContext) -> torch.nn.Module:
-    unet = build_unet(context.recipe)
-    unet.load_state_dict(trained_weights(context.folder("unet")))
+def _unet(workspace: Workspace) -> torch.nn.Module:
+    unet = build_unet(workspace.recipe)
+    unet.load_state_dict(trained_weights(workspace.folder("unet")))
     return unet
 
 
 def _text_network(
-    context: StageContext, device: torch.device
+    workspace: Workspace, device: torch.device
 ) -> tuple[torch.nn.Module, Callable[[Sequence[str]], Text]]:
     """The trained text U-Net, and what turns prompts into its (ids or states, mask)."""
-    recipe = context.recipe
-    encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(context.folder("text") / "tokenizer.json"))
+    recipe = workspace.recipe
+    encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
+    tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
     module = encoder.load_module(tokenizer)
     network = build_text_to_image(recipe, encoder, module if encoder.trainable else None)
-    network.load_state_dict(trained_weights(context.folder("t2i")))
+    network.load_state_dict(trained_weights(workspace.folder("t2i")))
     frozen = None if encoder.trainable else module.to(device).eval()
 
     @torch.no_grad()
@@ -326,11 +326,11 @@ class Results:
         label = f"{variant.name}-seed{variant.recipe.seed}-{key[:8]}".replace(", ", "-").replace(" ", "-")
         run, pictures = self.out / "runs" / training_key[:16], self.out / "pictures" / label
         if not pictures.exists():
-            context, trained = train(shared, variant, run)
+            workspace, trained = train(shared, variant, run)
             write_json(pictures.with_suffix(".json"), trained)
             rows = wanted(shared, variant.stage, variant.num)
             prompts = [row.get("text", "") for row in rows]
-            write_pictures(pictures, draw(context, variant.stage, prompts, num=variant.num), rows)
+            write_pictures(pictures, draw(workspace, variant.stage, prompts, num=variant.num), rows)
         row: Row = {
             "key": key,
             "name": variant.name,

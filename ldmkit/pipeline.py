@@ -43,7 +43,7 @@ MAKERS = {
     "t2i": "ldmkit.denoising.train_t2i:train_t2i",
     "bundle": "ldmkit.export.run:export_run",
 }
-"""module:function that makes a part; each is handed a StageContext, that of the bundle its folder as well"""
+"""module:function that makes a part; each is handed a Workspace, that of the bundle its folder as well"""
 TRAINED = ("vae", "unet", "t2i")
 """the parts that several processes make together"""
 TOLD = 10
@@ -300,11 +300,11 @@ class Pipeline:
             part.begin()
         self._barrier()
         if self._main or name in TRAINED:
-            from ldmkit.run.stage import StageContext
+            from ldmkit.run.workspace import Workspace
 
-            context = StageContext(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
+            workspace = Workspace(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
             with no_room(self.bundle_dir if name == "bundle" else part.folder):
-                facts = _maker(name)(context, *([self.bundle_dir] if name == "bundle" else []))
+                facts = _maker(name)(workspace, *([self.bundle_dir] if name == "bundle" else []))
             if self._main:
                 part.finish(time.monotonic() - began, facts=facts)
                 told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())

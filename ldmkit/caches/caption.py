@@ -10,17 +10,17 @@ from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Captioner, Picture
 from ldmkit.data.captions import captioners
 from ldmkit.run.signals import StopSignals, stopped
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 
 BATCH = 64
 """pictures that a captioner gets at once, and what a kill can cost, unless its `batch_size` is smaller"""
 
 
-def caption(context: StageContext) -> dict[str, Any]:
+def caption(workspace: Workspace) -> dict[str, Any]:
     """Captions every picture, going on behind those that a run before this one wrote; returns counts by captioner."""
-    recipe = context.recipe
-    path = context.folder("captions") / "captions.jsonl"
-    pictures = context.index.pictures()
+    recipe = workspace.recipe
+    path = workspace.folder("captions") / "captions.jsonl"
+    pictures = workspace.index.pictures()
     done = captioners(path)
     if path.exists():  # a line that a kill cut short must not swallow the next one
         write_atomic(path, b"".join(line + b"\n" for line in path.read_bytes().split(b"\n") if _whole(line)))
@@ -29,15 +29,15 @@ def caption(context: StageContext) -> dict[str, Any]:
     table = recipe.caption.table()
     asked: list[tuple[str, dict[str, Any], Captioner]] = []
     if recipe.caption.keep_existing and recipe.caption.use != "sidecar":
-        asked.append(("sidecar", {}, context.registry.build("captioner", {"use": "sidecar"}, where="[caption]")))
+        asked.append(("sidecar", {}, workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")))
     options = {key: value for key, value in table.items() if key != "use"}
-    asked.append((recipe.caption.use, options, context.registry.build("captioner", table, where="[caption]")))
+    asked.append((recipe.caption.use, options, workspace.registry.build("captioner", table, where="[caption]")))
 
     left = len(waiting)
     with (
         path.open("a", encoding="utf-8") as file,
         StopSignals("caption") as signals,
-        context.reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
+        workspace.reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
     ):
         for rows in _captioned(waiting, asked):
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -19,7 +19,7 @@ from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.signals import StopSignals, stopped
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.clock import Clock
 from ldmkit.training.engine import start_engine
 
@@ -31,7 +31,7 @@ CPU_PIXELS = 2**18
 
 
 @torch.no_grad()
-def encode_latents(context: StageContext) -> dict[str, float]:
+def encode_latents(workspace: Workspace) -> dict[str, float]:
     """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
 
     `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
@@ -39,25 +39,25 @@ def encode_latents(context: StageContext) -> dict[str, float]:
     z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
     precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
-    recipe, folder = context.recipe, context.folder("latents")
+    recipe, folder = workspace.recipe, workspace.folder("latents")
     sweep(folder)
-    pictures = context.index.pictures()
+    pictures = workspace.index.pictures()
     device = start_engine().device
-    autoencoder = load_autoencoder(recipe, context.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = recipe.data.size // autoencoder.downsample
     copies, channels = (2 if recipe.data.flip else 1), autoencoder.latent_channels
     whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, size, size))
-    encoder = _Encoder(autoencoder, device, context.reporter)
+    encoder = _Encoder(autoencoder, device, workspace.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
     clock = Clock()
     with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.done
         if 0 < first < len(pictures):
-            context.reporter.line(f"encode latents: going on behind picture {first} of {len(pictures)}")
+            workspace.reporter.line(f"encode latents: going on behind picture {first} of {len(pictures)}")
         batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
         loaded = picture_batches(pictures, recipe.data, batches)
-        with context.reporter.bar("encode", len(pictures), first) as bar:
+        with workspace.reporter.bar("encode", len(pictures), first) as bar:
             clock.start()
             for number, own in enumerate(batches, 1):
                 with clock.waiting():
@@ -78,9 +78,11 @@ def encode_latents(context: StageContext) -> dict[str, float]:
     rows = moments.channels(len(pictures) * copies * size * size)
     statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
-    write_json(context.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
+    write_json(workspace.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
-    write_json(folder / "quality.json", {"held_out": held_out_quality(context, autoencoder, device), "channels": rows})
+    write_json(
+        folder / "quality.json", {"held_out": held_out_quality(workspace, autoencoder, device), "channels": rows}
+    )
     return {**{f"std_{i}": row["std"] for i, row in enumerate(rows)}, "loader_wait": loader_wait}
 
 
@@ -118,7 +120,7 @@ class _Encoder:
 
 
 @torch.no_grad()
-def encode_text(context: StageContext) -> dict[str, float]:
+def encode_text(workspace: Workspace) -> dict[str, float]:
     """Writes each distinct caption's tokens once, and its states where the encoder is frozen.
 
     `captions.json`: the U distinct captions, the empty one first; `index.npy` (N,): each picture's caption in it,
@@ -126,24 +128,24 @@ def encode_text(context: StageContext) -> dict[str, float]:
     states one behind the other, and `offsets.npy` (U + 1,), where each begins. The states of padding are left out,
     unless a U-Net without `mask_padding` is to attend to them.
     """
-    recipe, folder = context.recipe, context.folder("text")
+    recipe, folder = workspace.recipe, workspace.folder("text")
     sweep(folder)
-    captions = read_captions(context.folder("captions") / "captions.jsonl")
-    missing = [entry.key for entry in context.index.entries if not captions.get(entry.key)]
+    captions = read_captions(workspace.folder("captions") / "captions.jsonl")
+    missing = [entry.key for entry in workspace.index.entries if not captions.get(entry.key)]
     if missing and recipe.caption.missing == "error":
         raise LdmkitError(
-            f"{len(missing)} of {len(context.index.entries)} pictures have no caption, {missing[0]} first; "
+            f"{len(missing)} of {len(workspace.index.entries)} pictures have no caption, {missing[0]} first; "
             'give them one, or set caption.missing to "skip" or "empty"'
         )
     distinct = {"": 0}
-    index = np.empty(len(context.index.entries), dtype=np.int32)
-    for i, entry in enumerate(context.index.entries):
+    index = np.empty(len(workspace.index.entries), dtype=np.int32)
+    for i, entry in enumerate(workspace.index.entries):
         caption = captions.get(entry.key)
         if not caption:
             index[i] = -1 if recipe.caption.missing == "skip" else 0
         else:
             index[i] = distinct.setdefault(caption, len(distinct))
-    encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
+    encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = encoder.build_tokenizer([caption for caption in distinct if caption])
     ids, mask, cut = _tokens(tokenizer, list(distinct), encoder.max_tokens)
     _save(folder / "ids.npy", ids)
@@ -153,7 +155,7 @@ def encode_text(context: StageContext) -> dict[str, float]:
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     if not encoder.trainable:
         lengths = real_lengths(mask) if recipe.t2i.mask_padding else np.full(len(mask), mask.shape[1])
-        _write_states(context, encoder, tokenizer, ids, mask, lengths)
+        _write_states(workspace, encoder, tokenizer, ids, mask, lengths)
     return {
         "distinct_captions": float(len(distinct) - 1),
         "without_caption": float(len(missing)),
@@ -176,7 +178,7 @@ def _tokens(tokenizer: Tokenizer, captions: list[str], max_tokens: int) -> tuple
 
 
 def _write_states(
-    context: StageContext,
+    workspace: Workspace,
     encoder: TextEncoder,
     tokenizer: Tokenizer,
     ids: np.ndarray,
@@ -184,7 +186,7 @@ def _write_states(
     lengths: np.ndarray,
 ) -> None:
     """`states.npy` and `offsets.npy` of a frozen encoder: the first `lengths` (U,) states of each caption, float32."""
-    folder, device = context.folder("text"), start_engine().device
+    folder, device = workspace.folder("text"), start_engine().device
     module = encoder.load_module(tokenizer).to(device).eval()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     _save(folder / "offsets.npy", offsets)
@@ -192,8 +194,8 @@ def _write_states(
     with ShardedArrays(folder, {"states": whole}) as shards, StopSignals("encode text") as signals:
         first = int(np.searchsorted(offsets, shards.done))
         if 0 < first < len(ids):
-            context.reporter.line(f"encode text: going on behind caption {first} of {len(ids)}")
-        with context.reporter.bar("encode text", len(ids), first) as bar:
+            workspace.reporter.line(f"encode text: going on behind caption {first} of {len(ids)}")
+        with workspace.reporter.bar("encode text", len(ids), first) as bar:
             for i in range(first, len(ids), BATCH):
                 stop = min(i + BATCH, len(ids))
                 inputs = (torch.from_numpy(x[i:stop].astype(np.int64)).to(device) for x in (ids, mask))

@@ -8,7 +8,7 @@ import torch
 
 from ldmkit.data.batches import picture_batches
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.vae.metrics import reconstruction_metrics
 
 MAX_HELD_OUT = 512
@@ -54,19 +54,19 @@ class LatentMoments:
         return rows
 
 
-def held_out_quality(context: StageContext, autoencoder: AutoencoderKL, device: torch.device) -> dict[str, Any]:
+def held_out_quality(workspace: Workspace, autoencoder: AutoencoderKL, device: torch.device) -> dict[str, Any]:
     """`num_pictures`, and where that is not 0: `psnr`, `ssim`, and `lpips` where the recipe has that loss."""
-    _, held_out = context.split()
+    _, held_out = workspace.split()
     if not len(held_out):
         return {"num_pictures": 0}
     chosen = held_out[:: -(-len(held_out) // MAX_HELD_OUT)]
-    losses = {name: loss for name, loss in context.recipe.vae.losses.items() if loss.use == "lpips"}
+    losses = {name: loss for name, loss in workspace.recipe.vae.losses.items() if loss.use == "lpips"}
     terms = {
-        name: context.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
+        name: workspace.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
         for name, loss in losses.items()
     }
     batches = picture_batches(
-        context.index.pictures(), context.recipe.data, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]
+        workspace.index.pictures(), workspace.recipe.data, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]
     )
     found = reconstruction_metrics(autoencoder, batches, terms=terms, losses=losses, device=device)
     return {"num_pictures": len(chosen), **{key: value for key, value in found.items() if key != "loss"}}

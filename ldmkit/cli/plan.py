@@ -76,11 +76,11 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     states = {planned.part: planned.status.state for planned in pipeline.plan()}
 
     from ldmkit.plan.planner import Planner
-    from ldmkit.run.stage import StageContext
+    from ldmkit.run.workspace import Workspace
 
     silent = Registry(registry.components, registry.failures)  # nobody's hook hears of a measurement
     planner = Planner(
-        StageContext(recipe, silent, index, scratch_dir, parts, Reporter(quiet=True)),
+        Workspace(recipe, silent, index, scratch_dir, parts, Reporter(quiet=True)),
         real,
         states,
         steps=steps,

@@ -14,7 +14,7 @@ from ldmkit.diffusion.weighting import draw_timesteps, loss_weight
 from ldmkit.recipe.training import UNetTraining
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.randomness import derive, numpy_generator
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import emas_of
 from ldmkit.training.loop import Trainer
 from ldmkit.training.plots import grid
@@ -32,7 +32,7 @@ class DenoisingTask:
 
     def __init__(
         self,
-        context: StageContext,
+        workspace: Workspace,
         trainer: Trainer,
         section: UNetTraining,
         network: torch.nn.Module,
@@ -42,20 +42,20 @@ class DenoisingTask:
     ) -> None:
         network.to(memory_format=torch.channels_last)
         self.trainer = trainer
-        self.recipe = context.recipe
+        self.recipe = workspace.recipe
         self.latents = latents
         self.train = train
         # Shuffled: pictures are in the order of their names, which often go by subject.
         self.held_out = numpy_generator(trainer.seed, "held-out-order", 0).permutation(held_out)[:MAX_HELD_OUT]
         self.neighbours = Neighbours(latents, train, self.held_out, seed=trainer.seed, device=trainer.device)
         if len(self.neighbours.train) < len(train):
-            context.reporter.line(
+            workspace.reporter.line(
                 f"{trainer.part.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
                 "training pictures, chosen at random"
             )
         self.schedule = make_schedule(**self.recipe.diffusion.schedule_options())
-        self.sampler = context.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
-        self.autoencoder = load_autoencoder(self.recipe, context.folder("vae"))
+        self.sampler = workspace.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
+        self.autoencoder = load_autoencoder(self.recipe, workspace.folder("vae"))
         self.emas = emas_of(network, section.ema_decays, trainer.device)
         self.memory: dict[str, Any] = {}
         if trainer.compiles:

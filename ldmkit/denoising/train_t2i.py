@@ -11,34 +11,34 @@ from ldmkit.denoising.task import NUM_PREVIEWS, DenoisingTask
 from ldmkit.diffusion.torch_sampling import Text
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.loop import Trainer
 from ldmkit.training.task import Metrics
 from ldmkit.training.warm_start import load_start
 
 
-def train_t2i(context: StageContext) -> Metrics:
+def train_t2i(workspace: Workspace) -> Metrics:
     """Trains the text U-Net, and the text encoder where it is trained along; returns the last held-out metrics."""
-    recipe = context.recipe
-    texts = TextSet(context.folder("text"))
-    train, held_out = (part[texts.index[part] >= 0] for part in context.split())
-    latents = LatentSet(context.folder("latents"), recipe.latents, recipe.seed)
+    recipe = workspace.recipe
+    texts = TextSet(workspace.folder("text"))
+    train, held_out = (part[texts.index[part] >= 0] for part in workspace.split())
+    latents = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
     if not len(train):
         raise LdmkitError(f"{recipe.data.path}: no picture has a caption; see [caption]")
-    trainer = Trainer(context, context.parts["t2i"], recipe.t2i, num_samples=len(train), seed=recipe.seed)
+    trainer = Trainer(workspace, workspace.parts["t2i"], recipe.t2i, num_samples=len(train), seed=recipe.seed)
     # A compiled network wants every batch of one shape.
     texts.cut_padding = recipe.t2i.mask_padding and not trainer.compiles
     torch.manual_seed(trainer.seed)  # the networks' first weights
-    encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(context.folder("text") / "tokenizer.json"))
+    encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
+    tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
     module = encoder.load_module(tokenizer) if encoder.trainable else None
     network = build_text_to_image(recipe, encoder, module)
-    load_start(context, "t2i", network)
-    task = TextDenoisingTask(context, trainer, recipe.t2i, network, latents, train, held_out)
+    load_start(workspace, "t2i", network)
+    task = TextDenoisingTask(workspace, trainer, recipe.t2i, network, latents, train, held_out)
     task.texts = texts
-    write_json(context.folder("t2i") / "config.json", {**recipe.t2i.network(), "text": recipe.text.table()})
+    write_json(workspace.folder("t2i") / "config.json", {**recipe.t2i.network(), "text": recipe.text.table()})
     prompts = "\n".join(texts.captions[i] for i in task.preview_captions())
-    write_atomic(context.folder("t2i") / "samples" / "prompts.txt", (prompts + "\n").encode())
+    write_atomic(workspace.folder("t2i") / "samples" / "prompts.txt", (prompts + "\n").encode())
     return trainer.fit(task)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldmkit.caches.sets import LatentSet
 from ldmkit.data.batches import picture_batches
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.runtime.manifest import LatentRgb
 
 MOST = 512
@@ -15,21 +15,21 @@ MOST = 512
 BATCH = 32
 
 
-def fit_latent_rgb(context: StageContext) -> LatentRgb | None:
+def fit_latent_rgb(workspace: Workspace) -> LatentRgb | None:
     """The map fitted to every other held-out picture and judged on the rest; None where there are fewer than two.
 
     Training pictures stand in where none is held out.
     """
-    train, held_out = context.split()
+    train, held_out = workspace.split()
     positions = (held_out if len(held_out) > 1 else train)[:MOST]
     if len(positions) < 2:
         return None
-    recipe = context.recipe
-    cache = LatentSet(context.folder("latents"), recipe.latents, recipe.seed)
+    recipe = workspace.recipe
+    cache = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
     batches = [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
     plain = [cache.batch(batch, np.zeros(len(batch), dtype=bool), None) for batch in batches]
     latents = torch.cat(plain)
-    loaded = picture_batches(context.index.pictures(), recipe.data, batches)
+    loaded = picture_batches(workspace.index.pictures(), recipe.data, batches)
     colours = torch.cat([F.adaptive_avg_pool2d(pixels, cache.shape[1:]) for pixels in loaded])
     return fit(latents, colours)
 

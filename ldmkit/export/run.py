@@ -17,21 +17,21 @@ from ldmkit.recipe import Recipe
 from ldmkit.run.first_weights import kept_starts
 from ldmkit.run.folder import read_metrics
 from ldmkit.run.networks import load_autoencoder, trained_weights
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 
 
-def export_run(context: StageContext, out_dir: Path) -> dict[str, Any]:
+def export_run(workspace: Workspace, out_dir: Path) -> dict[str, Any]:
     """Loads the run's trained weights, averaged where there is an average, and writes the bundle."""
-    recipe = context.recipe
-    autoencoder = load_autoencoder(recipe, context.folder("vae"))
+    recipe = workspace.recipe
+    autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
     unet = build_unet(recipe)
-    unet.load_state_dict(trained_weights(context.folder("unet")))
-    encoder: TextEncoder = context.registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(context.folder("text") / "tokenizer.json"))
+    unet.load_state_dict(trained_weights(workspace.folder("unet")))
+    encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
+    tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
     text_module = encoder.load_module(tokenizer)
     text_to_image = build_text_to_image(recipe, encoder, text_module if encoder.trainable else None)
-    text_to_image.load_state_dict(trained_weights(context.folder("t2i")))
-    latent_mean, latent_std = latent_statistics(context.folder("latents"), recipe.latents)
+    text_to_image.load_state_dict(trained_weights(workspace.folder("t2i")))
+    latent_mean, latent_std = latent_statistics(workspace.folder("latents"), recipe.latents)
     latent_size = recipe.data.size // autoencoder.downsample
     table = recipe.sampler.table()
     manifest = export_bundle(
@@ -55,15 +55,15 @@ def export_run(context: StageContext, out_dir: Path) -> dict[str, Any]:
             "guidance_scale": recipe.sampler.guidance_scale,
         },
         recipe=published(recipe),
-        fingerprint=context.parts["bundle"].fingerprint,
-        notes=_notes(context),
-        preview_prompts=_preview_prompts(context),
-        latent_rgb=fit_latent_rgb(context),
+        fingerprint=workspace.parts["bundle"].fingerprint,
+        notes=_notes(workspace),
+        preview_prompts=_preview_prompts(workspace),
+        latent_rgb=fit_latent_rgb(workspace),
         precision=recipe.export.precision,
         with_encoder=recipe.export.encoder,
         tolerance=recipe.export.tolerance,
         opset=recipe.export.opset,
-        progress=context.reporter.line,
+        progress=workspace.reporter.line,
     )
     return {
         "bundle": str(out_dir),
@@ -72,10 +72,10 @@ def export_run(context: StageContext, out_dir: Path) -> dict[str, Any]:
     }
 
 
-def _preview_prompts(context: StageContext) -> list[str]:
+def _preview_prompts(workspace: Workspace) -> list[str]:
     """Captions of held-out pictures, or of any where none is held out; none where no picture has a caption."""
-    texts = TextSet(context.folder("text"))
-    for positions in reversed(context.split()):
+    texts = TextSet(workspace.folder("text"))
+    for positions in reversed(workspace.split()):
         numbers = texts.index[positions]
         if (numbers > 0).any():
             return [texts.captions[number] for number in numbers[numbers > 0][:NUM_PREVIEW]]
@@ -90,19 +90,19 @@ def published(recipe: Recipe) -> dict[str, Any]:
     return table
 
 
-def _notes(context: StageContext) -> dict[str, Any]:
+def _notes(workspace: Workspace) -> dict[str, Any]:
     """How the run was made: seconds and last held-out metrics of each stage, versions, the machine's kind."""
     stages: dict[str, dict[str, Any]] = {}
-    starts = kept_starts(context.run_dir)
+    starts = kept_starts(workspace.run_dir)
     for name in ("vae", "unet", "t2i"):
-        record = context.parts[name].record()
+        record = workspace.parts[name].record()
         # The log's seconds go on from those before an interruption; the record's are of the last session alone.
-        seconds = read_metrics(context.folder(name) / "metrics.jsonl")[-1]["seconds"]
+        seconds = read_metrics(workspace.folder(name) / "metrics.jsonl")[-1]["seconds"]
         stages[name] = {"seconds": seconds, "held_out": record["facts"]}
         if start := starts.get(name):
             stages[name]["started_from"] = {"name": start.name, "sha256": start.sha256}
     return {
-        "num_pictures": len(context.index.entries),
+        "num_pictures": len(workspace.index.entries),
         "stages": stages,
         "versions": {"ldmkit": ldmkit.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": torch.cuda.get_device_name()

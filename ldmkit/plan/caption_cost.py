@@ -13,7 +13,7 @@ from ldmkit.data.captions import read_captions
 from ldmkit.data.pictures import Entry, PictureIndex
 from ldmkit.errors import LdmkitError
 from ldmkit.plan.probe import empty
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import processes
 
 ON_CPU, ON_GPU = 4, 64
@@ -36,18 +36,18 @@ class CaptionCost:
     """of one line of `captions.jsonl`"""
 
 
-def caption_cost(context: StageContext, sample: StageContext, done: Sequence[str]) -> CaptionCost:
+def caption_cost(workspace: Workspace, sample: Workspace, done: Sequence[str]) -> CaptionCost:
     """Times the captioner on pictures whose keys are not `done`, and writes captions for the sample's pictures.
 
     Raises LdmkitError as the captioner does; the sample then has made-up captions.
     """
     known = set(done)
     try:
-        waiting = _waiting(context, [entry for entry in context.index.entries if entry.key not in known])
-        seconds, start = _time(context, waiting) if waiting else (0.0, 0.0)
-        path = context.folder("captions") / "captions.jsonl"
+        waiting = _waiting(workspace, [entry for entry in workspace.index.entries if entry.key not in known])
+        seconds, start = _time(workspace, waiting) if waiting else (0.0, 0.0)
+        path = workspace.folder("captions") / "captions.jsonl"
         if seconds * len(sample.index) < QUICK_SECONDS:
-            empty(context.folder("captions"))
+            empty(workspace.folder("captions"))
             begun = time.perf_counter()
             caption(sample)
             # More pictures than were timed above, where what comes once hid what a picture costs.
@@ -61,27 +61,27 @@ def caption_cost(context: StageContext, sample: StageContext, done: Sequence[str
     return CaptionCost(len(waiting), seconds, start, sum(len(line) + 1 for line in lines) / len(lines))
 
 
-def _waiting(context: StageContext, entries: list[Entry]) -> list[Entry]:
+def _waiting(workspace: Workspace, entries: list[Entry]) -> list[Entry]:
     """Those that the recipe's captioner is asked for."""
-    options = context.recipe.caption
+    options = workspace.recipe.caption
     if not options.keep_existing or options.use == "sidecar":
         return entries
-    sidecar: Captioner = context.registry.build("captioner", {"use": "sidecar"}, where="[caption]")
-    texts = sidecar.caption(PictureIndex(context.index.folder, tuple(entries), ()).pictures())
+    sidecar: Captioner = workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")
+    texts = sidecar.caption(PictureIndex(workspace.index.folder, tuple(entries), ()).pictures())
     return [entry for entry, text in zip(entries, texts, strict=True) if not text]
 
 
-def _time(context: StageContext, entries: list[Entry]) -> tuple[float, float]:
+def _time(workspace: Workspace, entries: list[Entry]) -> tuple[float, float]:
     """(seconds a picture, seconds before the first): one picture alone, then some more, each with a new captioner."""
     count = ON_GPU if processes().device.type == "cuda" else ON_CPU
-    section = context.recipe.caption.model_copy(update={"keep_existing": False})
-    context = replace(context, recipe=context.recipe.model_copy(update={"caption": section}))
+    section = workspace.recipe.caption.model_copy(update={"keep_existing": False})
+    workspace = replace(workspace, recipe=workspace.recipe.model_copy(update={"caption": section}))
     took = []
-    empty(context.folder("captions"))
+    empty(workspace.folder("captions"))
     for chosen in (entries[:1], entries[1 : 1 + count]):
         # The stage goes on behind what it captioned before: the second time the others alone are new.
         begun = time.perf_counter()
-        caption(replace(context, index=PictureIndex(context.index.folder, tuple(chosen), ())))
+        caption(replace(workspace, index=PictureIndex(workspace.index.folder, tuple(chosen), ())))
         took.append(time.perf_counter() - begun)
     one, more = took
     others = len(entries[1 : 1 + count])
@@ -91,7 +91,7 @@ def _time(context: StageContext, entries: list[Entry]) -> tuple[float, float]:
     return each, max(0.0, one - each)
 
 
-def _write(sample: StageContext, texts: list[str]) -> None:
+def _write(sample: Workspace, texts: list[str]) -> None:
     """Captions for all of the sample's pictures, these in turn."""
     path = sample.folder("captions") / "captions.jsonl"
     rows: list[dict[str, Any]] = [

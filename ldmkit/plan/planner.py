@@ -43,33 +43,33 @@ from ldmkit.plan.sample import sample_of
 from ldmkit.recipe.training import Training, Vae
 from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import Part
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import processes
 from ldmkit.vae.train import train_vae
 
 
 class Planner:
-    """Measures stage after stage in the scratch folders of `context`, whose index holds all pictures."""
+    """Measures stage after stage in the scratch folders of `workspace`, whose index holds all pictures."""
 
     def __init__(
         self,
-        context: StageContext,
+        workspace: Workspace,
         real: Mapping[str, Part],
         states: Mapping[str, str],
         *,
         steps: int,
         tell: Callable[[str], None],
     ) -> None:
-        self.context = context
+        self.workspace = workspace
         self.real = real
         self.states = states
         self.steps = steps
         self.tell = tell
-        self.recipe = context.recipe
-        self.sample = sample_of(context)
+        self.recipe = workspace.recipe
+        self.sample = sample_of(workspace)
         self.available = available_memory()
         """bytes that the run could have"""
-        self.growth = len(context.index) / len(self.sample.index)
+        self.growth = len(workspace.index) / len(self.sample.index)
 
     def rows(self) -> Iterator[Row]:
         """A row for each stage, in order; for the autoencoder one more where losses start later."""
@@ -124,12 +124,12 @@ class Planner:
     def _captions(self) -> Row:
         path = self.real["captions"].folder / "captions.jsonl"
         if self.states["captions"] == "done":
-            empty(self.context.folder("captions"))
-            shutil.copy(path, self.context.folder("captions"))
+            empty(self.workspace.folder("captions"))
+            shutil.copy(path, self.workspace.folder("captions"))
             return Row(stage="caption", state="done")
         done = list(captioners(path)) if self.states["captions"] == "interrupted" else []
         with PeakMemory() as memory:
-            cost = caption_cost(self.context, self.sample, done)
+            cost = caption_cost(self.workspace, self.sample, done)
         return Row(
             stage="caption",
             state="to do",
@@ -138,17 +138,17 @@ class Planner:
             unit_seconds=cost.seconds if cost.left else None,
             pictures_per_second=1 / cost.seconds if cost.left else None,
             memory=memory.peak(),
-            disk=round(cost.line_bytes * (len(self.context.index) - len(done))),
+            disk=round(cost.line_bytes * (len(self.workspace.index) - len(done))),
             seconds=cost.start + cost.left * cost.seconds,
         )
 
     def _untrained_autoencoder(self) -> None:
-        folder = self.context.folder("vae")
+        folder = self.workspace.folder("vae")
         empty(folder)
         save_weights(folder / "model.safetensors", build_autoencoder(self.recipe).state_dict())
 
     def _latents(self) -> Row:
-        folder = self.context.folder("latents")
+        folder = self.workspace.folder("latents")
         empty(folder)
         # Each held-out picture of the sample once: how good they come out is looked at in the end.
         own = np.unique(self.sample.held_out)
@@ -158,7 +158,7 @@ class Planner:
             after = watch.seconds() - watch.marks[-1][1]
         seconds = unit_seconds(watch)
         after *= min(MAX_HELD_OUT, len(self.sample.held_out)) / max(1, len(own))
-        count = len(self.context.index) - self._pictures_encoded()
+        count = len(self.workspace.index) - self._pictures_encoded()
         return Row(
             stage="encode latents",
             state="to do",
@@ -183,7 +183,7 @@ class Planner:
         return folder_bytes(self.real[name].folder) if self.states[name] == "interrupted" else 0
 
     def _text(self) -> Row:
-        folder = self.context.folder("text")
+        folder = self.workspace.folder("text")
         empty(folder)
         with PeakMemory() as memory:
             watch = Watch()
@@ -208,7 +208,7 @@ class Planner:
         """Counted where all are written, else as many a picture as in the sample; the empty one is among them."""
         if self.states["captions"] == "done":
             captions = read_captions(self.real["captions"].folder / "captions.jsonl")
-            used = {captions.get(entry.key) for entry in self.context.index.entries}
+            used = {captions.get(entry.key) for entry in self.workspace.index.entries}
             return len(used - {None}) + 1
         return max(1, round((sampled - 1) * self.growth)) + 1
 
@@ -216,7 +216,7 @@ class Planner:
 
     def _vae(self) -> list[Row]:
         section: Vae = self.recipe.vae
-        num_samples = len(self.context.split()[0])
+        num_samples = len(self.workspace.split()[0])
         num_steps = section.num_steps(num_samples)
         done = self._steps_done("vae")
         epoch = num_samples // section.batch_size
@@ -228,26 +228,26 @@ class Planner:
         first = min([num_steps, *later.values()])
         rows = []
         if done < first:
-            rows.append(self._trained("train-vae", "vae", train_vae, self.context, num_samples, done, first))
+            rows.append(self._trained("train-vae", "vae", train_vae, self.workspace, num_samples, done, first))
         if first < num_steps:
             at_once = {"start_step": 0, "start_epoch": 0, "start_on_plateau": False, "ramp_steps": 0}
             losses = {name: loss.model_copy(update=at_once) for name, loss in section.losses.items()}
             vae = section.model_copy(update={"losses": losses})
-            context = replace(self.context, recipe=self.recipe.model_copy(update={"vae": vae}))
+            workspace = replace(self.workspace, recipe=self.recipe.model_copy(update={"vae": vae}))
             label = f"train-vae with {', '.join(later)}" if rows else "train-vae"
             rows = [replace(row, disk=0, transient_disk=0, largest_batch=None) for row in rows]
             begin = max(done, first)
-            rows.append(self._trained(label, "vae", train_vae, context, num_samples, begin, num_steps))
+            rows.append(self._trained(label, "vae", train_vae, workspace, num_samples, begin, num_steps))
         return rows or [Row(stage="train-vae", state="to do", left=0)]
 
     def _unet(self) -> Row:
-        num_samples = len(self.context.split()[0])
+        num_samples = len(self.workspace.split()[0])
         num_steps = self.recipe.unet.num_steps(num_samples)
         done = self._steps_done("unet")
         return self._trained("train-unet", "unet", train_unet, self.sample, num_samples, done, num_steps)
 
     def _t2i(self) -> Row:
-        with_caption = TextSet(self.context.folder("text")).index[self.sample.train] >= 0
+        with_caption = TextSet(self.workspace.folder("text")).index[self.sample.train] >= 0
         num_samples = int(with_caption.sum())
         num_steps = self.recipe.t2i.num_steps(max(1, num_samples))
         done = self._steps_done("t2i")
@@ -261,12 +261,12 @@ class Planner:
         return max((int(folder.name.removeprefix("step_")) for folder in found), default=0)
 
     def _trained(
-        self, label: str, name: str, stage: Stage, context: StageContext, num_samples: int, begin: int, end: int
+        self, label: str, name: str, stage: Stage, workspace: Workspace, num_samples: int, begin: int, end: int
     ) -> Row:
         section: Training = getattr(self.recipe, name)
         num_steps = section.num_steps(num_samples)
-        timed = time_steps(stage, context, name, num_steps=num_steps, steps=self.steps)
-        disk, checkpoint = trained_bytes(context.folder(name), section, num_steps)
+        timed = time_steps(stage, workspace, name, num_steps=num_steps, steps=self.steps)
+        disk, checkpoint = trained_bytes(workspace.folder(name), section, num_steps)
         return Row(
             stage=label,
             state="to do",
@@ -277,19 +277,19 @@ class Planner:
             disk=max(0, disk - self._there(name)),
             transient_disk=checkpoint,
             seconds=steps_seconds(timed, section, begin, end, last=end == num_steps) if begin < end else 0.0,
-            largest_batch=self._largest(stage, context, name, timed, num_samples),
+            largest_batch=self._largest(stage, workspace, name, timed, num_samples),
         )
 
-    def _largest(self, stage: Stage, context: StageContext, name: str, timed: Timed, num_samples: int) -> LargestBatch:
+    def _largest(self, stage: Stage, workspace: Workspace, name: str, timed: Timed, num_samples: int) -> LargestBatch:
         section: Training = getattr(self.recipe, name)
         if processes().device.type == "cuda":
             return search_largest(
-                lambda size: memory_at(stage, context, name, size) is not None,
+                lambda size: memory_at(stage, workspace, name, size) is not None,
                 batch_size=section.batch_size,
                 unit=section.grad_accumulation,
                 limit=max(section.batch_size, num_samples),
             )
-        twice = memory_at(stage, context, name, 2 * section.batch_size)
+        twice = memory_at(stage, workspace, name, 2 * section.batch_size)
         assert twice is not None  # only a GPU says that it has no more
         return extrapolate_largest(
             timed.step_memory,
@@ -303,8 +303,8 @@ class Planner:
 
     def _bundle(self) -> Row:
         """Its graphs hold the weights in float32; making and checking them was not measured."""
-        encoder: TextEncoder = self.context.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
-        tokenizer = Tokenizer.from_file(str(self.context.folder("text") / "tokenizer.json"))
+        encoder: TextEncoder = self.workspace.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+        tokenizer = Tokenizer.from_file(str(self.workspace.folder("text") / "tokenizer.json"))
         networks: list[torch.nn.Module] = [
             build_autoencoder(self.recipe).decoder,
             build_unet(self.recipe),

@@ -21,10 +21,10 @@ import torch
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
 from ldmkit.report import Bar, Reporter
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import processes
 
-Stage = Callable[[StageContext], Any]
+Stage = Callable[[Workspace], Any]
 
 _POLL_SECONDS = 0.005
 _NEVER = 2**62
@@ -147,21 +147,21 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
-def with_section(context: StageContext, name: str, **changes: Any) -> StageContext:
-    """The same context with keys of one recipe section changed."""
-    section: Training = getattr(context.recipe, name)
-    recipe = context.recipe.model_copy(update={name: section.model_copy(update=changes)})
-    return replace(context, recipe=recipe)
+def with_section(workspace: Workspace, name: str, **changes: Any) -> Workspace:
+    """The same workspace with keys of one recipe section changed."""
+    section: Training = getattr(workspace.recipe, name)
+    recipe = workspace.recipe.model_copy(update={name: section.model_copy(update=changes)})
+    return replace(workspace, recipe=recipe)
 
 
-def time_steps(stage: Stage, context: StageContext, name: str, *, num_steps: int, steps: int) -> Timed:
+def time_steps(stage: Stage, workspace: Workspace, name: str, *, num_steps: int, steps: int) -> Timed:
     """The first `steps` optimizer steps of a training stage of `num_steps`, as it really runs.
 
     The last three are followed by an evaluation, a sample grid and a checkpoint, one each, which are timed by what
     they take longer than the others. The part's folder keeps what the stage wrote.
     """
-    context = with_section(
-        context,
+    workspace = with_section(
+        workspace,
         name,
         steps=max(num_steps, steps + 1),  # the last step would do all three at once
         epochs=None,
@@ -171,7 +171,7 @@ def time_steps(stage: Stage, context: StageContext, name: str, *, num_steps: int
         keep_best=False,  # which would save at the evaluation too
     )
     with PeakMemory() as memory:
-        watch = _run(stage, context, name, steps, memory)
+        watch = _run(stage, workspace, name, steps, memory)
     ends = [seconds for _, seconds, _ in watch.marks]
     took = [ends[0], *(after - before for before, after in pairwise(ends))]
     warm_up = steps // 4
@@ -187,20 +187,20 @@ def time_steps(stage: Stage, context: StageContext, name: str, *, num_steps: int
     )
 
 
-def memory_at(stage: Stage, context: StageContext, name: str, batch_size: int) -> int | None:
+def memory_at(stage: Stage, workspace: Workspace, name: str, batch_size: int) -> int | None:
     """Peak bytes of two steps with another batch size; None where the GPU has not got that much."""
-    context = with_section(
-        context,
+    workspace = with_section(
+        workspace,
         name,
         batch_size=batch_size,
         compile="off",  # takes minutes, and seldom more memory
-        steps=max(3, getattr(context.recipe, name).num_steps(len(context.split()[0]))),
+        steps=max(3, getattr(workspace.recipe, name).num_steps(len(workspace.split()[0]))),
         epochs=None,
         **dict.fromkeys(("eval_every", "sample_every", "checkpoint_every", "log_every"), _NEVER),
     )
     try:
         with PeakMemory() as memory:
-            _run(stage, context, name, 2, memory)
+            _run(stage, workspace, name, 2, memory)
         return memory.peak()
     except torch.OutOfMemoryError:
         return None
@@ -212,11 +212,11 @@ def memory_at(stage: Stage, context: StageContext, name: str, batch_size: int) -
         release()
 
 
-def _run(stage: Stage, context: StageContext, name: str, steps: int, memory: PeakMemory) -> Watch:
-    empty(context.folder(name))
+def _run(stage: Stage, workspace: Workspace, name: str, steps: int, memory: PeakMemory) -> Watch:
+    empty(workspace.folder(name))
     watch = Watch(steps, memory)
     with suppress(Enough):
-        stage(replace(context, reporter=watch))
+        stage(replace(workspace, reporter=watch))
     assert len(watch.marks) == steps
     return watch
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmkit.data.pictures import PictureIndex
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 
 MAX_SAMPLE = 256
 """pictures that are encoded, of 64x64 pixels; fewer where they are larger"""
@@ -13,7 +13,7 @@ MIN_SAMPLE = 16
 
 
 @dataclass(frozen=True)
-class Sample(StageContext):
+class Sample(Workspace):
     """A few pictures that stand for all: the split has its real length, the sample's positions come again and again."""
 
     train: np.ndarray
@@ -23,20 +23,20 @@ class Sample(StageContext):
         return self.train, self.held_out
 
 
-def sample_of(context: StageContext) -> Sample:
-    """A context whose index holds a sample of the pictures, a quarter of them held out."""
-    size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // context.recipe.data.size**2))
-    train, held_out = context.split()
+def sample_of(workspace: Workspace) -> Sample:
+    """A workspace whose index holds a sample of the pictures, a quarter of them held out."""
+    size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // workspace.recipe.data.size**2))
+    train, held_out = workspace.split()
     own_train, own_held_out = _spread(train, size - size // 4), _spread(held_out, size // 4)
     chosen = np.sort(np.concatenate([own_train, own_held_out]))
-    index = PictureIndex(context.index.folder, tuple(context.index.entries[i] for i in chosen), ())
+    index = PictureIndex(workspace.index.folder, tuple(workspace.index.entries[i] for i in chosen), ())
     return Sample(
-        context.recipe,
-        context.registry,
+        workspace.recipe,
+        workspace.registry,
         index,
-        context.run_dir,
-        context.parts,
-        context.reporter,
+        workspace.run_dir,
+        workspace.parts,
+        workspace.reporter,
         train=np.resize(np.searchsorted(chosen, own_train), len(train)),
         held_out=np.resize(np.searchsorted(chosen, own_held_out), len(held_out)),
     )

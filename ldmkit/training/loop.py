@@ -19,7 +19,7 @@ from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import MetricsLog, Part, read_metrics
 from ldmkit.run.randomness import SampleOrder, derive, numpy_generator
 from ldmkit.run.signals import StopSignals, stopped
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.checkpointing import Checkpoints, unlike
 from ldmkit.training.clock import Clock
 from ldmkit.training.describe import MAX_WAIT, about_waiting, describe
@@ -33,10 +33,10 @@ from ldmkit.training.task import Metrics, Task
 class Trainer:
     """Device, precision, batches and random numbers of one training stage, and its loop."""
 
-    def __init__(self, context: StageContext, part: Part, section: Training, *, num_samples: int, seed: int) -> None:
+    def __init__(self, workspace: Workspace, part: Part, section: Training, *, num_samples: int, seed: int) -> None:
         if num_samples < 1:
-            raise LdmkitError(f"{context.recipe.data.path}: no picture is left to train on; lower data.held_out")
-        self.context = context
+            raise LdmkitError(f"{workspace.recipe.data.path}: no picture is left to train on; lower data.held_out")
+        self.workspace = workspace
         self.part = part
         self.section = section
         self.seed = derive(seed, part.name, 0)
@@ -151,7 +151,7 @@ class Trainer:
 
         Raises Interrupted after saving where a signal asked to stop.
         """
-        folder, reporter, name = self.part.folder, self.context.reporter, self.part.name
+        folder, reporter, name = self.part.folder, self.workspace.reporter, self.part.name
         section = self.section
         reporter.line(
             f"{name}: " + describe(task, self.accelerator, section, compiles=self.compiles, num_steps=self.num_steps)
@@ -203,13 +203,13 @@ class Trainer:
                     rows.append({"step": done, **row})
                     for key, value in row.items():
                         writer.add_scalar(f"{name}/{key}", value, done)
-                    self.context.registry.hook.log_metrics(
-                        run_dir=self.context.run_dir, stage=name, step=done, metrics=row
+                    self.workspace.registry.hook.log_metrics(
+                        run_dir=self.workspace.run_dir, stage=name, step=done, metrics=row
                     )
                 if evaluates and log is not None and (found := find_overfitting(rows)):
                     reporter.line(f"{name}: step {done}: {found.line(name)}")
                 if draws:
-                    plot_losses(folder, f"{self.context.recipe.name}: {name}")
+                    plot_losses(folder, f"{self.workspace.recipe.name}: {name}")
                 stop = self._everywhere(signals.number)
                 now = evaluated if evaluates else {}
                 better = section.keep_best and checkpoints.is_better(now)
@@ -220,7 +220,7 @@ class Trainer:
                     checkpoints.join()
                     raise stopped(f"{name}: saved at step {done} of {self.num_steps}; the same command goes on", stop)
         if (share := self.clock.share()) > MAX_WAIT:
-            reporter.line(f"{name}: {about_waiting(share, stage=name, data=self.context.recipe.data)}")
+            reporter.line(f"{name}: {about_waiting(share, stage=name, data=self.workspace.recipe.data)}")
         if self.accelerator.is_main_process:
             for key, module in task.modules.items():
                 save_weights(folder / f"{key}.safetensors", module.state_dict())
@@ -240,7 +240,7 @@ class Trainer:
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
-            size, section = self.context.recipe.data.size, self.section
+            size, section = self.workspace.recipe.data.size, self.section
             raise LdmkitError(
                 f"{self.part.name}: out of memory with batch_size = {section.batch_size} and pictures of {size}x{size} "
                 f"pixels; {self.part.name}.grad_accumulation = {section.grad_accumulation * 2} computes the same "

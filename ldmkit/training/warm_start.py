@@ -17,7 +17,7 @@ from ldmkit.recipe import Recipe
 from ldmkit.run.checkpoint import load_weights
 from ldmkit.run.first_weights import FILES, Start, kept_starts, misfit, shapes, ways_on
 from ldmkit.run.folder import fingerprint
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 
 Shapes = Mapping[str, tuple[int, ...]]
 T = TypeVar("T")
@@ -40,12 +40,12 @@ def check_starts(recipe: Recipe, registry: Registry, starts: Sequence[Start]) ->
         _refuse_misfit(start, found, _shapes(network.state_dict()))
 
 
-def load_start(context: StageContext, part: str, network: nn.Module) -> None:
+def load_start(workspace: Workspace, part: str, network: nn.Module) -> None:
     """Loads the weights that the run's `part` starts from into its network, where it does not start from random ones.
 
     Raises LdmkitError where they are damaged, do not fit, or hold a text encoder of other words.
     """
-    start = kept_starts(context.run_dir).get(part)
+    start = kept_starts(workspace.run_dir).get(part)
     if start is None:
         return
     file = Path(start.file)
@@ -56,7 +56,7 @@ def load_start(context: StageContext, part: str, network: nn.Module) -> None:
     if not whole:
         raise LdmkitError(f"{file}: damaged or gone; {ways_on(file.parent)}")
     if start.tokenizer:
-        tokenizer = json.loads((context.folder("text") / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = json.loads((workspace.folder("text") / "tokenizer.json").read_text(encoding="utf-8"))
         if fingerprint(tokenizer) != start.tokenizer:
             raise LdmkitError(
                 f"{start.source}: its text encoder knows the words of other captions, which these are not; "
@@ -66,7 +66,7 @@ def load_start(context: StageContext, part: str, network: nn.Module) -> None:
     own = network.state_dict()
     if not any(name.startswith(_TEXT) for name in tensors) and any(name.startswith(_TEXT) for name in own):
         own = {name: tensor for name, tensor in own.items() if not name.startswith(_TEXT)}
-        context.reporter.line(f"{part}: {start.source} holds no text encoder: this one's first weights are random")
+        workspace.reporter.line(f"{part}: {start.source} holds no text encoder: this one's first weights are random")
     _refuse_misfit(start, _shapes(tensors), _shapes(own))
     network.load_state_dict(tensors, strict=False)  # what is missing is a text encoder that starts anew
 

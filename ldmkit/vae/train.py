@@ -14,7 +14,7 @@ from ldmkit.data.batches import picture_batches
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.build import build_autoencoder
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import emas_of
 from ldmkit.training.engine import memory_format
 from ldmkit.training.loop import Trainer
@@ -29,25 +29,25 @@ MAX_HELD_OUT = 256
 """held-out pictures that an evaluation looks at"""
 
 
-def train_vae(context: StageContext) -> Metrics:
+def train_vae(workspace: Workspace) -> Metrics:
     """Trains the autoencoder; returns its last held-out metrics."""
-    recipe = context.recipe
-    train, held_out = context.split()
-    trainer = Trainer(context, context.parts["vae"], recipe.vae, num_samples=len(train), seed=recipe.seed)
+    recipe = workspace.recipe
+    train, held_out = workspace.split()
+    trainer = Trainer(workspace, workspace.parts["vae"], recipe.vae, num_samples=len(train), seed=recipe.seed)
     torch.manual_seed(trainer.seed)  # the networks' first weights
-    task = VaeTask(context, trainer, train, held_out)
-    write_json(context.folder("vae") / "config.json", recipe.vae.network())
+    task = VaeTask(workspace, trainer, train, held_out)
+    write_json(workspace.folder("vae") / "config.json", recipe.vae.network())
     return trainer.fit(task)
 
 
 class VaeTask:
     """The autoencoder, its losses and, for an adversarial one, the discriminator with its own optimizer."""
 
-    def __init__(self, context: StageContext, trainer: Trainer, train: np.ndarray, held_out: np.ndarray) -> None:
+    def __init__(self, workspace: Workspace, trainer: Trainer, train: np.ndarray, held_out: np.ndarray) -> None:
         self.trainer = trainer
-        self.recipe = context.recipe
-        self.section = context.recipe.vae
-        self.pictures = context.index.pictures()
+        self.recipe = workspace.recipe
+        self.section = workspace.recipe.vae
+        self.pictures = workspace.index.pictures()
         self.train = train
         self.held_out = held_out[:MAX_HELD_OUT]
 
@@ -56,12 +56,12 @@ class VaeTask:
             half=trainer.accelerator.mixed_precision != "no",
             size=self.recipe.data.size // self.section.patch_size,
         )
-        autoencoder = build_autoencoder(context.recipe).to(memory_format=layout)
-        load_start(context, "vae", autoencoder)
+        autoencoder = build_autoencoder(workspace.recipe).to(memory_format=layout)
+        load_start(workspace, "vae", autoencoder)
         self.latent_channels = autoencoder.latent_channels
-        self.latent_size = context.recipe.data.size // autoencoder.downsample
+        self.latent_size = workspace.recipe.data.size // autoencoder.downsample
         self.terms: dict[str, Any] = {
-            name: context.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
+            name: workspace.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
             for name, loss in self.section.losses.items()
         }
         self.memory: dict[str, Any] = {}

@@ -93,7 +93,7 @@ def test_drawing_decodes_in_the_latents_own_scale(bench, trained, monkeypatch, n
     recipe = bench.variants.with_overrides(
         shared.recipe, {"diffusion.schedule": "cosine", "diffusion.prediction": "x0", "latents.normalize": normalize}
     )
-    context = bench.variants.VariantContext(
+    context = bench.variants.VariantWorkspace(
         recipe, shared.registry, shared.index, trained.run, shared.parts, None, split_seed=0
     )
 

@@ -175,10 +175,10 @@ def test_picture_without_caption_is_an_error(workshop: Any) -> None:
 def make_text(pipeline: Any) -> None:
     """The text part alone, which needs no autoencoder."""
     from ldmkit.caches.encode import encode_text
-    from ldmkit.run.stage import StageContext
+    from ldmkit.run.workspace import Workspace
 
     parts = pipeline.parts()
     parts["text"].begin()
     encode_text(
-        StageContext(pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, parts, pipeline.reporter)
+        Workspace(pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, parts, pipeline.reporter)
     )

@@ -16,7 +16,7 @@ from ldmkit.denoising import neighbours
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.denoising.task import DenoisingTask
 from ldmkit.run.folder import read_metrics
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.loop import Trainer
 
 SHAPE = (2, 4, 4)
@@ -136,14 +136,14 @@ class Parrot(torch.nn.Module):
 
 def parrot_task(trained: Any, x0: torch.Tensor) -> DenoisingTask:
     pipeline = trained.pipeline()
-    context = StageContext(
+    workspace = Workspace(
         pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, pipeline.parts(), pipeline.reporter
     )
     section = pipeline.recipe.unet.model_copy(update={"precision": "fp32"})
-    train, held_out = context.split()
-    trainer = Trainer(context, context.parts["unet"], section, num_samples=len(train), seed=0)
-    latents = LatentSet(context.folder("latents"), pipeline.recipe.latents, 0)
-    return DenoisingTask(context, trainer, section, Parrot(x0), latents, train, held_out)
+    train, held_out = workspace.split()
+    trainer = Trainer(workspace, workspace.parts["unet"], section, num_samples=len(train), seed=0)
+    latents = LatentSet(workspace.folder("latents"), pipeline.recipe.latents, 0)
+    return DenoisingTask(workspace, trainer, section, Parrot(x0), latents, train, held_out)
 
 
 def test_network_that_knows_the_set_by_heart(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
 from ldmkit.run.folder import locked
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import Ema, emas_of
 from ldmkit.training.loop import Trainer
 
@@ -86,11 +86,11 @@ def again(trained: Any, processes: Any, tmp_path: Path) -> Any:
 
 def trainer(workshop: Any, part: str = "unet", **changes: Any) -> Trainer:
     pipeline = workshop.pipeline()
-    context = StageContext(
+    workspace = Workspace(
         pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, pipeline.parts(), pipeline.reporter
     )
     section = getattr(pipeline.recipe, part).model_copy(update=changes)
-    return Trainer(context, context.parts[part], section, num_samples=16, seed=0)
+    return Trainer(workspace, workspace.parts[part], section, num_samples=16, seed=0)
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 5])

@@ -16,7 +16,7 @@ from ldmkit.denoising.task import DenoisingTask
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_unet
 from ldmkit.report import Reporter
-from ldmkit.run.stage import StageContext
+from ldmkit.run.workspace import Workspace
 from ldmkit.training import clock
 from ldmkit.training.ema import emas_of
 from ldmkit.training.finite import FiniteCheck
@@ -35,12 +35,12 @@ class Lines(Reporter):
         self.lines.append(text)
 
 
-def stage(workshop: Any, part: str, *overrides: str) -> tuple[StageContext, Trainer]:
+def stage(workshop: Any, part: str, *overrides: str) -> tuple[Workspace, Trainer]:
     pipeline = workshop.pipeline(*overrides)
-    context = StageContext(
+    workspace = Workspace(
         pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, pipeline.parts(), Lines()
     )
-    return context, Trainer(context, context.parts[part], getattr(pipeline.recipe, part), num_samples=16, seed=0)
+    return workspace, Trainer(workspace, workspace.parts[part], getattr(pipeline.recipe, part), num_samples=16, seed=0)
 
 
 class Scripted:
@@ -150,18 +150,18 @@ class Reads(TorchDispatchMode):
 
 
 def unet_task(trained: Any, *overrides: str) -> tuple[Trainer, DenoisingTask]:
-    context, trainer = stage(trained, "unet", "unet.precision='fp32'", "unet.dropout=0.0", *overrides)
-    train, held_out = context.split()
-    latents = LatentSet(context.folder("latents"), context.recipe.latents, context.recipe.seed)
+    workspace, trainer = stage(trained, "unet", "unet.precision='fp32'", "unet.dropout=0.0", *overrides)
+    train, held_out = workspace.split()
+    latents = LatentSet(workspace.folder("latents"), workspace.recipe.latents, workspace.recipe.seed)
     torch.manual_seed(0)
-    network = build_unet(context.recipe)
-    return trainer, DenoisingTask(context, trainer, context.recipe.unet, network, latents, train, held_out)
+    network = build_unet(workspace.recipe)
+    return trainer, DenoisingTask(workspace, trainer, workspace.recipe.unet, network, latents, train, held_out)
 
 
 def vae_task(trained: Any, *overrides: str) -> tuple[Trainer, VaeTask]:
-    context, trainer = stage(trained, "vae", "vae.dropout=0.0", "vae.losses.gan.start_step=100", *overrides)
+    workspace, trainer = stage(trained, "vae", "vae.dropout=0.0", "vae.losses.gan.start_step=100", *overrides)
     torch.manual_seed(0)
-    return trainer, VaeTask(context, trainer, *context.split())
+    return trainer, VaeTask(workspace, trainer, *workspace.split())
 
 
 def test_a_step_asks_the_device_once(trained: Any) -> None:
@@ -227,7 +227,7 @@ def test_what_a_stage_tells(workshop: Any, stopwatch: Any) -> None:
     for stops in ((), (4,)):
         rows: list[Any] = []
         for stop in (*stops, None):
-            context, trainer = stage(workshop, "unet", *overrides, "unet.precision='fp32'", f"name='run{len(stops)}'")
+            workspace, trainer = stage(workshop, "unet", *overrides, "unet.precision='fp32'", f"name='run{len(stops)}'")
             task = Scripted(trainer, [0.1] * 7)
             begun = 3 if stops and stop is None else 0  # the last checkpoint before the stop
             task.held_out = [1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6][begun:]
@@ -242,14 +242,14 @@ def test_what_a_stage_tells(workshop: Any, stopwatch: Any) -> None:
                 return steps(step)
 
             task.train_step = train_step  # type: ignore[method-assign]
-            context.folder("unet").mkdir(parents=True, exist_ok=True)
+            workspace.folder("unet").mkdir(parents=True, exist_ok=True)
             if stop is None:
                 trainer.fit(task)
             else:
                 with pytest.raises(KeyError):
                     trainer.fit(task)
-            rows += context.reporter.lines
-        logged = [json.loads(line) for line in (context.folder("unet") / "metrics.jsonl").read_text().splitlines()]
+            rows += workspace.reporter.lines
+        logged = [json.loads(line) for line in (workspace.folder("unet") / "metrics.jsonl").read_text().splitlines()]
         assert [row["loader_wait"] for row in logged] == [pytest.approx(0.1)] * 7
         told.append(rows)
     threads = torch.get_num_threads()

@@ -188,11 +188,11 @@ def test_adversarial_loss_alone(workshop: Any) -> None:
 
 
 def train(workshop: Any, *overrides: str) -> None:
-    from ldmkit.run.stage import StageContext
+    from ldmkit.run.workspace import Workspace
 
     pipeline = workshop.pipeline(*overrides)
     train_vae(
-        StageContext(
+        Workspace(
             pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, pipeline.parts(), pipeline.reporter
         )
     )

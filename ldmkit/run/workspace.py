@@ -1,4 +1,4 @@
-"""What every stage is handed: the recipe, the plugins, the pictures and the folders of the run."""
+"""What every stage works with: the recipe, the plugins, the pictures and the folders of the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ldmkit.run.folder import Part
 
 
 @dataclass(frozen=True)
-class StageContext:
+class Workspace:
     """A stage reads the parts before it and fills its own."""
 
     recipe: Recipe
