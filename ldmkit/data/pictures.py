@@ -117,11 +117,11 @@ class PictureIndex:
                 found.append(f"{said}: shares its caption file with {printable(beside)}, which has the same stem")
         return found
 
-    def told(self, limit: int | None = None) -> list[str]:
+    def summary(self, limit: int | None = None) -> list[str]:
         """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
         lines = []
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
-        for title, found in (("left out", rejected), ("to know of", self.remarks())):
+        for title, found in (("left out", rejected), ("remarks", self.remarks())):
             if found:
                 lines += [f"{len(found)} {title}", *(f"  {line}" for line in found[:limit])]
                 lines += [f"  and {len(found) - limit} more"] if limit is not None and len(found) > limit else []

@@ -270,10 +270,7 @@ class VaeTask:
                     f"[vae.losses.{name}] start_on_plateau = true is for adversarial losses, and "
                     f"{losses[name].use} is none; give it a start_step or start_epoch"
                 )
-        size = self.section.batch_size
-        earliest = {
-            name: max(loss.start_step, loss.start_epoch * len(self.train) // size) for name, loss in losses.items()
-        }
+        earliest = self.section.earliest_steps(len(self.train))
         return LossGuard(
             losses, adversarial=adversarial, earliest=earliest, settings=self.section.guard, memory=self.memory
         )
