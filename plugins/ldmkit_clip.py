@@ -102,7 +102,9 @@ class Clip:
         config = self._load(AutoConfig.from_pretrained, trust_remote_code=False)
         config = getattr(config, "text_config", config)  # of a whole CLIP, its text half
         if config.model_type != "clip_text_model":
-            raise LdmkitError(f"text encoder 'clip': {self.model} is a {config.model_type!r}, not a CLIP; correct text.model")
+            raise LdmkitError(
+                f"text encoder 'clip': {self.model} is a {config.model_type!r}, not a CLIP; correct text.model"
+            )
         return config
 
     def _load(self, from_pretrained: Callable[..., Any], **options: Any) -> Any:

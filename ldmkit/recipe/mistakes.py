@@ -9,9 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from ldmkit.components.options import Option, Options, did_you_mean
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.base import Component
 from ldmkit.recipe.sections import COMPONENTS, Recipe
-from ldmkit.recipe.training import VaeLoss
+from ldmkit.recipe.training import Component, VaeLoss
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
