@@ -1,5 +1,6 @@
 """Published models: from a local folder, else the Hugging Face cache, else the hub, in bounded time."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ def load_pretrained(
     Raises LdmkitError where the model can be had from nowhere, or not whole.
     """
     from huggingface_hub.errors import HfHubHTTPError
-    from transformers.utils import logging
 
     name = model if revision is None else f"{model} at revision {revision}"
-    verbosity = logging.get_verbosity()
+    logger = logging.getLogger("transformers")
+    level = logger.level
     if weights:
         options |= {"use_safetensors": True, "output_loading_info": True}
         # It would list each tensor that is missing or not needed: of a published CLIP's other half, hundreds.
-        logging.set_verbosity_error()
+        logger.setLevel(logging.ERROR)
     try:
         loaded = _load(from_pretrained, model, revision, options)
     except ImportError:  # of a package that the model needs
@@ -56,7 +57,7 @@ def load_pretrained(
             + (f"; {otherwise}" if otherwise else "")
         ) from error
     finally:
-        logging.set_verbosity(verbosity)
+        logger.setLevel(level)
     if not weights:
         return loaded
     network, report = loaded
