@@ -44,7 +44,7 @@ from ldmkit.recipe.training import Training, Vae
 from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import Part
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import processes
+from ldmkit.training.device import processes
 from ldmkit.vae.train import train_vae
 
 
