@@ -21,6 +21,26 @@ from ldmkit.report import Reporter
 
 REPOSITORY = Path(__file__).parents[1]
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite is shared out among two processes, file by file; a single file runs in this one.
+
+    `pytest -n 0` keeps the whole suite in this process too, and so does a Python without pytest-xdist.
+    """
+    options = config.option
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    if is_whole and getattr(options, "numprocesses", 0) is None and not (options.usepdb or options.collectonly):
+        options.numprocesses, options.dist, options.loadscopereorder = 2, "loadfile", False
+        # Each with one thread, or they wait for each other at every operation.
+        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The room that takes longest comes first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
 # Everything random is on: flips, dropout, posterior, caption dropout, an adversarial term that starts on the way.
 TINY = """
 [data]
