@@ -13,7 +13,7 @@ MODULE = re.compile(r"python -m ((?:tests|benchmarks|fuzz)[\w.]*)")
 
 
 @cache
-def tests_in(path: Path) -> set[str]:
+def defined_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -23,7 +23,7 @@ def missing(text: str) -> list[str]:
     found = []
     for path, test in NAMED.findall(text):
         file = REPOSITORY / path
-        if ("/" in path and not file.exists()) or (test and not (file.is_file() and test in tests_in(file))):
+        if ("/" in path and not file.exists()) or (test and not (file.is_file() and test in defined_in(file))):
             found.append(f"{path}::{test}" if test else path)
     for module in MODULE.findall(text):
         file = REPOSITORY / module.replace(".", "/")
