@@ -11,11 +11,11 @@ import torch
 from ldmkit.caches.sets import LatentSet
 from ldmkit.denoising.conditioning import Conditioning
 from ldmkit.denoising.neighbours import Neighbours
-from ldmkit.diffusion.process import add_noise, make_schedule, target
+from ldmkit.diffusion.process import NoiseSchedule, add_noise, target
 from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.diffusion.weighting import draw_timesteps, loss_weight
+from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.recipe.sections import Diffusion
-from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.randomness import derive, numpy_generator
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import emas_of
@@ -33,9 +33,11 @@ NUM_PREVIEWS = 16
 class DenoisingLoss:
     """Weighted mean squared error of what a network predicts, in float32 whatever it computes in within `autocast`."""
 
-    def __init__(self, diffusion: Diffusion, autocast: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(
+        self, diffusion: Diffusion, schedule: NoiseSchedule, autocast: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self.diffusion = diffusion
-        self.schedule = make_schedule(**diffusion.schedule_options())
+        self.schedule = schedule
         self.autocast = autocast
 
     def __call__(
@@ -76,8 +78,11 @@ class DenoisingTask:
         latents: LatentSet,
         train: np.ndarray,
         held_out: np.ndarray,
+        *,
+        schedule: NoiseSchedule,
+        autoencoder: AutoencoderKL,
     ) -> None:
-        """`train`, `held_out`: indices of pictures in `latents`."""
+        """`train`, `held_out`: indices of pictures in `latents`, which the `autoencoder` decodes in sample grids."""
         recipe = workspace.recipe
         network.to(memory_format=torch.channels_last)
         self.engine = engine
@@ -95,13 +100,13 @@ class DenoisingTask:
                 f"{engine.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
                 "training pictures, chosen at random"
             )
-        self.loss = DenoisingLoss(recipe.diffusion, engine.autocast)
-        self.sampler = workspace.registry.build("sampler", recipe.sampler.table(), where="[sampler]")
-        self.autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
+        self.loss = DenoisingLoss(recipe.diffusion, schedule, engine.autocast)
         self.memory: dict[str, Any] = {}
         self.modules: dict[str, torch.nn.Module] = {"model": network}
         self.emas = emas_of(network, engine.section.ema_decays, engine.device)
         self.model = engine.add("model", network)
+        self.sampler = workspace.registry.build("sampler", recipe.sampler.table(), where="[sampler]")
+        self.autoencoder = autoencoder
 
     def train_step(self, step: int) -> dict[str, torch.Tensor]:
         engine = self.engine

@@ -8,8 +8,10 @@ from ldmkit.caches.sets import LatentSet, TextSet
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.denoising.conditioning import Captions
 from ldmkit.denoising.task import DenoisingTask
+from ldmkit.diffusion.process import make_schedule
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image
+from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import Engine
 from ldmkit.training.loop import train
@@ -28,14 +30,18 @@ def train_t2i(workspace: Workspace) -> Metrics:
     engine = Engine("t2i", section, num_samples=len(split[0]), seed=recipe.seed)
     # A compiled network wants every batch of one shape.
     texts.cut_padding = section.mask_padding and not engine.compiles
+    autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
     torch.manual_seed(engine.seed)  # the networks' first weights
     encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
     network = build_text_to_image(recipe, encoder, encoder.load_module(tokenizer) if encoder.trainable else None)
+    schedule = make_schedule(**recipe.diffusion.schedule_options())
+    write_json(folder / "config.json", {**section.network(), "text": recipe.text.table()})
     load_start(workspace, "t2i", network)
     captions = Captions(texts, engine, dropout=section.caption_dropout)
-    task = DenoisingTask(workspace, engine, network, captions, latents, *split)
-    write_json(folder / "config.json", {**section.network(), "text": recipe.text.table()})
+    task = DenoisingTask(
+        workspace, engine, network, captions, latents, *split, schedule=schedule, autoencoder=autoencoder
+    )
     prompts = "".join(f"{texts.captions[i]}\n" for i in texts.index[task.previewed])
     write_atomic(folder / "samples" / "prompts.txt", prompts.encode())
     return train(workspace, engine, task)

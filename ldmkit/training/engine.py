@@ -38,14 +38,11 @@ class Engine:
         self.name = name
         self.section = section
         self.seed = derive(seed, name, 0)
-        self.num_steps = section.num_steps(num_samples)
+        self.num_samples = num_samples
         self.processes = processes()
         self.device = self.processes.device
         self.precision = resolve_precision(section.precision)
         use_deterministic_kernels(self.device, asked=section.deterministic)
-        # Compiling takes a minute or more, which a short run does not earn back.
-        auto = self.device.type == "cuda" and self.num_steps >= 5000
-        self.compiles = auto if section.compile == "auto" else section.compile == "on"
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision == "fp16" else None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.skipped: set[str] = set()
@@ -59,6 +56,18 @@ class Engine:
                 f"{name}: batch_size = {section.batch_size} must be a multiple of the number of processes "
                 f"({self.processes.num_processes}) times grad_accumulation ({section.grad_accumulation})"
             )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.section.num_steps(self.num_samples)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether `model` is compiled: that takes a minute or more, which a short run does not earn back."""
+        if self.section.compile == "auto":
+            return self.device.type == "cuda" and self.num_steps >= 5000
+        return self.section.compile == "on"
 
     # --- networks --------------------------------------------------------------------------------------------
 

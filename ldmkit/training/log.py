@@ -1,18 +1,15 @@
 """What a training stage writes down on its way: numbers, sample grids, loss curves, what it warns of."""
 
-from contextlib import AbstractContextManager
-from types import TracebackType
-
 import torch
 
-from ldmkit.run.folder import MetricsLog, Part, read_metrics
+from ldmkit.run.folder import MetricsLog, Part
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.overfitting import CURVES, find_overfitting
 from ldmkit.training.plots import plot_losses, save_picture
 from ldmkit.training.task import Metrics
 
 
-class TrainingLog(AbstractContextManager["TrainingLog"]):
+class TrainingLog:
     """`metrics.jsonl`, `samples/`, `loss.png`, TensorBoard and the plugins' hook; cut back to the step resumed from."""
 
     def __init__(self, workspace: Workspace, part: Part, resume_step: int) -> None:
@@ -21,13 +18,7 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         self.workspace = workspace
         self.part = part
         self._log = MetricsLog(part.folder / "metrics.jsonl", resume_step)
-        self._rows = read_metrics(self._log.path)
         self._tensorboard = SummaryWriter(part.folder / "tensorboard", purge_step=resume_step + 1)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tensorboard.close()
 
     def write(self, step: int, row: Metrics, pictures: dict[str, torch.Tensor]) -> None:
         """The numbers and the sample grids (H, W, 3) uint8 of one step, where there are any."""
@@ -37,11 +28,13 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             self._tensorboard.add_image(f"{name}/{key}", picture, step, dataformats="HWC")
         if row:
             self._log.write(step, row)
-            self._rows.append({"step": step, **row})
             for key, value in row.items():
                 self._tensorboard.add_scalar(f"{name}/{key}", value, step)
             workspace.registry.hook.log_metrics(run_dir=workspace.run_dir, stage=name, step=step, metrics=row)
-        if any(key in row for key in CURVES) and (found := find_overfitting(self._rows)):
+        if any(key in row for key in CURVES) and (found := find_overfitting(self._log.rows)):
             workspace.reporter.line(f"{name}: step {step}: {found.line(name)}")
         if pictures:
             plot_losses(folder, f"{workspace.recipe.name}: {name}")
+
+    def close(self) -> None:
+        self._tensorboard.close()

@@ -1,7 +1,7 @@
 """The loop that every training stage runs in: one clock of optimizer steps, checkpoints, logs, signals."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 import torch
 
@@ -37,7 +37,7 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
     # Where it was stopped between the last checkpoint and the end, there is no step left to evaluate.
     held_out = engine.from_main(task.evaluate) if start == num_steps else {}
 
-    with log or nullcontext(), signals, checkpoints, reporter.bar(name, num_steps, start) as bar:
+    with closing(log) if log else nullcontext(), signals, checkpoints, reporter.bar(name, num_steps, start) as bar:
         for step in range(start, num_steps):
             checkpoints.check()
             done, last = step + 1, step + 1 == num_steps
@@ -45,13 +45,8 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             pictures: dict[str, torch.Tensor] = {}
             held_out = {}
 
-            # One optimizer step, and the averages' where the fp16 scaler did not skip it.
-            engine.begin_step(step)
             with _out_of_memory_explained(engine, data.size):
-                scalars = task.train_step(step)
-            if "model" not in engine.skipped:
-                for average in task.emas.values():
-                    average.update_parameters(task.modules["model"])
+                scalars = update(engine, task, step)
 
             # Log.
             if done % section.log_every == 0 or last:
@@ -96,6 +91,16 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             save_weights(part.folder / f"{key}.safetensors", module.state_dict())
     engine.processes.wait_for_everyone()
     return held_out
+
+
+def update(engine: Engine, task: Task, step: int) -> dict[str, torch.Tensor]:
+    """One optimizer step, and the averages' where the fp16 scaler did not skip it."""
+    engine.begin_step(step)
+    scalars = task.train_step(step)
+    if "model" not in engine.skipped:
+        for average in task.emas.values():
+            average.update_parameters(task.modules["model"])
+    return scalars
 
 
 @contextmanager

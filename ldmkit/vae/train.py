@@ -34,9 +34,9 @@ def train_vae(workspace: Workspace) -> Metrics:
     engine = Engine("vae", recipe.vae, num_samples=len(split[0]), seed=recipe.seed)
     torch.manual_seed(engine.seed)  # the networks' first weights
     network = build_autoencoder(recipe)
+    write_json(workspace.folder("vae") / "config.json", recipe.vae.network())
     load_start(workspace, "vae", network)
     task = VaeTask(workspace, engine, network, *split)
-    write_json(workspace.folder("vae") / "config.json", recipe.vae.network())
     return train(workspace, engine, task)
 
 
