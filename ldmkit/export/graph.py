@@ -113,7 +113,7 @@ def compare(network: Network, graph: bytes | Path, *, name: str, tolerance: floa
         if not difference <= tolerance:
             raise LdmkitError(
                 f"{name}: the exported graph differs from torch by {difference:.3g} at {_case(batch, size)}, more than "
-                f"{tolerance:g}. Try another opset in [export]; if it stays, the bundle would draw something else."
+                f"{tolerance:g}. Try another opset in [export]; if it stays, the bundle would draw something else"
             )
         largest = max(largest, difference)
         timesteps += given["t"].tolist() if "t" in given else []
@@ -135,7 +135,7 @@ def half_difference(network: Network, graph: bytes | Path, *, name: str) -> floa
         if not difference < float("inf"):
             raise LdmkitError(
                 f"{name}: the graph's values are too large for float16 at {_case(batch, size)}: "
-                "take `ldmkit export onnx --precision fp16-weights` or fp32."
+                "use `ldmkit export onnx --precision fp16-weights` or fp32"
             )
         found = max(found, difference)
     return found
@@ -157,7 +157,7 @@ def _differences(
             raise LdmkitError(f"{name}: the exported graph fails at {_case(batch, size)}: {error}") from error
         if got.shape != tuple(wanted.shape):
             raise LdmkitError(
-                f"{name}: at {_case(batch, size)} the graph gives {got.shape}, torch {tuple(wanted.shape)}."
+                f"{name}: at {_case(batch, size)} the graph gives {got.shape}, torch {tuple(wanted.shape)}"
             )
         yield batch, size, given, float((torch.from_numpy(got) - wanted).abs().max())
 
