@@ -117,10 +117,12 @@ def strange_values(table: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tu
     for key, value in items:
         inner = (*place, key) if isinstance(key, str) else place
         if isinstance(value, date | time):
-            line = f"{_table(inner[:-1])} {inner[-1]} = {value} is a date, which no key takes; text stands in quotes"
+            line = f"{_table(inner[:-1])} {inner[-1]} = {value} is a date, which no key takes; put text in quotes"
             yield inner, line.strip()
         elif isinstance(value, str) and "\0" in value:
-            line = f"{_table(inner[:-1])} {inner[-1]} = {json.dumps(value)} holds a NUL, which no name of a file can"
+            line = (
+                f"{_table(inner[:-1])} {inner[-1]} = {json.dumps(value)} holds a NUL character, which no file name can"
+            )
             yield inner, line.strip()
         yield from strange_values(value, inner)
 
