@@ -84,8 +84,8 @@ class Training(Section):
     keep_every: int = no_result(0, ge=0, description="also keep checkpoints at multiples of this many steps; 0: none")
     keep_best: bool = no_result(
         False,
-        description="save at each evaluation whose held-out loss is the lowest so far (of the first average, where there "
-        "is one), and keep that checkpoint",
+        description="save at each evaluation whose held-out loss is the lowest so far (of the first average, where "
+        "there is one), and keep that checkpoint",
     )
     deterministic: bool = no_result(
         False,
