@@ -31,14 +31,14 @@ def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Re
 
 @click.group()
 def recipe() -> None:
-    """Look at recipes and write new ones."""
+    """Check, show and write recipes."""
 
 
 @recipe.command()
 @click.argument("recipe")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Say what is wrong with RECIPE, if anything."""
+    """Check RECIPE and list every mistake."""
     checked, _ = open_recipe(recipe, overrides)
     click.echo(f"{recipe}: no mistakes ({checked.name})")
 
@@ -71,7 +71,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @recipe.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def new(file: Path) -> None:
-    """Write a commented recipe to FILE, ready to be changed."""
+    """Write a commented recipe to FILE, ready to edit."""
     from ldmkit.errors import LdmkitError
     from ldmkit.recipe.template import template
 
