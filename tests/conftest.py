@@ -163,10 +163,10 @@ def new_workshop(folder: Path) -> Workshop:
 # which is exact where a timer is not.
 PARENT = """
 import importlib, json, os, sys
+from ldmkit.run.parts import PARTS
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
              "ldmkit_samplers", "ldmkit_losses", "ldmkit_patchgan", "ldmkit_transformer", "ldmkit_captions",
-             *("ldmkit." + stage for stage in
-               ("caches.caption", "vae.train", "caches.encode", "denoising.train_unet", "denoising.train_t2i"))):
+             *(spec.maker.split(":")[0] for name, spec in PARTS.items() if name != "bundle")):
     importlib.import_module(name)
 
 def child(job):
