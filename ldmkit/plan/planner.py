@@ -45,7 +45,7 @@ from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import Part
 from ldmkit.run.parts import PARTS, behind
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import processes
+from ldmkit.training.device import processes
 from ldmkit.vae.train import train_vae
 
 
