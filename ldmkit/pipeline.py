@@ -63,7 +63,7 @@ class Pipeline:
         folder = Path(data.path)
         if not folder.exists() and data.source != "folder":
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
-            with self.reporter.counter("data") as progress:
+            with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
         with self.reporter.counter("reading pictures") as progress:
             return scan(
