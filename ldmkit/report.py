@@ -2,10 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, TextIO
+
+PATIENCE = 2.0
+"""seconds of work that need no display"""
 
 
 def printable(text: str) -> str:
@@ -45,8 +48,9 @@ class Bar:
 class PlainBar(Bar):
     """A line every ten seconds and at the end."""
 
-    def __init__(self, title: str, total: int, done: int) -> None:
+    def __init__(self, title: str, total: int, done: int, stream: TextIO) -> None:
         super().__init__(title, total, done)
+        self._stream = stream
         self._last = self._start
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
@@ -56,8 +60,8 @@ class PlainBar(Bar):
             return
         self._last = now
         words = [self.title, f"{self.done}/{self.total}", self._speed(), self._text(metrics)]
-        sys.stdout.write("  ".join(word for word in words if word) + "\n")
-        sys.stdout.flush()
+        self._stream.write("  ".join(word for word in words if word) + "\n")
+        self._stream.flush()
 
 
 class RichBar(Bar):
@@ -80,23 +84,30 @@ class RichBar(Bar):
 class Reporter:
     """Prints what happens; silent in all processes but the first."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, err: bool = False) -> None:
+        """`err`: on stderr, where stdout is for the result."""
         self.quiet = quiet
+        self.err = err
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self.err else sys.stdout
 
     def line(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            sys.stdout.write(printable(text) + "\n")
-            sys.stdout.flush()
+            self._stream.write(printable(text) + "\n")
+            self._stream.flush()
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A progress display for the block."""
         if self.quiet:
             yield Bar(title, total, done)
-        elif not sys.stdout.isatty():
-            yield PlainBar(title, total, done)
+        elif not self._stream.isatty():
+            yield PlainBar(title, total, done, self._stream)
         else:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             columns = (
@@ -106,8 +117,23 @@ class Reporter:
                 TextColumn("{task.fields[speed]}"),
                 TextColumn("{task.fields[metrics]}"),
             )
-            with Progress(*columns, refresh_per_second=4) as progress:
+            with Progress(*columns, refresh_per_second=4, console=Console(stderr=self.err)) as progress:
                 yield RichBar(title, total, done, progress)
+
+    @contextmanager
+    def counter(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """`progress(done, total)` for work that learns its total on the way; what is done soon shows nothing."""
+        with ExitStack() as display:
+            began, bar = time.monotonic(), None
+
+            def progress(done: int, total: int) -> None:
+                nonlocal bar
+                if bar is not None:
+                    bar.advance(done - bar.done)
+                elif time.monotonic() - began >= PATIENCE:
+                    bar = display.enter_context(self.bar(title, total, done))
+
+            yield progress
 
 
 def duration(seconds: float) -> str:

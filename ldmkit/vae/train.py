@@ -147,7 +147,7 @@ class VaeTask:
                 term.discriminator.requires_grad_(False)  # this pass trains the autoencoder alone
                 value = term(reconstruction)
                 (gradient,) = torch.autograd.grad(value, reconstruction.output)
-                last_layer = self.autoencoder.decoder.conv_out.weight
+                last_layer = self.autoencoder.decoder.get_parameter("conv_out.weight")
                 adaptive = adaptive_weight(output, gradients[0], gradient, last_layer, self.section.max_adaptive_weight)
                 note(name, value)
                 note(f"{name}_adaptive_weight", adaptive)

@@ -18,9 +18,8 @@ from ldmkit.components.registry import Registry
 from ldmkit.denoising.task import DenoisingLoss
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.convert import convert_checkpoint
+from ldmkit.models.convert import SEED_DISCRIMINATOR, SEED_UNET_T2I, SEED_VAE, convert_checkpoint
 from ldmkit.models.discriminator import PatchDiscriminator
-from ldmkit.models.presets import SEED_DISCRIMINATOR, SEED_UNET_T2I, SEED_VAE
 from ldmkit.models.unet import UNet
 from ldmkit.recipe import load_recipe
 from ldmkit.vae.adversarial import adaptive_weight
