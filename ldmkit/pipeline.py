@@ -174,7 +174,7 @@ class Pipeline:
             self._announced = True
             folder = Path(self.recipe.data.path).absolute()
             self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
-            for line in self.index.told(MAX_REMARKS):
+            for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
 
     def _leave_nothing(self) -> None:

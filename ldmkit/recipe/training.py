@@ -158,6 +158,13 @@ class Vae(Training):
     )
     guard: GanGuard = Field(default_factory=lambda: GanGuard(), description="the guard over adversarial losses")
 
+    def earliest_steps(self, num_pictures: int) -> dict[str, int]:
+        """By loss the optimizer step before which it does not count, for a training set of this many pictures."""
+        return {
+            name: max(loss.start_step, loss.start_epoch * num_pictures // self.batch_size)
+            for name, loss in self.losses.items()
+        }
+
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `AutoencoderKL`."""
         return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size"})

@@ -212,6 +212,16 @@ def draw(path: Path, *_: str) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
 
 
+def test_data_commands_show_their_progress_beside_the_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldmkit.report.PATIENCE", 0)
+    made = run("data", "make", "toy-cats", "-n", "3", "--size", "16")
+    assert made.out == f"{Path('data/toy-cats')}\n"
+    assert made.err.startswith("drawing toy-cats  3/3  ")
+    checked = run("data", "check", "data/toy-cats")
+    assert checked.out == "3 pictures; sizes: 16x16 (3)\n"
+    assert checked.err.startswith("reading pictures  3/3  ")
+
+
 def test_data_check_tells_what_to_know(run: Run, tmp_path: Path) -> None:
     import json
 
@@ -219,7 +229,7 @@ def test_data_check_tells_what_to_know(run: Run, tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "b.bmp"):
         draw(tmp_path / "pictures" / name)
     out = run("data", "check", "pictures").out
-    assert "2 to know of" in out
+    assert "2 remarks" in out
     assert "b.png: the same content as a.png" in out
     assert "b.png: shares its caption file with b.bmp" in out
     assert len(json.loads(run("data", "check", "pictures", "--json").out)["remarks"]) == 2
