@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmkit.cli.options import provider_option
+
 if TYPE_CHECKING:
+    from ldmkit.export.torch_backend import TorchBackend
     from ldmkit.recipe import Recipe
 
 
@@ -64,7 +67,7 @@ def safetensors(run: Path | None, out: Path) -> None:
 
 @export.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--provider", default="auto", help="What draws the golden pictures, as in `ldmkit generate`.")
+@provider_option("What draws the golden pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(bundle: Path, provider: str, as_json: bool) -> None:
     """Check the bundle in folder BUNDLE: hashes, ONNX's checker, shapes, and the pictures that it was exported with."""
@@ -118,3 +121,15 @@ def run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
     for plugin in recipe.plugins:
         click.echo(f"{folder / 'recipe.json'}: runs the plugin {plugin}", err=True)  # before it does
     return folder, recipe
+
+
+def open_run(run: Path) -> "TorchBackend":
+    """The networks of a run, by its folder or its name in runs/. Raises LdmkitError where it is not finished."""
+    from ldmkit.cli.missing import require
+    from ldmkit.components.registry import Registry
+
+    folder, recipe = run_and_recipe(run)
+    require("torch")
+    from ldmkit.export.torch_backend import TorchBackend
+
+    return TorchBackend(recipe, Registry.load([Path(plugin) for plugin in recipe.plugins]), folder)

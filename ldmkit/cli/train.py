@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmkit.cli.missing import EXPORT, TRAINING, require
+from ldmkit.cli.options import set_option
 
 if TYPE_CHECKING:
     from ldmkit.pipeline import Pipeline, Planned
@@ -22,7 +23,6 @@ _init_from = click.option(
     metavar="RUN|FILE",
     help="Start networks from the weights of another run, or of a safetensors file: weights alone, step 0.",
 )
-_set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
 
 
 def open_pipeline(name: str, overrides: tuple[str, ...] = ()) -> "Pipeline":
@@ -40,7 +40,7 @@ def open_pipeline(name: str, overrides: tuple[str, ...] = ()) -> "Pipeline":
 @_recipe
 @click.option("--only", type=click.Choice(STAGE_NAMES), help="Run this stage alone, if it is missing or stale.")
 @click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage and those behind it.")
-@_set
+@set_option
 @click.option("--dry-run", is_flag=True, help="Print what would run, and why, and do nothing.")
 @_force
 @_init_from
@@ -73,7 +73,7 @@ def train(
 def _stage(name: str, text: str) -> click.Command:
     @click.command(name, help=text)
     @_recipe
-    @_set
+    @set_option
     @click.option("--again", is_flag=True, help="Run it anew even if it is up to date; the old result is kept aside.")
     def command(
         recipe: str, overrides: tuple[str, ...], again: bool, force: bool = False, init_from: Path | None = None
@@ -99,7 +99,7 @@ train_t2i = _stage("train-t2i", "Train the text-to-image U-Net.")
 
 @click.command()
 @_recipe
-@_set
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show which parts of RECIPE's run are done, interrupted, missing or stale, and why."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmkit.cli.missing import TRAINING, require
+from ldmkit.cli.options import set_option
 from ldmkit.errors import LdmkitError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ STAGE_NAMES = ("train-vae", "train-unet", "train-t2i")
 
 @click.command("verify-resume")
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--only", type=click.Choice(STAGE_NAMES), help="Look at this stage alone.")
 @click.option("--steps", default=9, show_default=True, type=click.IntRange(min=3), help="Steps of each stage.")
 @click.option("--kills", default=4, show_default=True, type=click.IntRange(min=1), help="Kills of each stage.")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,30 +13,18 @@ from torch import Tensor, nn
 from ldmkit.caches.sets import latent_statistics
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
-from ldmkit.diffusion.process import Prediction
 from ldmkit.errors import LdmkitError
 from ldmkit.export.networks import DecoderGraph, EncoderGraph
 from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.recipe import Recipe
 from ldmkit.run.folder import is_finished
 from ldmkit.run.networks import load_autoencoder, trained_weights
+from ldmkit.runtime.backend import Description
 from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER, Defaults, Latent, Schedule
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What a bundle's manifest would say of the run."""
-
-    name: str
-    schedule: Schedule
-    prediction: Prediction
-    latent: Latent
-    picture_size: int
-    defaults: Defaults
-
-
 class TorchBackend:
-    """`ldmkit.runtime.generate.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
+    """`ldmkit.runtime.backend.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
 
     draws_text = True
     draws_unconditionally = True
@@ -80,7 +67,7 @@ class TorchBackend:
         for network in self._networks.values():
             network.to(self._device).eval().requires_grad_(False)
         table = recipe.sampler.table()
-        self.manifest = RunFacts(
+        self.manifest = Description(
             name=recipe.name,
             schedule=Schedule.model_validate(recipe.diffusion.schedule_options()),
             prediction=recipe.diffusion.prediction,

@@ -1,11 +1,9 @@
 """Opens onnxruntime sessions on the device that was asked for, and tells which one is really in use."""
 
 import contextlib
-import ctypes
 import io
 import os
 import re
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -53,8 +51,10 @@ def check_provider(provider: str) -> Provider:
 
 def gpu_may_exist() -> bool:
     """Whether an NVIDIA driver is here: cheap, and without onnxruntime's messages on stderr."""
+    from shutil import which
+
     devices = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/dxg")]  # /dev/dxg: Windows' Linux subsystem
-    return any(device.exists() for device in devices) or shutil.which("nvidia-smi") is not None
+    return any(device.exists() for device in devices) or which("nvidia-smi") is not None
 
 
 def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack: bool = True) -> tuple[Any, Used]:
@@ -193,6 +193,8 @@ def missing_libraries(provider: Literal["cuda", "tensorrt"]) -> list[str]:
 
 
 def _loads(library: str) -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL(library)
     except OSError:
