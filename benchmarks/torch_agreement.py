@@ -16,7 +16,7 @@ import numpy as np
 from mistakes import told
 from PIL import Image
 
-from ldmkit.cli.export import open_run
+from ldmkit.cli.export import torch_backend
 from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import draw
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(chosen.num, chosen.steps) < 1:
         parser.error("--num and --steps must be at least 1")
     wanted = [PictureRequest(chosen.prompt if seed % 2 else "", seed) for seed in range(chosen.num)]
-    run, bundle = open_run(chosen.run), Bundle.load(chosen.bundle)
+    run, bundle = torch_backend(chosen.run), Bundle.load(chosen.bundle)
     found = compare(run, bundle, wanted, steps=chosen.steps)
     passed = sum(each >= chosen.least for each in found)
     if chosen.json:

@@ -223,9 +223,9 @@ def _open(run: Path | None, bundle: Path | None, provider: str) -> "Backend":
     from ldmkit.runtime.onnx_backend import OnnxBackend
 
     if run is not None:
-        from ldmkit.cli.export import open_run
+        from ldmkit.cli.export import torch_backend
 
-        return open_run(run)
+        return torch_backend(run)
     return OnnxBackend.load(bundle or default_bundle(Path("exports"), shipped.exports_dir()), provider=provider)
 
 

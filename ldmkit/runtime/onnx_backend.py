@@ -94,7 +94,7 @@ class OnnxBackend:
         if VAE_ENCODER not in self.manifest.files:
             raise LdmkitError(
                 f"bundle {self.folder} has no {VAE_ENCODER}, so it cannot start from a picture: export it again with "
-                "`ldmkit export onnx --with-encoder`."
+                "`ldmkit export onnx --with-encoder`"
             )
 
     @property
@@ -184,26 +184,26 @@ class OnnxBackend:
         try:
             external = _external_files(path)
         except ValueError as error:
-            raise LdmkitError(f"{path} is not an ONNX graph ({error}): export it again.") from None
+            raise LdmkitError(f"{path} is not an ONNX graph ({error}): export it again") from None
         if external - {part.encode() for part in parts[1:]}:  # weights in files that no hash covers
-            raise LdmkitError(f"{path} refers to a file outside itself: export it again.")
+            raise LdmkitError(f"{path} refers to a file outside itself: export it again")
         # By its path: a large graph's bytes in memory, and onnxruntime's copy of them, would be twice its size. The
         # text encoder is called once a batch.
         opened = open_session(path, name=str(path), provider=self._asked, prepack=name != TEXT_ENCODER)
         for part, before in checked.items():
             if _identity(self.folder / part) != before:
-                raise LdmkitError(f"{self.folder / part} was changed while it was opened: try again.")
+                raise LdmkitError(f"{self.folder / part} was changed while it was opened: try again")
         return opened
 
     def _locate(self, name: str) -> Path:
         """The path of a file of the manifest, a plain file of the size that it says."""
         path, entry = self.folder / name, self.manifest.files[name]
         if path.is_symlink() or not path.is_file():
-            raise LdmkitError(f"{self.folder} is not a whole bundle: {name} is in {MANIFEST}, but not a file there.")
+            raise LdmkitError(f"{self.folder} is not a whole bundle: {name} is in {MANIFEST}, but not a file there")
         if path.stat().st_size != entry.size:
             raise LdmkitError(
                 f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {entry.size}: it is damaged or was "
-                "changed. Export the bundle again, or fetch it anew."
+                "changed. Export the bundle again, or fetch it anew"
             )
         return path
 
@@ -225,7 +225,7 @@ class OnnxBackend:
         if sha256 != self.manifest.files[name].sha256:
             raise LdmkitError(
                 f"{self.folder / name} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed. "
-                "Export the bundle again, or fetch it anew."
+                "Export the bundle again, or fetch it anew"
             )
 
 

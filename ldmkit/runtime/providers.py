@@ -45,7 +45,7 @@ class ProviderWarning(UserWarning):
 def check_provider(provider: str) -> Provider:
     """`provider` itself. Raises LdmkitError where there is no such one."""
     if provider not in get_args(Provider):
-        raise LdmkitError(f"provider {provider!r} is unknown; choose from {', '.join(get_args(Provider))}.")
+        raise LdmkitError(f"provider {provider!r} is unknown; choose from {', '.join(get_args(Provider))}")
     return cast(Provider, provider)
 
 
@@ -95,12 +95,12 @@ def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack:
     elif wanted in ("cuda", "tensorrt") and not gpu_may_exist():
         lacks += " (no NVIDIA driver was found)"
     if provider == "auto":
-        words = f"an NVIDIA GPU seems to be here, but {lacks}. {_REMEDIES[wanted]}. `ldmkit doctor` says more."
+        words = f"an NVIDIA GPU seems to be here, but {lacks}. {_REMEDIES[wanted]}. `ldmkit doctor` says more"
         warnings.warn(words, ProviderWarning, stacklevel=2)
         return _session(graph, name, [NAMES["cpu"]], prepack), "cpu"
     raise LdmkitError(
         f"provider '{wanted}' was asked for, but {lacks} for {name}. {_REMEDIES[wanted]}. `ldmkit doctor` says more; "
-        "`--provider cpu` draws without."
+        "`--provider cpu` draws without"
     )
 
 

@@ -63,10 +63,10 @@ def serve(
     signal.signal(signal.SIGTERM, leave)  # so that the folder of pictures is removed
     with running(bundles, host=host, port=port) as server:
         if not is_loopback(host):
-            tell(f"warning: --host {host} lets every machine that reaches this one draw here, without a password.")
+            tell(f"warning: --host {host} lets every machine that reaches this one draw here, without a password")
         tell(f"{server.url}  (Ctrl-C ends it)")
         if share:
-            tell("warning: --share lets everybody who has the link draw here, through a server of Gradio's makers.")
+            tell("warning: --share lets everybody who has the link draw here, through a server of Gradio's makers")
             tell(_share(server))
         if browser and _has_display():
             webbrowser.open(server.url)

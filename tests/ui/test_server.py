@@ -53,13 +53,13 @@ def test_a_file_of_the_server_is_no_input(forger: Any, tmp_path: Path) -> None:
     secret.write_text("secret")
     upload = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     for key in ("prompt", "bundle", "seed"):
-        assert forger.draw(**{key: upload}) == (400, "The request's data must be a list of texts and numbers.\n")
+        assert forger.draw(**{key: upload}) == (400, "the request's data must be a list of texts and numbers\n")
         assert forger.draw(**{key: [upload]}).status == 400
     assert forger.server.page.app.has_launched, "without this Gradio itself does not check such paths"
 
 
 def test_events_that_are_none(forger: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    refused = (400, "The request is for no event of this page, or has too few or too many values.\n")
+    refused = (400, "the request is for no event of this page, or has too few or too many values\n")
     for number, data in ((forger.number("draw"), [1, 2]), (999, []), ("0", []), (None, [])):
         answer = forger.post("queue/join", data=data, fn_index=number, session_hash="none")
         assert (answer.status_code, answer.text) == refused
