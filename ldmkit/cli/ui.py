@@ -9,17 +9,8 @@ from ldmkit.cli.options import provider_option
 
 @click.command()
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    help="Port to listen on; 0: any free one. Default: the first free one from 7860 on.",
-)
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; by default only this machine reaches it.",
-)
+@click.option("--port", type=click.IntRange(0, 65535), help="0: any free one. Default: the first free from 7860 on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--share", is_flag=True, help="Make a public link, through a server run by the makers of Gradio.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
 @provider_option("What the bundles' networks run on.")
