@@ -1,7 +1,6 @@
 """`ldmkit generate`: draws pictures from a bundle, without torch."""
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,37 +21,29 @@ if TYPE_CHECKING:
 MAX_PROMPTS_BYTES = 4 << 20
 
 
-class _Size(click.ParamType[tuple[int, int]]):
-    """WxH in pixels."""
-
-    name = "WxH"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:  # click's own signature
-        width, _, height = str(value).lower().partition("x")
-        if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-            self.fail(f"{value!r} is not a width and a height, such as 256x384", param, ctx)
-        return int(width), int(height)
+def _size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise click.BadParameter(f"{text!r} is not a width and a height, such as 256x384")
+    return int(width), int(height)
 
 
-class _SamplerOption(click.ParamType[tuple[str, Any]]):
-    """KEY=VALUE, the value a TOML one or a bare word. The registry says which there are."""
+def _sampler_options(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE each, the value a TOML one or a bare word. The registry says which there are."""
+    import tomllib
 
-    name = "KEY=VALUE"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:  # click's own signature
-        import tomllib
-
-        key, equals, text = str(value).partition("=")
+    options: dict[str, Any] = {}
+    for option in given:
+        key, equals, text = option.partition("=")
         if not equals or not key.isidentifier() or key in ("use", "steps"):
-            self.fail(f"{value}: it takes KEY=VALUE, as spacing=karras", param, ctx)
+            raise click.BadParameter(f"{option}: it takes KEY=VALUE, as spacing=karras")
         try:
-            return key, tomllib.loads(f"value = {text}")["value"]
+            options[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            return key, text
+            options[key] = text
+    return options
 
 
 @click.command()
@@ -67,11 +58,12 @@ class _SamplerOption(click.ParamType[tuple[str, Any]]):
 @click.option(
     "--sampler-option",
     "options",
-    type=_SamplerOption(),
+    callback=_sampler_options,
     multiple=True,
+    metavar="KEY=VALUE",
     help="Option of the sampler, such as spacing=karras; may be repeated.",
 )
-@click.option("--size", type=_Size(), help="Width and height in pixels, where the bundle allows. Default: its own.")
+@click.option("--size", callback=_size, metavar="WxH", help="In pixels, where the bundle allows. Default: its own.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Draw each line of a text file.")
 @click.option("--img2img", type=click.Path(path_type=Path), metavar="FILE", help="Start from a picture.")
 @click.option("--strength", type=float, help=f"With --img2img: share redrawn, up to 1. Default: {DEFAULT_STRENGTH}.")
@@ -116,16 +108,18 @@ def generate(context: click.Context, *, out: Path, as_json: bool, **given: Any) 
     backend = _open(given["run"], given["bundle"], given["provider"])
     backend.prepare(request.prompts, request.negative_prompt)
     # Behind that: they take as long to import as the graphs to open.
-    from ldmkit.runtime.generate import draw
+    from ldmkit.runtime.generate import collected_warnings, draw
     from ldmkit.runtime.pictures import metadata_of, write_interpolation, write_pictures
     from ldmkit.runtime.settings import resolve
 
     settings = resolve(backend, request)
-    with _warned(), _progress() as on_step:
+    with collected_warnings() as messages, _progress() as on_step:
         if not as_json:
             kind = "bundle" if given["run"] is None else "run"
             click.echo(f"{kind} {backend.manifest.name} ({backend.folder}), provider {backend.provider}")
         images = draw(backend, settings, on_step=on_step)
+    for message in messages:  # below the progress bar
+        click.echo(f"warning: {message}", err=True)
     metadata = metadata_of(backend, settings, given["img2img"])
     write = write_interpolation if interpolates else write_pictures
     written = write(images, settings.pictures, out, metadata, one_file=one_file)
@@ -190,7 +184,7 @@ def _request(texts: list[str], given: dict[str, Any]) -> "DrawRequest":
             pictures,
             steps=given["steps"],
             guidance_scale=given["guidance"],
-            sampler=({"use": given["sampler"]} if given["sampler"] else {}) | dict(given["options"]),
+            sampler=({"use": given["sampler"]} if given["sampler"] else {}) | given["options"],
             negative_prompt=given["negative"],
             init_image=picture,
             strength=DEFAULT_STRENGTH if strength is None else strength,
@@ -227,22 +221,6 @@ def _open(run: Path | None, bundle: Path | None, provider: str) -> "Backend":
 
         return torch_backend(run)
     return OnnxBackend.load(bundle or default_bundle(Path("exports"), shipped.exports_dir()), provider=provider)
-
-
-@contextmanager
-def _warned() -> Iterator[None]:
-    """Warnings meant for the user as lines on stderr, in the end, so that they stand outside the progress bar."""
-    from ldmkit.runtime.generate import PromptCutWarning
-    from ldmkit.runtime.providers import ProviderWarning
-
-    kinds = (PromptCutWarning, ProviderWarning)
-    with warnings.catch_warnings(record=True) as caught:
-        for kind in kinds:
-            warnings.simplefilter("always", kind)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, kinds):
-            click.echo(f"warning: {warning.message}", err=True)
 
 
 @contextmanager

@@ -32,7 +32,6 @@ class Backend(Protocol):
     @property
     def folder(self) -> Path:
         """Where it was read from."""
-        ...
 
     @property
     def manifest(self) -> Manifest | Description: ...
@@ -40,40 +39,31 @@ class Backend(Protocol):
     @property
     def provider(self) -> str:
         """What computes, for people."""
-        ...
 
     @property
     def identity(self) -> Mapping[str, str]:
         """Which networks these are, for the pictures' metadata."""
-        ...
 
     @property
     def draws_text(self) -> bool:
         """Whether it can follow a prompt."""
-        ...
 
     @property
     def draws_unconditionally(self) -> bool:
         """Whether it has a U-Net of its own for no prompt."""
-        ...
 
     @property
     def tokenizer(self) -> "Tokenizer":
         """Pads and truncates to the tokens that the text encoder reads."""
-        ...
 
     def check_encodes(self) -> None:
         """Raises LdmkitError, saying what to do, where it cannot turn a picture into latents."""
-        ...
 
     def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
         """Tells what will be drawn soon."""
-        ...
 
     def run(self, name: str, **inputs: np.ndarray) -> np.ndarray:
         """The only output of network `name`."""
-        ...
 
     def bind(self, name: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
         """Network `name` with inputs that stay the same from call to call; the result holds until the next call."""
-        ...

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ldmkit.diffusion.process import NoiseSchedule, add_noise, to_x0
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER
+from ldmkit.runtime.providers import ProviderWarning
 from ldmkit.runtime.request import PictureRequest, whole
 from ldmkit.runtime.settings import DrawSettings
 
@@ -24,6 +26,18 @@ Network = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 class PromptCutWarning(UserWarning):
     """A prompt is longer than the text encoder reads."""
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """The warnings for the user that a block gives, complete once it is left. The filters are the whole process's."""
+    kinds = (PromptCutWarning, ProviderWarning)
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        for kind in kinds:
+            warnings.simplefilter("always", kind)
+        yield messages
+    messages += [str(warning.message) for warning in caught if issubclass(warning.category, kinds)]
 
 
 @dataclass(frozen=True)

@@ -250,18 +250,12 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     if version > FORMAT_VERSION:
         needs = content.get("needs")
         named = isinstance(needs, str) and re.match(_VERSION, needs)
+        remedy = f"{f'ldmkit {needs} or newer' if named else 'A newer ldmkit'} reads it: update ldmkit"
+    else:
+        remedy = "Export its run again with `ldmkit export onnx`"
+    if version != FORMAT_VERSION:
         raise LdmkitError(
-            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}. "
-            + (
-                f"ldmkit {needs} or newer reads it: update ldmkit"
-                if named
-                else "A newer ldmkit reads it: update ldmkit"
-            )
-        )
-    if version < FORMAT_VERSION:
-        raise LdmkitError(
-            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}: export its "
-            "run again with `ldmkit export onnx`"
+            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}. {remedy}"
         )
     if "sha256" in content and not _is_as_written(content, data):
         raise LdmkitError(

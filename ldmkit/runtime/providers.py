@@ -114,8 +114,8 @@ def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool
         options.add_session_config_entry("session.disable_prepacking", "1")
     if providers != [NAMES["cpu"]]:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if isinstance(graph, Path) and not _is_text(str(graph)):
-        graph = graph.read_bytes()  # its path is text to onnxruntime
+    if isinstance(graph, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(graph)):
+        graph = graph.read_bytes()  # its path is text to onnxruntime, and a file's name may hold any bytes
     try:
         # Its own way of falling back prints to stdout.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
@@ -123,26 +123,12 @@ def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool
         raise LdmkitError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
 
 
-def _is_text(path: str) -> bool:
-    """Whether it is valid Unicode; a file's name may hold any bytes."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _providers(wanted: Used) -> list[Any]:
     """For `InferenceSession`: the one that is wanted, and those that take the nodes it cannot."""
     # The default, EXHAUSTIVE, tries every algorithm of every convolution at each new shape, for hundreds of ms.
     cuda = (NAMES["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
-    match wanted:
-        case "cuda":
-            return [cuda, NAMES["cpu"]]
-        case "tensorrt":
-            return [NAMES["tensorrt"], cuda, NAMES["cpu"]]
-        case _:
-            return [NAMES[wanted], NAMES["cpu"]]
+    first: list[Any] = {"cuda": [cuda], "tensorrt": [NAMES["tensorrt"], cuda]}.get(wanted, [NAMES[wanted]])
+    return [*first, NAMES["cpu"]]
 
 
 def _draws(session: Any, name: str) -> bool:

@@ -3,7 +3,6 @@
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,8 @@ from PIL import Image
 
 from ldmkit.runtime import generate
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import PromptCutWarning, Step
+from ldmkit.runtime.generate import Step
 from ldmkit.runtime.pictures import metadata_of, slug, write_png
-from ldmkit.runtime.providers import ProviderWarning
 from ldmkit.runtime.request import DrawRequest
 from ldmkit.runtime.settings import DrawSettings, resolve
 from ldmkit.ui.queue import DrawQueue, Stopped
@@ -84,7 +82,6 @@ def _draw_batches(
     """Raises Stopped soon after `stop` is set."""
     pictures = settings.pictures
     batches = [pictures[k : k + BATCH_SIZE] for k in range(0, len(pictures), BATCH_SIZE)]
-    kinds = (PromptCutWarning, ProviderWarning)
     done = total = 0
     for index, batch in enumerate(batches):
         told = 0.0
@@ -101,9 +98,7 @@ def _draw_batches(
 
         if stop.is_set():
             raise Stopped
-        with warnings.catch_warnings(record=True) as caught:  # in its turn alone, as the filters are the process's
-            for kind in kinds:
-                warnings.simplefilter("always", kind)
+        with generate.collected_warnings() as said:  # in its turn alone
             images = generate.draw(bundle, replace(settings, pictures=batch), batch_size=BATCH_SIZE, on_step=on_step)
             metadata = metadata_of(bundle, settings)
         paths = [
@@ -114,5 +109,4 @@ def _draw_batches(
             )
             for image, each in zip(images, batch, strict=True)
         ]
-        said = [str(warning.message) for warning in caught if issubclass(warning.category, kinds)]
         tell(Progress(done, total, pictures=paths, warnings=said if index == 0 else []))

@@ -88,7 +88,7 @@ class Page:
             settings = dict(zip(SETTINGS, values, strict=True))
             bundle = self._named(settings["bundle"])
             wanted = request_of(settings, self.samplers, sides_of(bundle.manifest))
-            yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: _enabled(True)}
+            yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: gr.update(interactive=True)}
             drawn: list[Path] = []
             notes: list[str] = []
             for progress in draw(
@@ -108,9 +108,9 @@ class Page:
                 yield updates
             if len(drawn) < len(wanted.pictures):
                 notes.append(f"Stopped: {len(drawn)} of {len(wanted.pictures)} pictures were finished.")
-            yield {self.on.live: live_html(notes=notes), self.on.stop_button: _enabled(False)}
+            yield {self.on.live: live_html(notes=notes), self.on.stop_button: gr.update(interactive=False)}
         except Exception as error:
-            yield {self.on.live: live_html(), self.on.stop_button: _enabled(False)}
+            yield {self.on.live: live_html(), self.on.stop_button: gr.update(interactive=False)}
             raise (self._refused(error) if isinstance(error, LdmkitError) else error) from None
         finally:
             stop.set()
@@ -118,7 +118,7 @@ class Page:
     def stop(self, request: gr.Request) -> Any:
         """Ends this page's drawing after the step in work."""
         self.sessions.get(request.session_hash).stop.set()
-        return _enabled(False)
+        return gr.update(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
@@ -160,6 +160,7 @@ class Page:
             raise gr.Error("select a picture first", print_exception=False)
         found = read_settings(session.selected)
         width, height = found["size"].split(" x ")
+        sampler = found["sampler"]  # or all of its options
         (bundle,) = [name for name, each in self.bundles.items() if each.sha256 == found["bundle_sha256"]][:1]
         values = {
             "bundle": bundle,
@@ -168,7 +169,7 @@ class Page:
             "seed": int(found["seed"]),
             "steps": int(found["steps"]),
             "guidance": float(found["guidance"]),
-            "sampler": _sampler(found["sampler"]),
+            "sampler": json.loads(sampler)["use"] if sampler.startswith("{") else sampler,
             "width": int(width),
             "height": int(height),
             "count": 1,
@@ -185,12 +186,11 @@ class Page:
 
     def _show(self, name: str, values: Mapping[str, Any]) -> Updates:
         """What the page holds of a bundle, with `values` in place of its defaults."""
+        given = {field: {"value": value} for field, value in values.items()}
         fields = self.fields[name]
         return {
-            getattr(self.on, field): gr.update(
-                **{**fields.get(field, {}), **({"value": values[field]} if field in values else {})}
-            )
-            for field in {**fields, **values}
+            getattr(self.on, field): gr.update(**fields.get(field, {}) | given.get(field, {}))
+            for field in fields | given
         }
 
     def _named(self, name: Any) -> Bundle:
@@ -224,12 +224,3 @@ def read_settings(path: Path) -> dict[str, str]:
     with Image.open(path) as image:
         text: dict[str, str] = image.text  # type: ignore[attr-defined] # a PNG's alone, and Image has none
         return {**text, "size": f"{image.width} x {image.height}"}
-
-
-def _sampler(text: str) -> str:
-    """The sampler's name, of metadata that may hold its options too."""
-    return str(json.loads(text)["use"]) if text.startswith("{") else text
-
-
-def _enabled(enabled: bool) -> Any:
-    return gr.update(interactive=enabled)
