@@ -61,9 +61,9 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     from ldmkit.report import Reporter
 
     recipe, registry = open_recipe(name, overrides)
-    told = Reporter(err=True)
-    run = Pipeline(recipe, registry=registry, reporter=told)
-    own = Pipeline(recipe, registry=registry, reporter=told, runs_dir=scratch)
+    reporter = Reporter(err=True)
+    run = Pipeline(recipe, registry=registry, reporter=reporter)
+    own = Pipeline(recipe, registry=registry, reporter=reporter, runs_dir=scratch)
     cache = run.run_dir / "pictures.json"
     if cache.is_file():  # what was decoded before need not be again
         own.run_dir.mkdir(parents=True)
@@ -74,12 +74,8 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     from ldmkit.run.workspace import Workspace
 
     silent = Registry(registry.components, registry.failures)  # nobody's hook hears of a measurement
-    planner = Planner(
-        Workspace(recipe, silent, own.index, own.run_dir, own.parts(), Reporter(quiet=True)),
-        run.parts(),
-        steps=steps,
-        announce=lambda stage: told.line(f"measuring {stage}"),
-    )
+    workspace = Workspace(recipe, silent, own.index, own.run_dir, own.parts(), reporter)
+    planner = Planner(workspace, run.parts(), steps=steps)
     return list(planner.rows()), planner.available, run.run_dir
 
 

@@ -69,18 +69,17 @@ def times_due(every: int, start: int, stop: int, *, last: bool) -> int:
     return stop // every - start // every + (last and stop > start and stop % every > 0)
 
 
-def extrapolate_batch(
-    memory: int, twice: int, *, batch_size: int, unit: int, available: int, num_samples: int
-) -> LargestBatch:
-    """From the peak bytes at `batch_size` and at twice that; 2^k or 1.5 * 2^k units, so that a tenth stays free.
+def extrapolate_batch(memory: int, twice: int, section: Training, *, available: int, num_samples: int) -> LargestBatch:
+    """From the peak bytes at the section's batch size and at twice that, so that a tenth of the memory stays free.
 
-    A batch of more than all `num_samples` is of no use.
+    2^k or 1.5 * 2^k times `grad_accumulation`; a batch of more than all `num_samples` is of no use.
     """
-    growth = (twice - memory) / batch_size  # bytes a picture
+    size, unit = section.batch_size, section.grad_accumulation
+    growth = (twice - memory) / size  # bytes a picture
     if growth <= 0:
-        return LargestBatch(2 * batch_size, "at least")
-    fits = max(0, int((batch_size + (0.9 * available - memory) / growth) / unit))
-    units = min(fits, max(batch_size, num_samples) // unit)
+        return LargestBatch(2 * size, "at least")
+    fits = max(0, int((size + (0.9 * available - memory) / growth) / unit))
+    units = min(fits, max(size, num_samples) // unit)
     power = 1 << units.bit_length() >> 1
     rounded = power + power // 2 if units >= power + power // 2 else power
     return LargestBatch(rounded * unit, "at least" if units < fits else "estimate")

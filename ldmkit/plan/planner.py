@@ -20,7 +20,7 @@ from ldmkit.caches.sets import TextSet
 from ldmkit.caches.shards import PROGRESS
 from ldmkit.components.protocols import Captioner, TextEncoder
 from ldmkit.data.captions import captioners, read_captions
-from ldmkit.data.pictures import Entry, PictureIndex
+from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
 from ldmkit.plan.estimate import Row, folder_bytes, grown_bytes, trained_bytes
@@ -51,28 +51,21 @@ class Sample(Workspace):
 def sample_of(workspace: Workspace) -> Sample:
     """A workspace whose index holds a sample of the pictures, each of them trained on and held out."""
     size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // workspace.recipe.data.size**2))
-    index = _spread(workspace.index, workspace.index.entries, size)
+    entries = workspace.index.entries
+    index = PictureIndex(workspace.index.folder, entries[:: max(1, -(-len(entries) // size))], ())
     train, held_out = (np.arange(len(side)) % len(index) for side in workspace.split())
     return Sample(**{**vars(workspace), "index": index}, sides=(train, held_out))
-
-
-def _spread(index: PictureIndex, entries: tuple[Entry, ...], count: int) -> PictureIndex:
-    """An index of at most `count` of the entries, evenly spread."""
-    return PictureIndex(index.folder, entries[:: max(1, -(-len(entries) // count))], ())
 
 
 class Planner:
     """Measures part after part in the scratch folders of `workspace`, whose index holds all pictures."""
 
-    def __init__(
-        self, workspace: Workspace, run: Mapping[str, Part], *, steps: int, announce: Callable[[str], None]
-    ) -> None:
-        """`run`: the parts of the run itself, which are only looked at; `announce` is told what is measured next."""
+    def __init__(self, workspace: Workspace, run: Mapping[str, Part], *, steps: int) -> None:
+        """`run`: the parts of the run itself, which are only looked at; `steps`: how many are measured."""
         self.workspace = workspace
         self.run = run
         self.states = {name: part.status().state for name, part in run.items()}
         self.steps = steps
-        self.announce = announce
         self.recipe = workspace.recipe
         self.sample = sample_of(workspace)
         self.growth = len(workspace.index) / len(self.sample.index)
@@ -111,7 +104,7 @@ class Planner:
         rows = []
         try:
             if needed or not done:
-                self.announce(spec.label)
+                self.workspace.reporter.line(f"measuring {spec.label}")
                 rows = list(self.measures.get(spec.name, self._other)(spec))
         except Interrupted:
             raise
@@ -129,28 +122,24 @@ class Planner:
             shutil.copy(path, self.workspace.folder("captions"))
             return
         done = set(captioners(path)) if self.states["captions"] == "interrupted" else set()
-        beside = self._captions_beside()
-        waiting = tuple(entry for entry in index.entries if entry.key not in done | beside.keys())
+        beside: dict[str, str] = {}
+        if self.recipe.caption.keep_existing and self.recipe.caption.use != "sidecar":
+            sidecar: Captioner = self.workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")
+            texts = zip(index.entries, sidecar.caption(index.pictures()), strict=True)
+            beside = {entry.key: text for entry, text in texts if text}
+        waiting = {entry.key: entry for entry in index.entries if entry.key not in done | beside.keys()}
+        sampled = [entry for entry in self.sample.index.entries if entry.key in waiting]
+        some = tuple(sampled or [*waiting.values()][:MIN_SAMPLE])
         section = self.recipe.caption.model_copy(update={"keep_existing": False})
         recipe = self.recipe.model_copy(update={"caption": section})
         probe = Probe(patience=CAPTION_SECONDS)
         try:
             with probe.measuring():
-                if waiting:
-                    some = _spread(index, waiting, MAX_SAMPLE)
-                    caption(replace(self.workspace, recipe=recipe, index=some, reporter=probe))
+                chosen = PictureIndex(index.folder, some, ())
+                caption(replace(self.workspace, recipe=recipe, index=chosen, reporter=probe))
         finally:
             line_bytes = self._caption_sample(beside)
         yield probe.row(spec.label, left=len(waiting), unit="pictures", disk=line_bytes * (len(index) - len(done)))
-
-    def _captions_beside(self) -> dict[str, str]:
-        """By key those that stand beside the pictures, where the recipe keeps them."""
-        if not self.recipe.caption.keep_existing or self.recipe.caption.use == "sidecar":
-            return {}
-        sidecar: Captioner = self.workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")
-        pictures = self.workspace.index.pictures()
-        texts = sidecar.caption(pictures)
-        return {picture.key: text for picture, text in zip(pictures, texts, strict=True) if text}
 
     def _caption_sample(self, beside: Mapping[str, str]) -> float:
         """Adds what is missing of the sample: captions from `beside`, or those found, in turn; bytes of a line."""

@@ -72,7 +72,9 @@ class Probe(Reporter):
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
-        yield _ProbeBar(self, title, total, done)
+        bar = _ProbeBar(title, total, done)
+        bar.probe = self
+        yield bar
 
     def note(self, count: int) -> None:
         """Some more work is done, on the device too."""
@@ -119,12 +121,9 @@ class Probe(Reporter):
 
 
 class _ProbeBar(Bar):
-    def __init__(self, probe: Probe, title: str, total: int, done: int) -> None:
-        super().__init__(title, total, done)
-        self.probe = probe
+    probe: Probe
 
     def advance(self, count: int = 1, metrics: Any = None) -> None:
-        super().advance(count)
         self.probe.note(count)
 
 
@@ -167,19 +166,17 @@ def measure_largest_batch(
 ) -> LargestBatch:
     """From the memory of two steps with the recipe's batch size and of two with twice that."""
     section: Training = getattr(workspace.recipe, name)
-    size = section.batch_size
     changes = dict.fromkeys(("eval_every", "sample_every", "checkpoint_every", "log_every"), _NEVER)
     # Compiling takes minutes, and what is compiled seldom takes more memory.
     changes |= {"compile": "off", "steps": 3}
     try:
-        both = [{**changes, "batch_size": batch} for batch in (size, 2 * size)]
+        both = [{**changes, "batch_size": batch} for batch in (section.batch_size, 2 * section.batch_size)]
         memory, twice = (_first_steps(stage, workspace, name, 2, each).peak() for each in both)
     except (torch.OutOfMemoryError, LdmkitError) as error:  # as a GPU says it; a CPU has no such limit
         if "out of memory" not in str(error):
             raise
-        return LargestBatch(size, "at least")
-    unit = section.grad_accumulation
-    return extrapolate_batch(memory, twice, batch_size=size, unit=unit, available=available, num_samples=num_samples)
+        return LargestBatch(section.batch_size, "at least")
+    return extrapolate_batch(memory, twice, section, available=available, num_samples=num_samples)
 
 
 def _first_steps(stage: Stage, workspace: Workspace, name: str, steps: int, changes: dict[str, Any]) -> Probe:

@@ -15,8 +15,9 @@ def test_the_largest_batch_is_on_a_straight_line_through_two() -> None:
     base, each = 700, 13
 
     def largest(unit: int, available: int, num_samples: int) -> LargestBatch:
-        sizes = {"batch_size": 6, "unit": unit, "available": available, "num_samples": num_samples}
-        return extrapolate_batch(base + each * 6, base + each * 12, **sizes)
+        section = Training(steps=1, batch_size=6, grad_accumulation=unit)
+        memory, twice = base + each * 6, base + each * 12
+        return extrapolate_batch(memory, twice, section, available=available, num_samples=num_samples)
 
     for unit in (1, 3):
         for available in (1000, 2000, 50_000, 10**7):
@@ -29,7 +30,7 @@ def test_the_largest_batch_is_on_a_straight_line_through_two() -> None:
             few = largest(unit, available, 24)
             assert few == (found if exact < 24 else LargestBatch(24, "at least")), "no more than all pictures"
     assert largest(1, 10, 10**9) == LargestBatch(0, "estimate")
-    flat = extrapolate_batch(800, 800, batch_size=4, unit=1, available=10**6, num_samples=10**9)
+    flat = extrapolate_batch(800, 800, Training(steps=1, batch_size=4), available=10**6, num_samples=10**9)
     assert flat == LargestBatch(8, "at least")
 
 
