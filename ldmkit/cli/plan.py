@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmkit.cli.missing import TRAINING, require
+from ldmkit.cli.options import set_option
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.report import duration
 
@@ -24,7 +25,7 @@ HEADINGS = ("stage", "left", "one takes", "pictures/s", "memory", "disk", "time"
 
 @click.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=8), help="Steps that are measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> int:

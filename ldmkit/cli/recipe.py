@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldmkit.cli.options import set_option
+
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
     from ldmkit.recipe import Recipe
@@ -36,7 +38,7 @@ def recipe() -> None:
 
 @recipe.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and list every mistake."""
     checked, _ = open_recipe(recipe, overrides)
@@ -45,7 +47,7 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 
 @recipe.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print RECIPE with every default filled in."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ldmkit import shipped
 from ldmkit.components.options import did_you_mean
-from ldmkit.errors import LdmkitError
+from ldmkit.errors import LdmkitError, UsageError
 from ldmkit.recipe.mistakes import component_at, component_mistakes, schema_mistakes, strange_values, takes_text
 from ldmkit.recipe.sections import Recipe, component_tables
 
@@ -150,9 +150,9 @@ class RecipeFile:
         key, equals, text = override.partition("=")
         parts = tuple(part.strip() for part in key.split("."))
         if not equals or not all(parts):
-            raise LdmkitError(f"--set {override}: write it as section.key=value, for example --set unet.steps=500")
+            raise UsageError(f"--set {override}: write it as section.key=value, for example --set unet.steps=500")
         if any("\ud800" <= letter <= "\udfff" for letter in override):  # how Python shows bytes that are no UTF-8
-            raise LdmkitError(f"--set {override!r}: not UTF-8 text, and a recipe can hold nothing else")
+            raise UsageError(f"--set {override!r}: not UTF-8 text, which is all that a recipe can hold")
         table = self.table
         for part in parts[:-1]:
             table = table.setdefault(part, {})
@@ -189,6 +189,6 @@ def _value(override: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError) as error:
         if text[:1] in ("[", "{", '"', "'"):
-            raise LdmkitError(f"--set {override}: not valid TOML: {error}") from None
+            raise UsageError(f"--set {override}: not valid TOML: {error}") from None
         return text  # a bare word is a string: --set data.path=my/pictures
     return text if len(value) > 1 or isinstance(value["value"], date | time) else value["value"]
