@@ -191,16 +191,11 @@ def test_cut_file_is_rejected(file_format, options):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = saved(Image.fromarray(noise), file_format, **options)
     decode(data)
+    cut = data[: len(data) // 2]
+    if file_format == "JPEG":
+        Image.open(io.BytesIO(cut)).verify()  # which is why everything is decoded in full
     with pytest.raises(DecodeError):
-        decode(data[: len(data) // 2])
-
-
-def test_verify_would_pass_the_half_cut_jpeg():
-    """Why everything is decoded in full."""
-    data = saved(Image.effect_noise((64, 64), 80), "JPEG")
-    Image.open(io.BytesIO(data[: len(data) // 2])).verify()
-    with pytest.raises(DecodeError, match="truncated"):
-        decode(data[: len(data) // 2])
+        decode(cut)
 
 
 @pytest.mark.parametrize("side", [9_000, 60_000])

@@ -10,11 +10,8 @@ import pytest
 from PIL import Image
 
 from ldmkit.components.protocols import Picture
-from ldmkit.data import pictures
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.errors import LdmkitError
-
-CATS = Path(__file__).parents[2] / ".." / "shared" / "data" / "cats64"
 
 
 def draw(path, color="red", size=(6, 4)):
@@ -256,13 +253,3 @@ def test_split_of_few_has_two_sides_and_copies_stay_together():
         assert sum(any(number in side for number in (0, 7, 20)) for side in sides) == 1
     with pytest.raises(LdmkitError, match=r"data\.held_out"):
         made_up_index(3).split(1.0)
-
-
-@pytest.mark.skipif(not CATS.is_dir(), reason="the photos are not here")
-def test_photos_are_not_read_a_second_time(tmp_path, monkeypatch):
-    cache = tmp_path / "cache.json"
-    index = scan(CATS, index_cache=cache)
-    assert len(index) == 1500
-    assert index.rejected == ()
-    monkeypatch.setattr(pictures, "_measure", lambda path, *_: pytest.fail(f"{path} is read again"))
-    assert scan(CATS, index_cache=cache).hash == index.hash

@@ -293,7 +293,10 @@ def test_golden_pictures_are_what_the_bundle_draws(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize(("precision", "convert"), [("fp16", to_half), ("fp16-weights", weights_to_half)])
-def test_pictures_in_half_precision(toy: Toy, tmp_path: Path, precision: str, convert: Any) -> None:
+def test_pictures_in_half_precision(
+    toy: Toy, tmp_path: Path, precision: str, convert: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldmkit.export.certify.STEPS", 4)
     folder = tmp_path / "half"
     shutil.copytree(toy.folder, folder)
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -21,6 +21,7 @@ from ldmkit.data.pictures import scan
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
+from ldmkit.report import Reporter
 from ldmkit.run.folder import recipe_of_run
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import draw
@@ -31,16 +32,29 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Any, processes: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a copy of the trained workshop where `train` made what was missing: the bundle."""
+def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a copy of the trained workshop whose pipeline made what was missing: the bundle."""
     folder = tmp_path_factory.mktemp("exported")
     shutil.copytree(trained.folder, folder, dirs_exist_ok=True)
-    code, output = processes.run(folder, ("train", "tiny.toml"), ("train", "tiny.toml"))
-    assert code == 0, output
-    begun = [line for line in output.splitlines() if "not made yet" in line]
-    assert begun == ["export: not made yet"]
-    assert output.endswith("tiny: everything is up to date; nothing to do\n")
+    pipeline, lines = type(trained)(folder).pipeline(), Lines()
+    pipeline.reporter = lines
+    pipeline.run()
+    assert [line for line in lines.kept if "not made yet" in line] == ["export: not made yet"]
+    lines.kept.clear()
+    pipeline.run()
+    assert lines.kept == ["tiny: everything is up to date; nothing to do"]
     return folder
+
+
+class Lines(Reporter):
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.kept: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.kept.append(text)
 
 
 def session(exported: Path, name: str) -> onnxruntime.InferenceSession:
