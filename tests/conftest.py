@@ -184,10 +184,10 @@ def new_workshop(folder: Path) -> Workshop:
 PARENT = """
 import gc, importlib, io, json, os, sys
 from pathlib import Path
+from ldmkit.run.parts import PARTS
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
              "ldmkit_samplers", "ldmkit_losses", "ldmkit_patchgan", "ldmkit_transformer", "ldmkit_captions",
-             *("ldmkit." + stage for stage in
-               ("caches.caption", "vae.train", "caches.encode", "denoising.train_unet", "denoising.train_t2i"))):
+             *(spec.maker.split(":")[0] for name, spec in PARTS.items() if name != "bundle")):
     importlib.import_module(name)
 
 from matplotlib.figure import Figure
