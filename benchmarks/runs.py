@@ -5,9 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 REPOSITORY = Path(__file__).parents[1]
 PARTS = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}
@@ -28,11 +33,6 @@ vae.batch_size=8 unet.batch_size=8 t2i.batch_size=8 vae.warmup_steps=2 unet.warm
 """
 TINY = tuple(_TINY.split())
 """makes networks of less than 100,000 parameters of toy-cats, for 16x16 pictures, with an adversarial loss on top"""
-
-
-def every_stage(**values: int) -> list[str]:
-    """Overrides of these keys in all three training sections."""
-    return [f"{part}.{key}={value}" for part in PARTS.values() for key, value in values.items()]
 
 
 def start(
@@ -57,6 +57,26 @@ def finish(folder: Path, *words: str, **options: Any) -> str:
     if process.returncode:
         sys.exit(f"ldmkit {' '.join(words)}: exit code {process.returncode}\n{output}")
     return output
+
+
+def watched(
+    command: Sequence[str],
+    cwd: Path,
+    *,
+    held: Callable[[psutil.Process], int] = lambda process: process.memory_info().rss,
+) -> tuple[int, float, int, str]:
+    """(exit code, seconds, most bytes `held`, what it printed) of a command in a process of its own."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        began, peak, code = time.perf_counter(), 0, None
+        process = psutil.Popen(command, cwd=cwd, stdout=said, stderr=subprocess.STDOUT)
+        while code is None:
+            with suppress(psutil.Error):
+                peak = max(peak, held(process))
+            with suppress(psutil.TimeoutExpired):
+                code = process.wait(0.01)
+        seconds = time.perf_counter() - began
+        said.seek(0)
+        return code, seconds, peak, said.read()
 
 
 def numbers(part: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.command import run
-from benchmarks.runs import PARTS, REPOSITORY, TINY, every_stage, finish, numbers, start
+from benchmarks.runs import ANY_QUALITY, PARTS, REPOSITORY, TINY, finish, numbers, start
 
 RECIPE = str(REPOSITORY / "recipes" / "toy-cats.toml")
 RUN = Path("runs", "toy-cats")
@@ -51,8 +51,9 @@ def compare(what: str, first: dict[str, str], second: dict[str, str]) -> bool:
 
 def main(other: Path, *, steps: int = 50) -> None:
     other = other.resolve()
-    often = every_stage(steps=steps, log_every=1, eval_every=steps // 3, checkpoint_every=steps // 3)
-    overrides = [*TINY, *often, "data.num_pictures=120", "gate.min_psnr=0", "gate.min_ssim=0"]
+    often = {"steps": steps, "log_every": 1, "eval_every": steps // 3, "checkpoint_every": steps // 3}
+    each_part = [f"{part}.{key}={value}" for part in PARTS.values() for key, value in often.items()]
+    overrides = [*TINY, *each_part, *ANY_QUALITY, "data.num_pictures=120"]
     with tempfile.TemporaryDirectory() as scratch:
         old, new = Path(scratch, "old"), Path(scratch, "new")
         old.mkdir()

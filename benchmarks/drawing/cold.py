@@ -11,12 +11,9 @@ inference mode on the notebook's own networks. All draw from the same noise, so 
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,7 @@ from PIL import Image
 
 from benchmarks.command import print_table, run
 from benchmarks.original.bundle import GUIDANCE, PROMPT, STEPS
-from benchmarks.runs import REPOSITORY
+from benchmarks.runs import REPOSITORY, watched
 from benchmarks.turns import Timing, in_turns
 from ldmkit import shipped
 from ldmkit.diffusion.process import make_schedule
@@ -35,31 +32,11 @@ LDMKIT = [sys.executable, "-m", "ldmkit"]
 
 
 def once(name: str, command: Sequence[str]) -> tuple[float, float]:
-    """(seconds, most MiB held) of a command in a process of its own. Raises RuntimeError where it fails."""
-    with tempfile.TemporaryFile() as words:
-        began = time.perf_counter()
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=words, stderr=subprocess.STDOUT) as process:
-            peak = 0.0
-            while process.poll() is None:
-                peak = max(peak, _peak_mib(process.pid))
-                time.sleep(0.01)
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            words.seek(0)
-            raise RuntimeError(f"{name} failed:\n{words.read().decode(errors='replace')}")
-    return seconds, peak
-
-
-def _peak_mib(pid: int) -> float:
-    """The most that the process's own program held so far; Linux alone tells.
-
-    Not wait4's ru_maxrss, which counts the memory of the process that forked it as well.
-    """
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
+    """(seconds, most MiB held) of a command. Raises RuntimeError with what it printed where it fails."""
+    code, seconds, peak, said = watched(command, REPOSITORY)
+    if code:
+        raise RuntimeError(f"{name} failed:\n{said}")
+    return seconds, peak / 2**20
 
 
 def measure(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[tuple[float, float]]]:

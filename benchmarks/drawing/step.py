@@ -4,8 +4,7 @@ python -m benchmarks.drawing.step DIR [--batches 1 --batches 4] [--rounds 7] [--
 
 DIR as `benchmarks.original.bundle` writes it: the seed's text U-Net with the same random weights on all sides, DDIM,
 guidance in one doubled batch, sampler included. torch: inference mode, our sampler on its tensors. diffusers:
-`DDIMScheduler` and the loop of its pipeline for Stable Diffusion, under no_grad. unguided: torch at guidance 1, a
-single batch: a step of the seed's own 1000-step DDPM.
+`DDIMScheduler` and the loop of its pipeline for Stable Diffusion, under no_grad.
 """
 
 import statistics
@@ -29,7 +28,7 @@ def bundle(turn: Turn, folder: Path, batch: int) -> None:
         opened.generate(PROMPT, n=batch, steps=1000, batch_size=batch, on_step=lambda _: turn())
 
 
-def in_torch(turn: Turn, folder: Path, batch: int, guidance: float) -> None:
+def in_torch(turn: Turn, folder: Path, batch: int) -> None:
     """Our sampler on torch's tensors."""
     import torch
     from ldmkit_samplers import DDIM
@@ -41,11 +40,8 @@ def in_torch(turn: Turn, folder: Path, batch: int, guidance: float) -> None:
 
     def denoise(x_t: torch.Tensor, t: float) -> torch.Tensor:
         turn()
-        if guidance == 1:
-            eps = unet(x_t, torch.full((batch,), t), context[:batch])
-        else:
-            cond, uncond = unet(torch.cat([x_t, x_t]), torch.full((2 * batch,), t), context).chunk(2)
-            eps = uncond + guidance * (cond - uncond)
+        cond, uncond = unet(torch.cat([x_t, x_t]), torch.full((2 * batch,), t), context).chunk(2)
+        eps = uncond + GUIDANCE * (cond - uncond)
         return (x_t - float(schedule.sigma(t)) * eps) / float(schedule.alpha(t))
 
     with torch.inference_mode():
@@ -89,19 +85,14 @@ def main(folder: Path, *, batches: list[int] = [1, 4], rounds: int = 7, steps: i
     for batch in batches:
         contenders: dict[str, Contender] = {
             "bundle": (bundle, (folder, batch)),
-            "torch": (in_torch, (folder, batch, GUIDANCE)),
+            "torch": (in_torch, (folder, batch)),
             "diffusers": (in_diffusers, (folder, batch)),
-            "torch unguided": (in_torch, (folder, batch, 1.0)),
         }
         print(f"batch {batch}")
         timings = take_turns(contenders, rounds=rounds, steps=steps, preload=PRELOAD)
         print_timings(timings, batch=batch)
-        slower, faster = (
-            statistics.median(timings["bundle"].ratios(timings[name])) for name in ("torch", "torch unguided")
-        )
-        print(f"time of the bundle / torch: {1 / slower:.2f}")
+        print(f"time of the bundle / torch: {1 / statistics.median(timings['bundle'].ratios(timings['torch'])):.2f}")
         print_ratio(timings, "bundle", "diffusers")
-        print(f"20 guided steps against 1000 of the seed's DDPM in torch: {faster * 50:.0f} times as fast, no decoder")
 
 
 if __name__ == "__main__":

@@ -9,22 +9,18 @@ what processes share counts once. Exit code 1 where a stage fails, or a picture 
 """
 
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from benchmarks.command import print_table, run
+from benchmarks.runs import watched
 from ldmkit.data.pictures import scan
 from ldmkit.data.toy_cats import make_toy_cats
 from tests.corpus import pictures
-
-EVERY = 0.02
-"""seconds between two looks at the memory"""
 
 
 def held(process: psutil.Process) -> int:
@@ -36,20 +32,6 @@ def held(process: psutil.Process) -> int:
     return total
 
 
-def watched(command: Sequence[str], cwd: Path) -> tuple[int, int, str]:
-    """(exit code, peak bytes, what it printed)."""
-    with (cwd / "said.txt").open("w+", encoding="utf-8") as said:
-        started = psutil.Popen(command, cwd=cwd, stdout=said, stderr=subprocess.STDOUT)
-        peak, code = 0, None
-        while code is None:
-            with suppress(psutil.Error):
-                peak = max(peak, held(started))
-            with suppress(psutil.TimeoutExpired):
-                code = started.wait(EVERY)
-        said.seek(0)
-        return code, peak, said.read()
-
-
 def stages(folder: Path, *, steps: int, workers: int) -> tuple[dict[str, int], list[str], int]:
     """Peak of each stage over the pictures in `folder`/pictures, what went wrong, and how many were used."""
     data = ("data.path=pictures", "data.max_bad=1.0", f"data.num_workers={workers}")
@@ -59,7 +41,7 @@ def stages(folder: Path, *, steps: int, workers: int) -> tuple[dict[str, int], l
     commands |= {stage: [stage, "toy-cats", *options] for stage in ("caption", "train-vae", "encode")}
     peaks, wrong = {}, []
     for stage, command in commands.items():
-        code, peaks[stage], said = watched([sys.executable, "-m", "ldmkit", *command], folder)
+        code, _, peaks[stage], said = watched([sys.executable, "-m", "ldmkit", *command], folder, held=held)
         if (code and stage != "scan") or "Traceback" in said:
             wrong.append(f"{folder.name}: {stage}: exit code {code}: {said.strip().splitlines()[-1]}")
     used = {entry.key for entry in scan(folder / "pictures", max_bad=1).entries}

@@ -10,17 +10,16 @@ noise: it is there to be timed. Nothing is downloaded.
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from benchmarks.command import run
+from benchmarks.training.random_text import RandomText
 
 PROMPT = "a cute orange cat with green eyes sitting on a red sofa"
 STEPS, GUIDANCE = 20, 7.5
 TOKENS, WIDTH = 77, 768
-SPECIAL = ("[pad]", "[unk]", "[start]", "[end]")
 
 
-def main(folder: Path, *, text_layers: int = 12) -> None:
+def main(folder: Path) -> None:
     """Writes `folder`/bundle, and `folder`/torch with unet.pth, decoder.pth, clip/ and tokenizer.json."""
     import torch
     from safetensors.torch import load_file
@@ -50,9 +49,9 @@ def main(folder: Path, *, text_layers: int = 12) -> None:
         autoencoder.load_state_dict(load_file(convert_checkpoint(checkpoint, Path(temporary))[0]))
         unet.load_state_dict(load_file(convert_checkpoint(plain / "unet.pth", Path(temporary))[0]))
     size = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "max_position_embeddings": TOKENS}
-    config = CLIPTextConfig(**size, num_hidden_layers=text_layers, num_attention_heads=12, vocab_size=49408)
+    config = CLIPTextConfig(**size, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408)
     CLIPTextModel(config).save_pretrained(plain / "clip")
-    tokenizer = _tokenizer()
+    tokenizer = RandomText().build_tokenizer([PROMPT])  # what the tokens are does not change the time
     tokenizer.save(str(plain / "tokenizer.json"))
     tokenizer.save(str(bundle / m.TOKENIZER))
     clip = Registry.load().build("text_encoder", {"use": "clip", "model": str(plain / "clip")}, where="[text]")
@@ -70,10 +69,9 @@ def main(folder: Path, *, text_layers: int = 12) -> None:
         name: write_graph(bundle / name, network, precision="fp32", tolerance=1e-2, opset=18)
         for name, network in networks.items()
     }
+    made = {"format_version": m.FORMAT_VERSION, "needs": m.NEEDS, "written_by": ldmkit.__version__}
     manifest = m.Manifest(
-        format_version=m.FORMAT_VERSION,
-        needs=m.NEEDS,
-        written_by=ldmkit.__version__,
+        **made,
         name="seed-sized",
         created=datetime.now(UTC).replace(microsecond=0),
         schedule=schedule,
@@ -84,25 +82,9 @@ def main(folder: Path, *, text_layers: int = 12) -> None:
         text=text,
         files={file.name: m.file_entry(file) for file in sorted(bundle.iterdir())},
         graphs=graphs,
-        recipe={},
-        fingerprint="random weights",
-        notes={},
+        **{"recipe": {}, "fingerprint": "random weights", "notes": {}},
     )
     m.write_manifest(bundle, manifest)
-
-
-def _tokenizer() -> Any:
-    """Words of the prompt, padded and cut to CLIP's length: what the tokens are does not change the time."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = {word: number for number, word in enumerate([*SPECIAL, *dict.fromkeys(PROMPT.split())])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [(token, words[token]) for token in SPECIAL[2:]]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[start] $A [end]", special_tokens=special)
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS, pad_id=0, pad_token="[pad]")
-    return tokenizer
 
 
 if __name__ == "__main__":

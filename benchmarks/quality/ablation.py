@@ -75,6 +75,11 @@ def overrides(shared: Pipeline, stage: UNet, name: str, *, steps: int, seed: int
     return keys | {f"{section}.{key}": value for key, value in THE_SEEDS_TRAINING.items()} | THE_SEEDS
 
 
+def trained(name: str) -> str:
+    """What has the same weights: a way that differs in the sampler alone is trained once."""
+    return name.removesuffix(", ddpm")
+
+
 def rates(shared: Pipeline, stage: UNet, names: list[str], *, rounds: int = 3) -> dict[str, float]:
     """Steps a second of each way: medians over rounds in which they take turns, the first steps of each left out."""
 
@@ -114,12 +119,16 @@ def main(
     if minutes is not None:  # a run that goes on must train as many steps as it began with
         file = bench.out / "rates.json"
         if not file.exists():
-            write_json(file, rates(shared, stage, only))
-        lengths = {name: max(1, round(rate * 60 * minutes)) for name, rate in json.loads(file.read_text()).items()}
+            write_json(file, rates(shared, stage, sorted({trained(name) for name in only})))
+        speed = json.loads(file.read_text())
+        lengths = {name: max(1, round(speed[trained(name)] * 60 * minutes)) for name in only}
     by_name: dict[str, list[Row]] = {}
     for seed in seeds:
         for name in only:
-            row = bench.measure(name, overrides(shared, stage, name, steps=lengths[name], seed=seed))
+            keys = overrides(shared, stage, name, steps=lengths[name], seed=seed)
+            row = bench.measure(
+                name, keys, keep_weights=any(trained(other) == trained(name) for other in only if other != name)
+            )
             by_name.setdefault(name, []).append(row)
             print(f"seed {seed}: {name} done", file=sys.stderr, flush=True)
     print(table(by_name))

@@ -54,42 +54,36 @@ def check_kid(reference: Path | None, kid_script: Path | None) -> None:
         raise LdmkitError("--reference and --kid-script go together")
 
 
-def summary(rows: Sequence[Row], name: str) -> tuple[float, float] | None:
-    """Mean over the seeds and its spread: their standard deviation, or a single seed's own error; None: not measured.
+def summary(rows: Sequence[Row], name: str) -> tuple[float, float, float] | None:
+    """Mean over the seeds, its spread and one measurement's own error; None: not measured.
 
-    `kid_x1000`, or `right`: the share of pictures that show all that was asked for.
+    `name`: `kid_x1000`, its error over KID's subsets of pictures; or `right`, the share of pictures that show all that
+    was asked for, its error binomial. The spread is the seeds' standard deviation, or a single seed's own error.
     """
-    values = [row[name]["all"] if name == "right" else row[name] for row in rows if name in row]
-    if not values:
+    rows = [row for row in rows if name in row]
+    if not rows:
         return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else own_error(rows, name)
-
-
-def own_error(rows: Sequence[Row], name: str) -> float:
-    """Mean error of one measurement: over KID's subsets of pictures, or binomial for `right`."""
-    if name == "kid_x1000":
-        return statistics.fmean(row["kid_std"] for row in rows if "kid_std" in row)
-    shares = [(row["right"]["all"], row["num"]) for row in rows if "right" in row]
-    return statistics.fmean((share * (1 - share) / num) ** 0.5 for share, num in shares)
+    if name == "right":
+        values = [row[name]["all"] for row in rows]
+        errors = [(share * (1 - share) / row["num"]) ** 0.5 for share, row in zip(values, rows, strict=True)]
+    else:
+        values, errors = ([row[key] for row in rows] for key in (name, "kid_std"))
+    own = statistics.fmean(errors)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else own, own
 
 
 def table(by_name: Mapping[str, Sequence[Row]]) -> str:
     """Markdown, a line for each variant; ± is the spread over seeds, in brackets one measurement's own error."""
     every = [row for rows in by_name.values() for row in rows]
     toy, distances = any("right" in row for row in every), any("kid_x1000" in row for row in every)
-    heads = ["", "seeds", "steps", *["all right", *ATTRIBUTES] * toy, *["KID x1000"] * distances, "wall s", "CPU s"]
-    lines = [heads]
+    lines = [["", "seeds", "steps", *["all right", *ATTRIBUTES] * toy, *["KID x1000"] * distances, "seconds"]]
     for name, rows in by_name.items():
         cells = [name, len(rows), rows[0]["steps"]]
         if toy:
-            right = summary(rows, "right")
-            cells.append(f"{right[0]:.1%} ± {right[1]:.1%}" if right else "")
-            cells += [f"{statistics.fmean(row['right'][a] for row in rows):.1%}" if right else "" for a in ATTRIBUTES]
+            mean, spread, _ = summary(rows, "right")
+            cells.append(f"{mean:.1%} ± {spread:.1%}")
+            cells += [f"{statistics.fmean(row['right'][a] for row in rows):.1%}" for a in ATTRIBUTES]
         if distances:
-            found = summary(rows, "kid_x1000")
-            cells.append(f"{found[0]:.2f} ± {found[1]:.2f} ({own_error(rows, 'kid_x1000'):.2f})" if found else "")
-        for key in ("seconds", "cpu_seconds"):
-            values = [row[key] for row in rows if row[key] is not None]
-            cells.append(f"{statistics.fmean(values):.0f}" if values else "")
-        lines.append(cells)
+            cells.append("{:.2f} ± {:.2f} ({:.2f})".format(*summary(rows, "kid_x1000")))
+        lines.append([*cells, f"{statistics.fmean(row['seconds'] for row in rows):.0f}"])
     return markdown(*lines)

@@ -12,15 +12,13 @@ whose score no other result beats by more than its error.
 
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.command import markdown, run
 from benchmarks.quality.results import Results, Row, check_kid, kid
-from benchmarks.quality.toy_accuracy import Score, new_prompts
-from ldmkit.data.toy_cats import captions
+from benchmarks.quality.toy_accuracy import BATCH, generate, score_folder
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 
@@ -30,37 +28,20 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     **{name: {"use": name} for name in ("dpmpp_2m_sde", "unipc")},
 }
 """name in the table -> sampler; ddpm needs hundreds of calls"""
-BATCH = 25
 
 
 def measure(bundle: Bundle, settings: Mapping[str, Any], against: Sequence[Path]) -> Row:
     """Draws all prompts by one sampler and scores them; `against`: KID's script and reference, or nothing."""
     sampler, num = SAMPLERS[settings["sampler"]], settings["num"]
     steps = (settings["asked"] + 1) // 2 if sampler["use"] == "heun" else settings["asked"]
-    wanted = new_prompts(num, trained_on=captions(int(bundle.manifest.notes["num_pictures"])))
-    totals: list[int] = []
-    began = time.perf_counter()
-    images = bundle.generate(
-        [prompt.text for prompt in wanted],
-        steps=steps,
-        seed=settings["seed"],
-        sampler=sampler,
-        guidance_scale=settings["guidance"],
-        batch_size=BATCH,
-        on_step=lambda step: totals.append(step.total),
-    )
-    took = time.perf_counter() - began
-    score = Score()
-    for number, (prompt, image) in enumerate(zip(wanted, images, strict=True)):
-        score.add(str(number), image, vars(prompt))
-    right = score.right["all"] / num
-    row: Row = {"steps": steps, "calls": totals[-1] // -(-num // BATCH), "seconds": round(took, 2)}
-    row |= {"right": right, "error": (right * (1 - right) / num) ** 0.5}
-    if against:
-        with tempfile.TemporaryDirectory() as folder:
-            for number, image in enumerate(images):
-                image.save(Path(folder) / f"{number:05d}.png")
-            row |= kid(*against, Path(folder))
+    drawing = {"steps": steps, "seed": settings["seed"], "sampler": sampler, "guidance_scale": settings["guidance"]}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "drawn"
+        calls = generate(bundle, folder, num=num, **drawing) // -(-num // BATCH)
+        right = score_folder(folder).accuracy["all"]
+        row: Row = {"steps": steps, "calls": calls, "right": right, "error": (right * (1 - right) / num) ** 0.5}
+        if against:
+            row |= kid(*against, folder)
     print(f"{settings['sampler']:16} {row['calls']:3} calls  {_cell(row)}", file=sys.stderr, flush=True)
     return row
 

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
@@ -32,37 +33,33 @@ from ldmkit.runtime.bundle import Bundle
 # No recipe trains with these seeds: training pictures and prompts come from small ones.
 HELD_OUT_SEED = 1_000_003
 NUM_READER_CHECK = 500
+BATCH = 25
 _LEAST_READER_ACCURACY = 0.99
 
 
 @dataclass
 class Score:
-    """Counts over pictures."""
+    """Which pictures show what."""
 
-    num: int = 0
-    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*ATTRIBUTES, "all"), 0))
-    num_unseen: int = 0
-    """of them, pictures asked to show a held-out pair"""
-    right_pairs: int = 0
-    """of those, how many show their held-out pairs"""
+    right: list[dict[str, bool]] = field(default_factory=list)
+    """of each picture: its attributes, `all` of them, and `pairs` where it was asked to show a held-out pair"""
     mistakes: list[str] = field(default_factory=list)
 
     def add(self, name: str, image: Image.Image, wanted: dict[str, Any]) -> None:
         read = asdict(read_attributes(image))
-        wrong = [attribute for attribute in ATTRIBUTES if read[attribute] != wanted[attribute]]
-        self.num += 1
-        for attribute in ATTRIBUTES:
-            self.right[attribute] += attribute not in wrong
-        self.right["all"] += not wrong
+        right = {attribute: read[attribute] == wanted[attribute] for attribute in ATTRIBUTES}
+        self.mistakes += [f"{name}: {a} {read[a]}, not {wanted[a]}" for a in ATTRIBUTES if not right[a]]
+        right["all"] = all(right.values())
         paired = {key for pair in held_out_pairs(ToyCat(**{key: wanted[key] for key in ATTRIBUTES})) for key in pair}
-        self.num_unseen += bool(paired)
-        self.right_pairs += bool(paired) and not paired & set(wrong)
-        self.mistakes += [f"{name}: {attribute} {read[attribute]}, not {wanted[attribute]}" for attribute in wrong]
+        if paired:
+            right["pairs"] = all(right[key] for key in paired)
+        self.right.append(right)
 
     @property
     def accuracy(self) -> dict[str, float]:
-        pairs = {"pairs": self.right_pairs / self.num_unseen} if self.num_unseen else {}
-        return {**{attribute: count / self.num for attribute, count in self.right.items()}, **pairs}
+        """Shares of the pictures that are right; `pairs` only where some were asked for."""
+        shares = {key: [right[key] for right in self.right if key in right] for key in (*ATTRIBUTES, "all", "pairs")}
+        return {key: fmean(found) for key, found in shares.items() if found}
 
 
 def score_folder(*folders: Path) -> Score:
@@ -105,18 +102,14 @@ def new_prompts(num: int, *, trained_on: Iterable[str], unseen: bool = False) ->
     return found
 
 
-def generate(bundle_dir: Path, folder: Path, *, num: int, unseen: bool, **settings: Any) -> None:
-    """Draw `num` prompts that the bundle was not trained on into `folder`, with a metadata.jsonl."""
-    bundle = Bundle.load(bundle_dir)
+def generate(bundle: Bundle, folder: Path, *, num: int, unseen: bool = False, **settings: Any) -> int:
+    """Draws `num` prompts that the bundle was not trained on into `folder`; the calls of its network in all."""
     wanted = new_prompts(num, trained_on=captions(int(bundle.manifest.notes["num_pictures"])), unseen=unseen)
-    images = bundle.generate(
-        [prompt.text for prompt in wanted],
-        batch_size=25,
-        **settings,
-        on_step=lambda step: print(f"\r{step.done} of {step.total}", end="", file=sys.stderr),
-    )
-    print(file=sys.stderr)
+    calls: list[int] = []
+    texts = [prompt.text for prompt in wanted]
+    images = bundle.generate(texts, batch_size=BATCH, **settings, on_step=lambda step: calls.append(step.total))
     write_pictures(folder, images, [asdict(prompt) for prompt in wanted])
+    return calls[-1]
 
 
 def write_pictures(folder: Path, pictures: Iterable[Image.Image], rows: Iterable[dict[str, Any]]) -> None:
@@ -133,11 +126,11 @@ def write_pictures(folder: Path, pictures: Iterable[Image.Image], rows: Iterable
 def show(scores: Mapping[str, Score]) -> None:
     """Prints a table, and every mistake."""
     columns = (*ATTRIBUTES, "all", "pairs")
-    rows = [
-        (title, score.num, *(f"{score.accuracy[c]:.1%}" if c in score.accuracy else "" for c in columns))
-        for title, score in scores.items()
-    ]
-    print_table(("", "pictures", *columns), *rows)
+    rows = [("", "pictures", *columns)]
+    for title, score in scores.items():
+        shares = {key: f"{share:.1%}" for key, share in score.accuracy.items()}
+        rows.append((title, len(score.right), *(shares.get(key, "") for key in columns)))
+    print_table(*rows)
     for title, score in scores.items():
         print("".join(f"{title} {mistake}\n" for mistake in score.mistakes), end="")
 
@@ -164,7 +157,9 @@ def main(
         with tempfile.TemporaryDirectory() as temporary:
             for kind, unseen in (("seen", False), ("never seen", True)):
                 folder = (out or Path(temporary)) / kind.replace(" ", "-")
-                generate(bundle, folder, num=num, unseen=unseen, seed=seed, steps=steps, guidance_scale=guidance)
+                generate(
+                    Bundle.load(bundle), folder, num=num, unseen=unseen, seed=seed, steps=steps, guidance_scale=guidance
+                )
                 scores[kind] = score_folder(folder)
     show(scores)
 

@@ -50,10 +50,10 @@ BATCH = 50
 class VariantWorkspace(Workspace):
     """A stage's workspace whose split does not change with the variant's seed."""
 
-    split_seed: int
+    shared: Pipeline
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
-        train, held_out = self.index.split(self.recipe.data.held_out, self.split_seed)
+        train, held_out = split(self.shared)
         return np.array(train, dtype=np.int64), np.array(held_out, dtype=np.int64)
 
 
@@ -109,21 +109,17 @@ def training_key(shared: Pipeline, recipe: Recipe, stage: UNet) -> str:
 def train(shared: Pipeline, recipe: Recipe, stage: UNet, folder: Path) -> tuple[Workspace, Row]:
     """Trains by `recipe` in a run folder of its own, resuming where it was interrupted.
 
-    The row holds `seconds` (wall, of the steps alone), `cpu_seconds` (None where it was interrupted) and the last
-    held-out metrics.
+    The row holds `seconds` (wall, of the steps alone) and the last held-out metrics.
     """
-    name = PARTS[stage]
+    name, quiet = PARTS[stage], Reporter(quiet=True)
     part = Part(folder / name, name, {"key": training_key(shared, recipe, stage)})
     parts = {**shared.parts(), name: part}
-    quiet, split_seed = Reporter(quiet=True), shared.recipe.seed
-    workspace = VariantWorkspace(recipe, shared.registry, shared.index, folder, parts, quiet, split_seed=split_seed)
-    state = part.status().state
-    if state != "done":
+    workspace = VariantWorkspace(recipe, shared.registry, shared.index, folder, parts, quiet, shared=shared)
+    if part.status().state != "done":
         part.begin()
-        began, cpu = time.monotonic(), time.process_time()
+        began = time.monotonic()
         metrics = MAKERS[stage](workspace)
-        cpu_seconds = None if state == "interrupted" else round(time.process_time() - cpu, 1)
-        part.finish(time.monotonic() - began, facts={"cpu_seconds": cpu_seconds, **metrics})
+        part.finish(time.monotonic() - began, facts=metrics)
     seconds = read_metrics(part.folder / "metrics.jsonl")[-1]["seconds"]
     return workspace, {"seconds": seconds, **part.record()["facts"]}
 
@@ -230,14 +226,9 @@ class Bench:
                 write_json(pictures.with_suffix(".json"), trained)
                 rows = wanted(self.shared, self.stage, self.num)
                 write_pictures(pictures, draw(workspace, self.stage, [row.get("text", "") for row in rows]), rows)
-            row: Row = {
-                "name": name,
-                "seed": recipe.seed,
-                "stage": self.stage,
-                "steps": getattr(recipe, PARTS[self.stage]).steps,
-                "num": self.num,
-                **json.loads(pictures.with_suffix(".json").read_text(encoding="utf-8")),
-            }
+            steps = getattr(recipe, PARTS[self.stage]).steps
+            row: Row = {"name": name, "seed": recipe.seed, "stage": self.stage, "steps": steps, "num": self.num}
+            row |= json.loads(pictures.with_suffix(".json").read_text(encoding="utf-8"))
             if recipe.data.source == "toy-cats" and self.stage == "train-t2i":
                 row["right"] = score_folder(pictures).accuracy
             if self.reference and self.kid_script:

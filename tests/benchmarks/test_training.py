@@ -1,11 +1,9 @@
 """The seed's side of the step benchmarks computes what ldmkit computes under the seed's settings; the scripts run."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +11,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks.original.loop import (
+    LatentFiles,
+    alphas_cumprod,
+    batches,
+    bce,
+    discriminator_loss,
+    eps_loss,
+    reconstruction_loss,
+    text_unet_loop,
+)
+from benchmarks.original.loop import adaptive_weight as seed_weight
+from benchmarks.original.networks import VAE, PatchGAN, TextUNet
+from benchmarks.training import step
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.components.registry import Registry
 from ldmkit.denoising.task import DenoisingTask
@@ -29,19 +40,12 @@ from ldmkit.vae.adaptive_weight import adaptive_weight
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_import_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-
-
 def draw(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_text_unet_and_its_loss(tmp_path: Path) -> None:
     """Equal weights, latents, states, noise and timesteps: the loss under the recipe `cats-seed`, and its gradient."""
-    from seed_loop import alphas_cumprod, eps_loss
-    from seed_networks import TextUNet
 
     torch.manual_seed(0)
     theirs, ours = TextUNet(), UNet(**SEED_UNET_T2I)
@@ -66,9 +70,6 @@ def test_text_unet_and_its_loss(tmp_path: Path) -> None:
 
 
 def test_vae_discriminator_and_their_losses(tmp_path: Path) -> None:
-    from seed_loop import adaptive_weight as seed_weight
-    from seed_loop import discriminator_loss, generator_loss, reconstruction_loss
-    from seed_networks import VAE, PatchGAN
 
     torch.manual_seed(0)
     vae, gan = VAE(), PatchGAN()
@@ -101,11 +102,11 @@ def test_vae_discriminator_and_their_losses(tmp_path: Path) -> None:
     expected = expected + squares(expected_output, pixels).mean()
     found = reconstruction_loss(pixels, output, mean, logvar, squares)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(generator_loss(gan(output)), terms["patchgan"](reconstruction))
+    torch.testing.assert_close(bce(gan(output), 1), terms["patchgan"](reconstruction))
     torch.testing.assert_close(
         discriminator_loss(gan(pixels), gan(output.detach())), terms["patchgan"].discriminator_loss(reconstruction).loss
     )
-    weight = seed_weight(found, 100 * generator_loss(gan(output)), vae.last_layer)
+    weight = seed_weight(found, 100 * bce(gan(output), 1), vae.last_layer)
     last = ours.decoder.conv_out.weight
     gradients = [
         torch.autograd.grad(loss, expected_output, retain_graph=True)[0]
@@ -116,7 +117,6 @@ def test_vae_discriminator_and_their_losses(tmp_path: Path) -> None:
 
 
 def test_loop_reads_pairs_file_by_file_and_learns(tmp_path: Path) -> None:
-    from seed_loop import LatentFiles, batches, text_unet_loop
 
     latents = torch.arange(12.0).mul(1e-3).reshape(12, 1, 1, 1).expand(12, 4, 2, 2)
     LatentFiles.write(tmp_path, latents, latents.reshape(12, 16) + 100)
@@ -144,30 +144,16 @@ def test_loop_reads_pairs_file_by_file_and_learns(tmp_path: Path) -> None:
     assert float(network.share.detach()) == pytest.approx(0.5 + 7e-4, abs=1e-4)
 
 
-def test_ratio_is_taken_within_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    from turns import Timing, print_ratio, print_table
-
-    ours, theirs = Timing([(1.0, 0.1), (4.0, 0.2), (2.0, 0.1)]), Timing([(2.0, 0.0), (6.0, 0.0), (6.0, 0.0)])
-    print_ratio("", ours, theirs)
-    print_table({"ours": ours}, batch=8)
-    printed = capsys.readouterr().out
-    assert "2.00 (rounds: 1.50 to 3.00)" in printed
-    assert printed.splitlines()[-1].split() == ["ours", "2.000", "4.00", "5.0%"]
-
-
 @pytest.mark.parametrize(
-    ("script", "arguments", "ratios"),
-    [("train_step.py", [], 2), ("vae_step.py", ["--size", "32", "--phase", "after"], 1)],
+    ("network", "options", "ratios"), [("text", {}, 2), ("vae", {"size": 32, "phases": ["after"]}, 1)]
 )
-def test_benchmark_runs(script: str, arguments: list[str], ratios: int) -> None:
+def test_steps_are_timed(
+    network: Any, options: Any, ratios: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both begin their processes from one server, which imports torch and the stages once."""
     pytest.importorskip("diffusers")
-    tiniest = ["--pictures=2", "--batch=2", "--rounds=1", "--steps=1", "--device=cpu", "--precision=fp32"]
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "benchmarks" / script, *tiniest, *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^ratio .*: \d+\.\d\d \(rounds", done.stdout, re.MULTILINE)) == ratios
+    for name, value in (("ACCELERATE_USE_CPU", "true"), ("OMP_NUM_THREADS", "1")):
+        monkeypatch.setenv(name, value)
+    step.main(network, batch=2, rounds=1, steps=1, pictures=2, precision="fp32", device="cpu", **options)
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^ratio .*: \d+\.\d\d \(", printed, re.MULTILINE)) == ratios, printed
