@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.command import print_table, run
-from benchmarks.original.bundle import GUIDANCE, PROMPT, STEPS
+from benchmarks.original.bundle import GUIDANCE, STEPS
 from benchmarks.runs import REPOSITORY, watched
 from benchmarks.turns import Timing, in_turns
 from ldmkit import shipped
@@ -50,7 +50,7 @@ def measure(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[
     return found
 
 
-def main(bundle: Path | None = None, *, prompt: str = PROMPT, runs: int = 7, seed_sized: Path | None = None) -> None:
+def main(bundle: Path | None = None, *, prompt: str = "a cute orange cat", runs: int = 7, seed_sized: Path | None = None) -> None:
     folder = seed_sized / "bundle" if seed_sized else bundle or default_bundle(Path("exports"), shipped.exports_dir())
     folder = folder.resolve()
     with tempfile.TemporaryDirectory() as temporary:
