@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.command import run
 from benchmarks.quality.results import check_kid, kid
 from benchmarks.turns import Timing, in_turns, print_ratio, print_timings, seconds
-from ldmkit.cli.torch_run import open_run
+from ldmkit.cli.export import torch_backend
 from ldmkit.data.toy_cats import prompts
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Backend, draw
@@ -62,7 +62,7 @@ def main(
 ) -> None:
     check_kid(reference, kid_script)
     texts = [prompt.text for prompt in prompts(num, 1)]
-    bundle, torch_run = Bundle.load(bundle_dir), open_run(run_dir)
+    bundle, torch_run = Bundle.load(bundle_dir), torch_backend(run_dir)
     if ddpm is None:
         mixed = [text if seed % 2 else "" for seed, text in enumerate(texts)]
         both = [drawn(backend, mixed, batch=10, steps=steps or 20) for backend in (torch_run, bundle)]

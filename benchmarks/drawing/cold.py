@@ -50,9 +50,11 @@ def measure(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[
     return found
 
 
-def main(bundle: Path | None = None, *, prompt: str = "a cute orange cat", runs: int = 7, seed_sized: Path | None = None) -> None:
-    folder = seed_sized / "bundle" if seed_sized else bundle or default_bundle(Path("exports"), shipped.exports_dir())
-    folder = folder.resolve()
+def main(
+    bundle: Path | None = None, *, prompt: str = "a cute orange cat", runs: int = 7, seed_sized: Path | None = None
+) -> None:
+    bundle = seed_sized / "bundle" if seed_sized else bundle
+    folder = (bundle or default_bundle(Path("exports"), shipped.exports_dir())).resolve()
     with tempfile.TemporaryDirectory() as temporary:
         picture, out = Path(temporary) / "other.png", Path(temporary) / "out"
         # The same file again and again; `generate` would not overwrite one, so it gets a folder.

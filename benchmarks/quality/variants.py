@@ -21,7 +21,7 @@ from benchmarks.quality.results import Results, Row, check_kid, kid
 from benchmarks.quality.toy_accuracy import new_prompts, score_folder, write_pictures
 from benchmarks.runs import PARTS
 from ldmkit.atomic import write_json
-from ldmkit.caches.sets import TextSet, latent_statistics
+from ldmkit.caches.sets import TextSet
 from ldmkit.components.registry import Registry
 from ldmkit.data.decode import prepare
 from ldmkit.denoising.train_t2i import train_t2i
@@ -30,14 +30,14 @@ from ldmkit.diffusion.process import make_schedule
 from ldmkit.diffusion.torch_sampling import draw_latents
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image, build_unet
-from ldmkit.pipeline import Pipeline, recipe_of_run
+from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
-from ldmkit.run.folder import Part, fingerprint, read_metrics
-from ldmkit.run.networks import load_autoencoder, trained_weights
+from ldmkit.run.folder import Part, fingerprint, read_metrics, recipe_of_run
+from ldmkit.run.networks import latent_statistics, load_autoencoder, trained_weights
 from ldmkit.run.randomness import derive
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import processes
+from ldmkit.training.device import processes
 from ldmkit.training.plots import to_uint8
 
 UNet = Literal["train-unet", "train-t2i"]

@@ -38,7 +38,7 @@ def text_steps(turn: Turn, recipe: Path, own: str, precision: str) -> None:
     from ldmkit.caches.sets import LatentSet, TextSet
     from ldmkit.denoising import train_t2i
 
-    _call_before_steps(train_t2i.TextDenoisingTask, turn)
+    _call_before_steps(turn)
     for source in (LatentSet, TextSet):
         source.batch = turn.waiting(source.batch)
     if own == "diffusers":
@@ -50,28 +50,29 @@ def vae_steps(turn: Turn, recipe: Path, precision: str) -> None:
     """The stage `train-vae`."""
     from ldmkit.vae import train as train_vae
 
-    _call_before_steps(train_vae.VaeTask, turn)
+    _call_before_steps(turn)
     batches = train_vae.picture_batches
     train_vae.picture_batches = lambda *args, **kwargs: turn.waiting_for(batches(*args, **kwargs))
     train_vae.train_vae(workspace_of(pipeline_of(recipe, f"vae.precision='{precision}'"), "vae", "vae"))
 
 
-def _call_before_steps(task: Any, turn: Turn) -> None:
-    step = task.train_step
+def _call_before_steps(turn: Turn) -> None:
+    from ldmkit.training import loop
 
-    def timed(self: Any, number: int) -> Any:
+    update = loop.update
+
+    def timed(*args: Any) -> Any:
         turn()
-        return step(self, number)
+        return update(*args)
 
-    task.train_step = timed
+    loop.update = timed
 
 
 def device_and_precision() -> tuple[Any, str]:
     """Where ldmkit trains, and the precision that it chooses there."""
-    from ldmkit.training.engine import start_engine
+    from ldmkit.training.device import processes, resolve_precision
 
-    engine = start_engine("auto")
-    return engine.device, "fp32" if engine.mixed_precision == "no" else engine.mixed_precision
+    return processes().device, resolve_precision("auto")
 
 
 def diffusers_unet() -> Any:

@@ -13,6 +13,7 @@ import click
 
 from ldmkit.cli.missing import TRAINING, require
 from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.report import duration
 
 if TYPE_CHECKING:
     from ldmkit.plan.row import Row
@@ -57,14 +58,8 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
-    class Aside(Reporter):
-        """Tells what happens on stderr: stdout is for the result."""
-
-        def line(self, text: str) -> None:
-            click.echo(text, err=True)
-
     recipe, registry = open_recipe(name, overrides)
-    pipeline = Pipeline(recipe, registry=registry, reporter=Aside(), runs_dir=scratch)
+    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(err=True), runs_dir=scratch)
     run_dir = Path("runs") / recipe.name
     cache = run_dir / "pictures.json"
     if cache.is_file():  # what was decoded before need not be again
@@ -73,7 +68,7 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     index, parts, scratch_dir = pipeline.index, pipeline.parts(), pipeline.run_dir
     pipeline.run_dir = run_dir  # from here on it looks at the run itself, and only looks
     real = pipeline.parts()
-    states = {planned.part: planned.status.state for planned in pipeline.plan()}
+    states = {name: part.status().state for name, part in real.items()}
 
     from ldmkit.plan.planner import Planner
     from ldmkit.run.workspace import Workspace
@@ -120,7 +115,7 @@ def _print(rows: "list[Row]", totals: dict[str, Any]) -> None:
         click.echo("~ estimated from the memory of two batch sizes")
     unknown = ", ".join(row.stage for row in rows if row.state != "done" and row.seconds is None)
     click.echo(
-        f"about {_time(totals['seconds'])}{' without ' + unknown if unknown else ''}, "
+        f"about {duration(totals['seconds'])}{' without ' + unknown if unknown else ''}, "
         f"{_bytes(totals['disk'])} of disk (free: {_bytes(totals['free_disk'])}), "
         f"peak memory {_bytes(totals['memory'])} (available: {_bytes(totals['available_memory'])})"
     )
@@ -139,11 +134,11 @@ def _cells(row: "Row") -> tuple[str, ...]:
     return (
         row.stage,
         f"{row.left} {row.unit}",
-        "" if row.unit_seconds is None else _time(row.unit_seconds),
+        "" if row.unit_seconds is None else duration(row.unit_seconds),
         "" if row.pictures_per_second is None else f"{row.pictures_per_second:.3g}",
         "" if row.memory is None else _bytes(row.memory),
         _bytes(row.disk) if row.disk else "",
-        "not measured" if row.seconds is None else _time(row.seconds),
+        "not measured" if row.seconds is None else duration(row.seconds),
         _batch(row),
     )
 
@@ -163,15 +158,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:.0f} {unit}"
     return f"{count / 1000:.0f} kB"
-
-
-def _time(seconds: float) -> str:
-    """`12 ms`, `1.2 s`, `2 min 5 s`, `3 h 20 min`."""
-    from ldmkit.report import duration
-
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 3600:
-        return duration(seconds)
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
