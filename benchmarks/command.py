@@ -14,7 +14,8 @@ def run(main: Callable[..., None]) -> None:
     A parameter without a default is an argument, any other an option; one that is a list may be given several times.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=sys.modules[main.__module__].__doc__)(main)
+    doc = sys.modules[main.__module__].__doc__ or ""
+    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in doc.split("\n\n")))(main)  # \b: keeps the lines
     try:
         app()
     except LdmkitError as error:

@@ -87,9 +87,7 @@ def numbers(part: Path) -> dict[str, str]:
         row = json.loads(line)
         values = {key: float(value).hex() for key, value in row.items() if key not in ("seconds", "loader_wait")}
         found[f"{part.name} step {row['step']}"] = json.dumps(values, sort_keys=True)
-    for path in sorted(
-        path for kind in ("safetensors", "bin", "npy", "onnx", "png") for path in part.rglob(f"*.{kind}")
-    ):
-        if "loss" not in path.name:  # a plot
+    for path in sorted(part.rglob("*")):
+        if path.suffix in (".safetensors", ".bin", ".npy", ".onnx", ".png") and "loss" not in path.name:  # a plot
             found[f"{part.name}/{path.relative_to(part)}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

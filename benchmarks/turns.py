@@ -32,13 +32,6 @@ def in_turns(sides: Mapping[str, Callable[[], T]], rounds: int, *, warm: int = 1
     return found
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median, and in brackets the least and the most."""
     median, least, most = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))

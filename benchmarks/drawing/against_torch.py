@@ -14,17 +14,20 @@ With --reference and --kid-script (see `benchmarks.quality.ablation`) all pictur
 
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from benchmarks.command import run
 from benchmarks.quality.results import check_kid, kid
-from benchmarks.turns import Timing, in_turns, print_ratio, print_timings, seconds
+from benchmarks.turns import Timing, in_turns, print_ratio, print_timings
 from ldmkit.cli.export import torch_backend
 from ldmkit.data.toy_cats import prompts
 from ldmkit.runtime.bundle import Bundle
@@ -38,13 +41,6 @@ def drawn(backend: Backend, texts: Sequence[str], *, seed: int = 0, batch: int, 
     """A picture of each text by `backend`, picture k from seed + k."""
     wanted = [Wanted(text, seed + k) for k, text in enumerate(texts)]
     return draw(backend, make_plan(backend, wanted, **settings), batch_size=batch)
-
-
-def psnr(picture: Image.Image, other: Image.Image) -> float:
-    """dB over 8-bit levels; infinite where they are the same."""
-    a, b = (np.asarray(each, dtype=np.float64) for each in (picture, other))
-    error = ((a - b) ** 2).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def main(
@@ -66,7 +62,8 @@ def main(
     if ddpm is None:
         mixed = [text if seed % 2 else "" for seed, text in enumerate(texts)]
         both = [drawn(backend, mixed, batch=10, steps=steps or 20) for backend in (torch_run, bundle)]
-        found = [psnr(a, b) for a, b in zip(*both, strict=True)]
+        tensors = [[torch.from_numpy(np.array(picture)).float() for picture in pictures] for pictures in both]
+        found = [float(peak_signal_noise_ratio(*pair, data_range=255.0)) for pair in zip(*tensors, strict=True)]
         passed = sum(each >= least for each in found)
         print(f"{passed} of {num} seeds at {least:g} dB or more: worst {min(found):.1f} dB, median ", end="")
         print(f"{statistics.median(found):.1f} dB ({torch_run.provider} against {bundle.provider})")
@@ -79,11 +76,12 @@ def main(
     }
     draws["bundle"](texts[:1])  # opens its graphs
 
-    def next_batch(name: str) -> None:
-        first = len(pictures[name])
+    def next_batch(name: str) -> tuple[float, float]:
+        first, began = len(pictures[name]), time.perf_counter()
         pictures[name] += draws[name](texts[first : first + batch], seed=first)
+        return time.perf_counter() - began, 0.0
 
-    sides = {name: lambda name=name: (seconds(lambda: next_batch(name)), 0.0) for name in draws}
+    sides = {name: partial(next_batch, name) for name in draws}
     timings = {name: Timing(found) for name, found in in_turns(sides, num // batch, warm=0).items()}
     print_timings(timings, batch=batch)
     print_ratio(timings, "bundle", "ddpm in torch")

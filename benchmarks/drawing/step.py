@@ -55,9 +55,8 @@ def in_diffusers(turn: Turn, folder: Path, batch: int) -> None:
     from diffusers import DDIMScheduler
 
     unet, context = _unet(folder), torch.randn(2 * batch, 77, 768)
-    scheduler = DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", clip_sample=False
-    )
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    scheduler = DDIMScheduler(**betas, timestep_spacing="trailing", clip_sample=False)
     with torch.no_grad():
         while True:
             scheduler.set_timesteps(PER_WALK)

@@ -40,8 +40,7 @@ def main(
 
         for before in STAGES[: STAGES.index(stage)]:
             finish(scratch, before, recipe, overrides=overrides)
-        sides = {"many": lambda: seconds(every), "none": lambda: seconds(NEVER)}
-        found = in_turns(sides, rounds)
+        found = in_turns({"many": lambda: seconds(every), "none": lambda: seconds(NEVER)}, rounds)
         size = sum(file.stat().st_size for file in max((folder / "checkpoints").glob("step_*")).iterdir())
     # The save of the last step comes after the last number of the log.
     saves = (steps - 1) // every

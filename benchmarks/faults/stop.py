@@ -77,7 +77,7 @@ def main(
             state = json.loads((checkpoints(folder / "checkpoints")[0] / "state.json").read_text())
             lost += int(read_metrics(log)[-1]["step"]) - int(state["step"])
     print(f"{stops} times SIGTERM: exit codes {codes}, steps lost {lost}, gone within {max(took):.1f} s")
-    for what, which, unit in (("memory, MiB", 1, 2**20), ("open files", 2, 1)):
+    for what, which, unit in (("MiB of memory", 1, 2**20), ("open files", 2, 1)):
         if slopes := [slope / unit for slope in growth(samples, which)]:
             print(f"{what} a minute: {statistics.median(slopes):+.2f} (worst {max(slopes):+.2f})")
     sys.exit(codes != {143} or lost > 0)

@@ -9,7 +9,7 @@ The networks are those of `networks`. What the description leaves open (the load
 Each loop is a generator that yields the loss of each step, as long as there are batches.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,6 @@ import torch.nn.functional as F  # noqa: N812 - the name that every torch user k
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-"""perceptual(output, target), pixels in [-1, 1] -> distances (B, 1, 1, 1)"""
 
 
 def batches(dataset: Dataset[Any], batch_size: int, num_workers: int = 0) -> Iterator[Any]:
@@ -103,8 +100,11 @@ class PictureFiles(Dataset[Tensor]):
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def reconstruction_loss(pixels: Tensor, output: Tensor, mean: Tensor, logvar: Tensor, lpips: Perceptual) -> Tensor:
-    """Mean L1 + LPIPS + 1e-6 KL, the KL summed over channels and positions and averaged over the batch."""
+def reconstruction_loss(pixels: Tensor, output: Tensor, mean: Tensor, logvar: Tensor, lpips: nn.Module) -> Tensor:
+    """Mean L1 + LPIPS + 1e-6 KL, the KL summed over channels and positions and averaged over the batch.
+
+    lpips(output, target), pixels in [-1, 1] -> distances (B, 1, 1, 1).
+    """
     kl = -0.5 * torch.sum(1 + logvar - mean.pow(2) - logvar.exp(), dim=[1, 2, 3]).mean()
     return F.l1_loss(output, pixels) + lpips(output, pixels).mean() + 1e-6 * kl
 
@@ -128,7 +128,7 @@ def adaptive_weight(reconstruction: Tensor, generator: Tensor, last_layer: Tenso
 
 
 def vae_loop(
-    vae: nn.Module, gan: nn.Module | None, lpips: Perceptual, loader: Iterable[Tensor], *, device: torch.device
+    vae: nn.Module, gan: nn.Module | None, lpips: nn.Module, loader: Iterable[Tensor], *, device: torch.device
 ) -> Iterator[float]:
     """Trains the VAE on batches of `PictureFiles`, with the GAN where there is one; yields each step's loss."""
     vae = vae.to(device).train()

@@ -126,9 +126,8 @@ def main(
     for seed in seeds:
         for name in only:
             keys = overrides(shared, stage, name, steps=lengths[name], seed=seed)
-            row = bench.measure(
-                name, keys, keep_weights=any(trained(other) == trained(name) for other in only if other != name)
-            )
+            shared_weights = any(trained(other) == trained(name) for other in only if other != name)
+            row = bench.measure(name, keys, keep_weights=shared_weights)
             by_name.setdefault(name, []).append(row)
             print(f"seed {seed}: {name} done", file=sys.stderr, flush=True)
     print(table(by_name))

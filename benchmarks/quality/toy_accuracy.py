@@ -34,7 +34,6 @@ from ldmkit.runtime.bundle import Bundle
 HELD_OUT_SEED = 1_000_003
 NUM_READER_CHECK = 500
 BATCH = 25
-_LEAST_READER_ACCURACY = 0.99
 
 
 @dataclass
@@ -148,7 +147,7 @@ def main(
     if (bundle is None) == (pictures is None):
         raise LdmkitError("give either a bundle's folder or --pictures DIR")
     scores = {"reader": score_reader(NUM_READER_CHECK)}
-    if min(scores["reader"].accuracy.values()) < _LEAST_READER_ACCURACY:
+    if min(scores["reader"].accuracy.values()) < 0.99:
         show(scores)
         sys.exit("the reader of the pictures is not to be trusted")
     if pictures is not None:

@@ -53,13 +53,8 @@ def read_attributes(image: Image.Image) -> Reading:
     fur = _read_fur(lab, face)
     eyes, eye_pixels = _read_eyes(lab, binary_erosion(face, border_value=1))
     contrast = _stripe_contrast(lab, eye_pixels)
-    return Reading(
-        fur=fur,
-        eyes=eyes,
-        coat="tabby" if contrast > _STRIPE_CONTRAST else "plain",
-        background=background,
-        stripe_contrast=contrast,
-    )
+    coat = "tabby" if contrast > _STRIPE_CONTRAST else "plain"
+    return Reading(fur=fur, eyes=eyes, coat=coat, background=background, stripe_contrast=contrast)
 
 
 def rgb_to_lab(rgb: NDArray[np.uint8]) -> Floats:

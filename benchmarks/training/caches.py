@@ -38,6 +38,8 @@ from ldmkit.recipe.sections import Latents
 from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.randomness import SampleOrder
 
+BATCH = 16
+
 
 def encode(folder: Path, num: int, size: int, rounds: int) -> dict[str, Timing]:
     """Times both ways of encoding the same pictures by the seed's VAE of random weights."""
@@ -92,7 +94,7 @@ def anonymous_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def stepper(folder: Path, num: int, batch: int) -> Callable[[], tuple[float, float]]:
+def stepper(folder: Path, num: int, batch: int = BATCH) -> Callable[[], tuple[float, float]]:
     """Opens the cache up to its first batch, and prints what it took; a training step, which returns both its times."""
     memory, began = anonymous_mib(), time.perf_counter()
     latents = LatentSet(folder, Latents(), seed=0)
@@ -124,7 +126,6 @@ def main(
     rounds: int = 3,
     nums: list[int] = [1_000, 10_000, 100_000, 1_000_000],  # noqa: B006 - read only
     steps: int = 40,
-    batch: int = 16,
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,9 +135,9 @@ def main(
             sides = {}
             for each in nums:
                 make_cache(folder / str(each), each)
-                sides[f"a step of {each}"] = stepper(folder / str(each), each, batch)
+                sides[f"a step of {each}"] = stepper(folder / str(each), each)
             timings = {side: Timing(found) for side, found in in_turns(sides, steps, warm=3).items()}
-    print_timings(timings, batch=num if what == "encode" else batch)
+    print_timings(timings, batch=num if what == "encode" else BATCH)
     first, *others = timings
     for other in others:
         print_ratio(timings, first, other)

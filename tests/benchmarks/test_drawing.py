@@ -4,14 +4,9 @@ import sys
 from pathlib import Path
 from subprocess import run
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from benchmarks.drawing import cold
-from benchmarks.drawing.against_torch import psnr
 from benchmarks.turns import Timing, in_turns, print_ratio, print_timings, spread
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,12 +53,3 @@ def test_a_bare_script_draws_the_same_picture(monkeypatch, capsys):
     monkeypatch.setattr(cold, "measure", once)
     cold.main(REPOSITORY / "exports" / "toy-cats")  # exits where they differ by more than a level
     assert "ratio ldmkit generate / a bare script: 1.00 of the time" in capsys.readouterr().out
-
-
-def test_psnr_is_torchmetrics():
-    levels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    a, b = (Image.fromarray(each) for each in levels)
-    tensors = [torch.from_numpy(each.astype(np.float64)) for each in levels]
-    expected = float(peak_signal_noise_ratio(*tensors, data_range=255.0))
-    assert psnr(a, b) == pytest.approx(expected)
-    assert psnr(a, a) == float("inf")
