@@ -1,7 +1,7 @@
 """Variants of one U-Net on a run's own latents: trained as the stage trains, drawn, scored once. Samplers."""
 
 import json
-import subprocess
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import command
 from benchmarks.quality import ablation, results, samplers, variants
 from ldmkit.caches.sets import LatentSet
 from ldmkit.data.decode import load_picture, prepare
@@ -150,7 +151,7 @@ def test_results_are_kept_and_nothing_is_trained_twice(trained, tmp_path, monkey
         measure(trained, tmp_path, seeds=[1])
 
 
-def test_users_mistakes(trained, tmp_path):
+def test_users_mistakes(trained, tmp_path, monkeypatch, capsys):
     with pytest.raises(LdmkitError, match="not a run"):
         ablation.main(tmp_path)
     (tmp_path / "kid.py").write_text("raise SystemExit('no pictures there')")
@@ -160,10 +161,10 @@ def test_users_mistakes(trained, tmp_path):
         measure(trained, tmp_path, kid_script=tmp_path / "kid.py")
     with pytest.raises(LdmkitError, match="--only cosine: not one of linear eps, "):
         measure(trained, tmp_path, only=["cosine"])
-    command = [sys.executable, "-m", "benchmarks.quality.ablation", str(tmp_path), "--seeds", "1", "--seeds", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: ")
+    monkeypatch.setattr(sys, "argv", ["ablation", str(tmp_path), "--seeds", "1", "--seeds", "2"])
+    with pytest.raises(SystemExit, match="1"):
+        command.run(ablation.main)
+    assert re.match("error: .* not a run", capsys.readouterr().err)
 
 
 def test_tables_give_means_over_seeds_and_their_spread():

@@ -1,6 +1,7 @@
 """The seed's side of the step benchmarks computes what ldmkit computes under the seed's settings; the scripts run."""
 
 import re
+import statistics
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from benchmarks.original.loop import (
 from benchmarks.original.loop import adaptive_weight as seed_weight
 from benchmarks.original.networks import VAE, PatchGAN, TextUNet
 from benchmarks.training import step
+from benchmarks.turns import Contender, Timing, Turn, take_turns
+from ldmkit.caches.sets import LatentSet, TextSet
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.components.registry import Registry
+from ldmkit.denoising import train_t2i
 from ldmkit.denoising.task import DenoisingLoss
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.models.autoencoder import AutoencoderKL
@@ -33,7 +37,10 @@ from ldmkit.models.convert import SEED_DISCRIMINATOR, SEED_UNET_T2I, SEED_VAE, c
 from ldmkit.models.discriminator import PatchDiscriminator
 from ldmkit.models.unet import UNet
 from ldmkit.recipe import load_recipe
+from ldmkit.training import loop
+from ldmkit.vae import train as train_vae
 from ldmkit.vae.adversarial import adaptive_weight
+from tests.benchmarks import contenders
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -140,16 +147,51 @@ def test_loop_reads_pairs_file_by_file_and_learns(tmp_path: Path) -> None:
     assert float(network.share.detach()) == pytest.approx(0.5 + 7e-4, abs=1e-4)
 
 
+class Enough(Exception):
+    """Ends a contender after its second step."""
+
+
+def one_after_the_other(contenders: dict[str, Contender], **_: Any) -> dict[str, Timing]:
+    """Each takes two steps, in this process."""
+    for contender, arguments in contenders.values():
+        with pytest.raises(Enough):
+            contender(Counted(), *arguments)
+    return {name: Timing([(1.0, 0.5)]) for name in contenders}
+
+
+class Counted(Turn):
+    def __init__(self) -> None:
+        self.left, self._waited = 3, 0.0
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if not self.left:
+            assert self._waited > 0
+            raise Enough
+
+
 @pytest.mark.parametrize(
-    ("network", "options", "ratios"), [("text", {}, 2), ("vae", {"size": 32, "phases": ["after"]}, 1)]
+    ("network", "options", "ratios"), [("text", {}, 2), ("vae", {"size": 32, "phases": ["after"], "workers": 0}, 1)]
 )
-def test_steps_are_timed(
+def test_contenders_take_steps(
     network: Any, options: Any, ratios: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both begin their processes from one server, which imports torch and the stages once."""
     pytest.importorskip("diffusers")
-    for name, value in (("ACCELERATE_USE_CPU", "true"), ("OMP_NUM_THREADS", "1")):
-        monkeypatch.setenv(name, value)
+    changed = ((loop, "update"), (train_t2i, "build_text_to_image"), (train_vae, "picture_batches"))
+    for owner, name in (*changed, (LatentSet, "batch"), (TextSet, "batch")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back: a contender leaves them changed
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(step, "take_turns", one_after_the_other)
     step.main(network, batch=2, rounds=1, steps=1, pictures=2, precision="fp32", device="cpu", **options)
     printed = capsys.readouterr().out
     assert len(re.findall(r"^ratio .*: \d+\.\d\d \(", printed, re.MULTILINE)) == ratios, printed
+
+
+def test_turns_are_timed_in_processes_of_their_own() -> None:
+    fast, slow = (contenders.sleeps, (0.02,)), (contenders.sleeps, (0.08,))
+    found = take_turns({"fast": fast, "slow": slow}, rounds=2, steps=3, preload=())
+    assert 0.08 <= found["slow"].seconds < 0.12
+    assert 0.4 < found["slow"].wait_share < 0.6
+    assert 2 < statistics.median(found["fast"].ratios(found["slow"])) < 5
+    with pytest.raises(RuntimeError, match=r"broken failed:\n(.*\n)*ValueError: only 4 batches"):
+        take_turns({"broken": (contenders.reads, (4,))}, rounds=2, steps=3, preload=())
