@@ -2,10 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from ldmkit.errors import LdmkitError
+
+Folder = Annotated[Path | None, typer.Argument(show_default=False)]
+"""an argument that may be left out"""
 
 
 def run(main: Callable[..., None]) -> None:

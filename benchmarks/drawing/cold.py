@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.command import print_table, run
+from benchmarks.command import Folder, print_table, run
 from benchmarks.original.bundle import GUIDANCE, STEPS
 from benchmarks.runs import REPOSITORY, watched
 from benchmarks.turns import Timing, in_turns
@@ -51,7 +51,7 @@ def measure(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[
 
 
 def main(
-    bundle: Path | None = None, *, prompt: str = "a cute orange cat", runs: int = 7, seed_sized: Path | None = None
+    bundle: Folder = None, *, prompt: str = "a cute orange cat", runs: int = 7, seed_sized: Path | None = None
 ) -> None:
     bundle = seed_sized / "bundle" if seed_sized else bundle
     folder = (bundle or default_bundle(Path("exports"), shipped.exports_dir())).resolve()

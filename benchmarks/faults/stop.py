@@ -34,7 +34,7 @@ Samples = list[tuple[float, int, int]]
 
 def growth(samples: list[Samples], which: int) -> list[float]:
     """Slope a minute of each process that was looked at long enough."""
-    long = [np.array(seen, dtype=float) for seen in samples if len(seen) >= 10]
+    long = [np.array(seen, dtype=float) for seen in samples if seen and seen[-1][0] - seen[0][0] > 20]
     return [float(np.polyfit(seen[:, 0] / 60, seen[:, which], 1)[0]) for seen in long]
 
 

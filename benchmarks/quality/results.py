@@ -5,7 +5,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,16 @@ from ldmkit.errors import LdmkitError
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Results:
-    """A file with a line of JSON for each result."""
-
-    file: Path
-
-    def get(self, settings: Row, measure: Callable[[], Row]) -> Row:
-        """The row of these very settings from the file; else what `measure` returns, with them, which is added."""
-        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else ():
-            if settings.items() <= (row := json.loads(line)).items():
-                return row
-        row = settings | measure()
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        return row
+def measured(file: Path, settings: Row, measure: Callable[[], Row]) -> Row:
+    """The row of these very settings from a file of JSON lines; else what `measure` returns, with them, then added."""
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        if settings.items() <= (row := json.loads(line)).items():
+            return row
+    row = settings | measure()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+    return row
 
 
 def kid(script: Path, reference: Path, generated: Path) -> Row:

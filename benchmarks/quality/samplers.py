@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import markdown, run
-from benchmarks.quality.results import Results, Row, check_kid, kid
+from benchmarks.quality.results import Row, check_kid, kid, measured
 from benchmarks.quality.toy_accuracy import BATCH, generate, score_folder
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
@@ -106,12 +106,12 @@ def main(
     check_kid(reference, kid_script)
     if unknown := [name for name in only if name not in SAMPLERS]:
         raise LdmkitError(f"--only {unknown[0]}: not one of {', '.join(SAMPLERS)}")
-    bundle, results = Bundle.load(bundle_dir), Results(out / "samplers.jsonl")
+    bundle = Bundle.load(bundle_dir)
     against = [kid_script, reference] if kid_script and reference else []
     shared = {"num": num, "guidance": guidance, "seed": seed, "bundle": bundle.sha256}
     shared["reference"] = reference and reference.name
     asked = [shared | {"sampler": name, "asked": count} for name in only for count in calls]
-    rows = [results.get(each, lambda each=each: measure(bundle, each, against)) for each in asked]
+    rows = [measured(out / "samplers.jsonl", each, lambda each=each: measure(bundle, each, against)) for each in asked]
     print(table(rows))
     best = recommended(rows)
     print(f"recommended: {best['sampler']}, {best['steps']} steps ({best['calls']} calls): {_cell(best)}")

@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.command import print_table, run
+from benchmarks.command import Folder, print_table, run
 from benchmarks.quality.toy_attributes import ATTRIBUTES, read_attributes
 from ldmkit.atomic import new_folder
 from ldmkit.data.toy_cats import ToyPrompt, captions, held_out_pairs, make_toy_cats, prompts
@@ -135,7 +135,7 @@ def show(scores: Mapping[str, Score]) -> None:
 
 
 def main(
-    bundle: Path | None = None,
+    bundle: Folder = None,
     *,
     pictures: Path | None = None,
     num: int = 500,

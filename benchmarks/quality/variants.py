@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from benchmarks.quality.results import Results, Row, check_kid, kid
+from benchmarks.quality.results import Row, check_kid, kid, measured
 from benchmarks.quality.toy_accuracy import new_prompts, score_folder, write_pictures
 from benchmarks.runs import PARTS
 from ldmkit.atomic import write_json
@@ -236,7 +236,7 @@ class Bench:
             return row
 
         settings = {"key": key, "reference": str(self.reference) if self.reference else None}
-        row = Results(self.out / "results.jsonl").get(settings, made)
+        row = measured(self.out / "results.jsonl", settings, made)
         if not keep_weights:
             shutil.rmtree(run, ignore_errors=True)
         return row

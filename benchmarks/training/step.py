@@ -13,6 +13,7 @@ four times as long as 128.
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +32,6 @@ PRELOAD = (
     "lpips",
 )
 """imported once for all contenders"""
-Phase = Literal["before", "after"]
-BOTH: list[Phase] = ["before", "after"]
 SEED = "the seed's loop"
 
 
@@ -45,7 +44,7 @@ def seed_text_steps(turn: Turn, folder: Path, batch: int) -> None:
     _endlessly(turn, text_unet_loop(TextUNet(), loader, device=device_and_precision()[0]))
 
 
-def seed_vae_steps(turn: Turn, folder: Path, phase: Phase, size: int, batch: int, workers: int) -> None:
+def seed_vae_steps(turn: Turn, folder: Path, phase: str, size: int, batch: int, workers: int) -> None:
     """The seed's loop over the VAE."""
     from ldmkit_lpips import LPIPS
 
@@ -58,7 +57,7 @@ def seed_vae_steps(turn: Turn, folder: Path, phase: Phase, size: int, batch: int
     _endlessly(turn, vae_loop(VAE(), PatchGAN() if phase == "after" else None, lpips, loader, device=device))
 
 
-def _endlessly(turn: Turn, losses) -> None:
+def _endlessly(turn: Turn, losses: Iterator[float]) -> None:
     while True:
         turn()
         next(losses)
@@ -73,7 +72,7 @@ def main(
     pictures: int = 512,
     size: int = 128,
     workers: int = 1,
-    phases: list[Phase] = BOTH,
+    phases: list[str] = ["before", "after"],  # noqa: B006 - read only
     precision: str = "auto",
     device: Literal["auto", "cpu"] = "auto",
 ) -> None:
