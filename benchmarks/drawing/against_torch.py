@@ -30,17 +30,19 @@ from benchmarks.quality.results import check_kid, kid
 from benchmarks.turns import Timing, in_turns, print_ratio, print_timings
 from ldmkit.cli.export import torch_backend
 from ldmkit.data.toy_cats import prompts
+from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import Backend, draw
-from ldmkit.runtime.request import Wanted, make_plan
+from ldmkit.runtime.generate import draw
+from ldmkit.runtime.request import DrawRequest, PictureRequest
+from ldmkit.runtime.settings import resolve
 
 Pictures = list[Image.Image]
 
 
 def drawn(backend: Backend, texts: Sequence[str], *, seed: int = 0, batch: int, **settings: Any) -> Pictures:
     """A picture of each text by `backend`, picture k from seed + k."""
-    wanted = [Wanted(text, seed + k) for k, text in enumerate(texts)]
-    return draw(backend, make_plan(backend, wanted, **settings), batch_size=batch)
+    wanted = [PictureRequest(text, seed + k) for k, text in enumerate(texts)]
+    return draw(backend, resolve(backend, DrawRequest(wanted, **settings)), batch_size=batch)
 
 
 def main(
