@@ -49,7 +49,6 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, size, size))
     encoder = _Encoder(autoencoder, device, workspace.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
-    clock = Clock()
     with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.done
@@ -58,7 +57,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
         batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
         loaded = picture_batches(pictures, recipe.data, batches)
         with workspace.reporter.bar("encode", len(pictures), first) as bar:
-            clock.start()
+            clock = Clock()
             for number, own in enumerate(batches, 1):
                 with clock.waiting():
                     pixels = next(loaded)

@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Mapping
 from copy import deepcopy
-from types import TracebackType
 from typing import Any, Self
 
 from ldmkit.errors import LdmkitError
@@ -131,9 +130,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         if kind is None:
             self.join()
         elif self._thread is not None:

@@ -14,10 +14,7 @@ MAX_WAIT = 0.05
 class Clock:
     """Seconds of a stage, those before a resumed run began among them, and the share spent waiting for data."""
 
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
         """Begins to count; `seconds` went into the stage before."""
         self._before = seconds
         self._began = self._marked = time.monotonic()
@@ -47,7 +44,7 @@ class Clock:
         return share
 
     def share(self) -> float:
-        """Share of the time since `start` that was waiting, in [0, 1]."""
+        """Share of the time since the clock began that was waiting, in [0, 1]."""
         return self._waited / max(time.monotonic() - self._began, 1e-9)
 
     def advice(self, stage: str, data: Data) -> str | None:

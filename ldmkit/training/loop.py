@@ -10,6 +10,7 @@ from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.checkpointing import Checkpoints
+from ldmkit.training.clock import Clock
 from ldmkit.training.engine import Engine
 from ldmkit.training.log import TrainingLog
 from ldmkit.training.task import Metrics, Task
@@ -30,7 +31,7 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
     if start:
         warning = f"; not to the last bit what it would have been: {'; '.join(differences)}" if differences else ""
         reporter.line(f"{name}: going on from step {start} of {num_steps}{warning}")
-    engine.clock.start(seconds)
+    engine.clock = Clock(seconds)
     log = TrainingLog(workspace, part, start) if engine.processes.is_main_process else None
     signals = StopSignals(name, quiet=reporter.quiet)
     newest: Metrics = {}

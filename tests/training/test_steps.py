@@ -214,8 +214,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_waiting(stopwatch: Any) -> None:
-    measured = clock.Clock()
-    measured.start(100.0)
+    measured = clock.Clock(100.0)
     for wait, work in ((1.0, 3.0), (0.0, 6.0)):
         with measured.waiting():
             stopwatch.now += wait
