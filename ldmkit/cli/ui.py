@@ -12,11 +12,28 @@ import click
 @click.option("--share", is_flag=True, help="Make a public link, through a server of Gradio's makers.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
 @click.option("--provider", default="auto", show_default=True, help="What draws: see `ldmkit generate --help`.")
-def ui(bundle: Path | None, *, port: int | None, host: str, share: bool, browser: bool, provider: str) -> None:
+@click.option("--web", type=click.Path(path_type=Path), help="Serve this folder, written by `ldmkit export web`.")
+def ui(
+    bundle: Path | None,
+    *,
+    port: int | None,
+    host: str,
+    share: bool,
+    browser: bool,
+    provider: str,
+    web: Path | None,
+) -> None:
     """Draw in the browser, on a page that this machine serves.
 
     BUNDLE is the folder of one; without it the page offers all those in exports/.
     """
+    if web is not None:
+        from ldmkit.web.serve import serve_page
+
+        if bundle is not None or share or provider != "auto":
+            raise click.UsageError("--web serves a page that draws by itself: leave BUNDLE, --share and --provider out.")
+        serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
+        return
     from ldmkit import shipped
     from ldmkit.cli.missing import UI, require
     from ldmkit.errors import LdmkitError
