@@ -48,7 +48,7 @@ export async function drawLatents({ prediction, latent }, grid, { sampler, optio
   const sources = seeds.map((seed) => new Source(seed));
   const noise = () => {
     const all = new Float64Array(length * sources.length);
-    sources.forEach((source, k) => all.set(source.draw(length), k * length));
+    for (const [k, source] of sources.entries()) all.set(source.draw(length), k * length);
     return all;
   };
   const latents = await SAMPLERS[sampler](
@@ -141,7 +141,8 @@ export async function draw(manifest, grids, run, reader, request, onStep, onPict
     const pixels = await run("vae_decoder.onnx", {
       latents: { type: "float32", data: latents, dims: [batch.length, channels, height, width] },
     });
-    if (!pixels.every(Number.isFinite)) throw new Error(`the network's output is not finite (guidance ${request.guidance})`);
+    if (!pixels.every(Number.isFinite))
+      throw new Error(`the network's output is not finite (guidance ${request.guidance})`);
     const each = pixels.length / batch.length;
     for (const [row, k] of batch.entries()) {
       await onPicture(k, toLevels(pixels.subarray(row * each, (row + 1) * each)));
@@ -185,7 +186,9 @@ export function previews(rgb, x0, channels, area) {
     toLevels(
       Float32Array.from({ length: 3 * area }, (_, k) => {
         const colour = Math.floor(k / area);
-        const weighted = rgb.weights[colour].map((weight, c) => weight * x0[(picture * channels + c) * area + (k % area)]);
+        const weighted = rgb.weights[colour].map(
+          (weight, c) => weight * x0[(picture * channels + c) * area + (k % area)],
+        );
         return weighted.reduce((sum, part) => sum + part, rgb.bias[colour]);
       }),
     ),

@@ -46,7 +46,39 @@ function missing() {
     return "This page checks its files, which browsers allow over https:// and on localhost only";
   }
   // A function that makes a vector of 128 bits.
-  const simd = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11);
+  const simd = Uint8Array.of(
+    0,
+    97,
+    115,
+    109,
+    1,
+    0,
+    0,
+    0,
+    1,
+    5,
+    1,
+    96,
+    0,
+    1,
+    123,
+    3,
+    2,
+    1,
+    0,
+    10,
+    10,
+    1,
+    8,
+    0,
+    65,
+    0,
+    253,
+    15,
+    253,
+    98,
+    11,
+  );
   const needs = {
     "WebAssembly with SIMD": typeof WebAssembly === "object" && WebAssembly.validate(simd),
     CompressionStream: "CompressionStream" in globalThis,
@@ -220,18 +252,22 @@ class Page {
     const settings = this.settings();
     this.show(settings);
     const { prompt, negative, seed, count, steps, guidance, sampler } = settings;
-    if (negative && guidance === 1) return warn("At guidance 1 there is nothing to steer away: choose another guidance");
+    if (negative && guidance === 1)
+      return warn("At guidance 1 there is nothing to steer away: choose another guidance");
     history.replaceState(null, "", `#${fragmentOf(settings)}`);
     const wanted = Array.from({ length: count }, (_, k) => ({ prompt, seed: seed + k }));
     this.request = { pictures: wanted, negative, steps, guidance, sampler };
-    this.addresses.splice(0).forEach((address) => URL.revokeObjectURL(address));
+    for (const address of this.addresses.splice(0)) URL.revokeObjectURL(address);
     buttons.sheet.hidden = true;
     const { height, width } = this.manifest.latent;
     pictures.replaceChildren(
-      ...wanted.map(({ seed }) => make("figure", {}, make("canvas", { width, height, ariaLabel: `Seed ${seed}, not yet drawn`, role: "img" }))),
+      ...wanted.map(({ seed }) =>
+        make("figure", {}, make("canvas", { width, height, ariaLabel: `Seed ${seed}, not yet drawn`, role: "img" })),
+      ),
     );
     this.setBusy(true);
     say("Drawing…");
+    element("status", HTMLElement).scrollIntoView({ block: "nearest" });
     this.ask({ type: "draw", request: this.request });
   }
 
@@ -244,7 +280,10 @@ class Page {
     previews.forEach((rgb, k) => {
       const canvas = pictures.children[numbers[k]]?.querySelector("canvas");
       const image = new ImageData(width, height);
-      image.data.forEach((_, i) => (image.data[i] = i % 4 === 3 ? 255 : rgb[3 * Math.floor(i / 4) + (i % 4)]));
+      image.data.fill(255);
+      for (let pixel = 0; pixel < height * width; pixel++) {
+        image.data.set(rgb.subarray(3 * pixel, 3 * pixel + 3), 4 * pixel);
+      }
       canvas?.getContext("2d")?.putImageData(image, 0, 0);
     });
   }
@@ -255,7 +294,11 @@ class Page {
     this.addresses.push(address);
     const size = this.manifest.picture_size;
     const alt = prompt ? `${prompt}, seed ${seed}` : `Drawn without a prompt, seed ${seed}`;
-    const keep = make("button", { type: "button", ariaLabel: `Keep seed ${seed}`, onclick: () => this.keep(seed) }, "Keep");
+    const keep = make(
+      "button",
+      { type: "button", ariaLabel: `Keep seed ${seed}`, onclick: () => this.keep(seed) },
+      "Keep",
+    );
     const name = `${slug(prompt)}-${seed}.png`;
     const link = make("a", { href: address, download: name, ariaLabel: `Download seed ${seed}` }, "Download");
     const caption = make("figcaption", {}, `Seed ${seed}`, keep, link);
@@ -285,7 +328,8 @@ class Page {
     const words = `${found.map((value) => value.toFixed(1)).join(", ")} dB of at least ${bound}`;
     const well = found.length > 0 && found.every((value) => value >= bound);
     if (this.proving) {
-      if (!well) return void this.without(`WebGPU draws otherwise than it should (${words || "the bundle has no test"})`);
+      if (!well)
+        return void this.without(`WebGPU draws otherwise than it should (${words || "the bundle has no test"})`);
       this.proving = false;
       this.setBusy(false);
       return say(`WebGPU draws as it should: ${words}`);
@@ -305,10 +349,13 @@ class Page {
 
 /** Whether the host serves index.html as it was written; a host may well put something of its own into it. */
 async function checkIndex() {
-  const [index, wanted] = await Promise.all(["index.html", "index.sha256"].map((name) => fetch(new URL(name, base), { cache: "no-cache" })));
+  const [index, wanted] = await Promise.all(
+    ["index.html", "index.sha256"].map((name) => fetch(new URL(name, base), { cache: "no-cache" })),
+  );
   if (!index.ok || !wanted.ok) return;
   const hash = await sha256(await index.arrayBuffer());
-  if (hash !== (await wanted.text()).trim()) warn("index.html is damaged or was changed: it does not match its SHA-256");
+  if (hash !== (await wanted.text()).trim())
+    warn("index.html is damaged or was changed: it does not match its SHA-256");
 }
 
 async function main() {
@@ -335,11 +382,19 @@ async function main() {
   fields.sampler.append(...Object.keys(SAMPLERS).map((name) => new Option(name)));
   fields.steps.max = String(page.maxSteps);
   element("examples", HTMLElement).append(
-    ...manifest.examples.slice(0, 8).map((example) =>
-      make("li", {}, make("button", { type: "button", onclick: () => void (fields.prompt.value = example) }, example)),
-    ),
+    ...manifest.examples
+      .slice(0, 6)
+      .map((example) =>
+        make(
+          "li",
+          {},
+          make("button", { type: "button", onclick: () => void (fields.prompt.value = example) }, example),
+        ),
+      ),
   );
-  const whyOne = crossOriginIsolated ? "" : ": more need headers that this host does not send, or a browser that lets the page add them";
+  const whyOne = crossOriginIsolated
+    ? ""
+    : ": more need headers that this host does not send, or a browser that lets the page add them";
   element("host", HTMLElement).textContent = `${threads === 1 ? "One thread" : `${threads} threads`}${whyOne}`;
   page.show(settingsFrom(location.hash, manifest, page.maxSteps));
   addEventListener("hashchange", () => page.show(settingsFrom(location.hash, manifest, page.maxSteps)));
@@ -348,7 +403,10 @@ async function main() {
     page.draw();
   });
   buttons.stop.addEventListener("click", () => page.ask({ type: "stop" }));
-  addEventListener("keydown", ({ key }) => void (key === "Escape" && !buttons.stop.disabled && page.ask({ type: "stop" })));
+  addEventListener(
+    "keydown",
+    ({ key }) => void (key === "Escape" && !buttons.stop.disabled && page.ask({ type: "stop" })),
+  );
   buttons.sheet.addEventListener("click", () => page.ask({ type: "sheet" }));
   buttons.golden.addEventListener("click", () => {
     warn("");

@@ -27,7 +27,11 @@ function chunk(type, content) {
 /** A line of text: tEXt within Latin-1, iTXt beyond it.
  * @param {string} key @param {string} text */
 function textChunk(key, text) {
-  if (/^[\0-\xff]*$/.test(text)) return chunk("tEXt", Uint8Array.from(`${key}\0${text}`, (c) => c.charCodeAt(0)));
+  if (/^[\0-\xff]*$/.test(text))
+    return chunk(
+      "tEXt",
+      Uint8Array.from(`${key}\0${text}`, (c) => c.charCodeAt(0)),
+    );
   return chunk("iTXt", new TextEncoder().encode(`${key}\0\0\0\0\0${text}`));
 }
 
@@ -84,8 +88,9 @@ export const pythonFloat = (value) => (Number.isInteger(value) ? `${value}.0` : 
 export function pythonJson(table) {
   const escaped = (/** @type {string} */ text) =>
     JSON.stringify(text).replace(/[\x7f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
-  const parts = Object.entries(table).map(([key, value]) =>
-    `${escaped(key)}: ${typeof value === "number" ? (key === "steps" ? value : pythonFloat(value)) : escaped(value)}`,
+  const parts = Object.entries(table).map(
+    ([key, value]) =>
+      `${escaped(key)}: ${typeof value === "number" ? (key === "steps" ? value : pythonFloat(value)) : escaped(value)}`,
   );
   return `{${parts.join(", ")}}`;
 }
@@ -93,7 +98,10 @@ export function pythonJson(table) {
 /** A file name's stem for a prompt: its words in lower case, 60 bytes at most.
  * @param {string} prompt */
 export function slug(prompt) {
-  const words = prompt.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "");
+  const words = prompt
+    .toLowerCase()
+    .replace(/[^\p{L}\p{N}]+/gu, "-")
+    .replace(/^-+|-+$/g, "");
   const bytes = new TextEncoder().encode(words).subarray(0, 60);
   return new TextDecoder().decode(bytes).replace(/\ufffd+$|-+$/g, "") || "unconditional";
 }

@@ -13,6 +13,7 @@ const DENSITIES = ZIGGURAT_WIDTHS.map((width, k) => (k === 0 ? 1 : Math.exp(-0.5
  * @param {number | bigint} seed a whole number of 0 or more
  * @returns {Uint32Array} */
 export function seedState(seed) {
+  /** @type {number[]} */
   const entropy = [];
   for (let rest = BigInt(seed); rest > 0n || entropy.length === 0; rest >>= 32n) {
     entropy.push(Number(rest & 0xffffffffn));
@@ -87,11 +88,17 @@ export class Source {
     const [i, j, k, l] = this.increment;
     const sum0 = low(a, M0) + i;
     const sum1 = Math.floor(sum0 / TWO_32) + high(a, M0) + low(b, M0) + low(a, M1) + j;
-    const sum2 =
-      Math.floor(sum1 / TWO_32) + high(b, M0) + high(a, M1) + low(c, M0) + low(b, M1) + low(a, M2) + k;
+    const sum2 = Math.floor(sum1 / TWO_32) + high(b, M0) + high(a, M1) + low(c, M0) + low(b, M1) + low(a, M2) + k;
     const sum3 =
-      Math.floor(sum2 / TWO_32) + high(c, M0) + high(b, M1) + high(a, M2) + low(d, M0) + low(c, M1) + low(b, M2) +
-      low(a, M3) + l;
+      Math.floor(sum2 / TWO_32) +
+      high(c, M0) +
+      high(b, M1) +
+      high(a, M2) +
+      low(d, M0) +
+      low(c, M1) +
+      low(b, M2) +
+      low(a, M3) +
+      l;
     this.state = [sum0 % TWO_32, sum1 % TWO_32, sum2 % TWO_32, sum3 % TWO_32];
   }
 

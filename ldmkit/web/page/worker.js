@@ -181,7 +181,9 @@ async function drawGolden() {
   const file = new Blob([await bundle.files.bytes("bundle/golden.png")], { type: "image/png" });
   const image = await createImageBitmap(file, { colorSpaceConversion: "none" });
   const canvas = new OffscreenCanvas(image.width, image.height);
-  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const context = /** @type {OffscreenCanvasRenderingContext2D} */ (
+    canvas.getContext("2d", { willReadFrequently: true })
+  );
   context.drawImage(image, 0, 0);
   /** @type {number[]} */
   const found = [];
@@ -196,7 +198,7 @@ async function drawGolden() {
 
 /** All pictures of the last drawing in one. */
 async function makeSheet() {
-  if (!last || !last.pictures.length) return;
+  if (!last?.pictures.length) return;
   const { pictures } = last.request;
   const [first, end] = [pictures[0], pictures[last.pictures.length - 1]];
   const size = /** @type {import("./draw.js").Manifest} */ (bundle.manifest).picture_size;
