@@ -89,7 +89,9 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
 @export.command()
 @click.argument("source", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write, new or empty.")
-@click.option("--runtime", type=click.Path(path_type=Path), help="Folder with the npm archives, instead of fetching them.")
+@click.option(
+    "--runtime", type=click.Path(path_type=Path), help="Folder with the npm archives, instead of fetching them."
+)
 @click.option("--cdn", help="Address of npm packages, as https://HOST/npm; visitors get the runtime there.")
 @click.option("--webgpu", is_flag=True, help="Add the runtime for GPUs, 27 MB more, used where it proves itself.")
 def web(source: Path | None, **options: Any) -> None:

@@ -84,7 +84,7 @@ def _kept_or_fetched(package: Package) -> bytes:
 def _fetched(package: Package) -> bytes:
     """The archive by npm itself, which knows its own registry, proxy and certificates; else from the registry that
     npm_config_registry names."""
-    registry = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY")
+    registry = next((value for key, value in os.environ.items() if key.lower() == "npm_config_registry"), None)
     reason = "npm is not installed, and npm_config_registry names no registry"
     with tempfile.TemporaryDirectory(prefix="ldmkit-npm-") as folder:
         try:

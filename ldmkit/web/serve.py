@@ -20,7 +20,7 @@ TRIED_PORTS = 20
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {  # noqa: RUF012 - as the base class has it
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".mjs": "text/javascript",
         ".js": "text/javascript",
         ".md": "text/plain; charset=utf-8",
@@ -39,9 +39,7 @@ class _Handler(SimpleHTTPRequestHandler):
         """Nothing: a page makes dozens of requests."""
 
 
-def serve_page(
-    folder: Path, *, host: str, port: int | None, browser: bool, tell: Callable[[str], None]
-) -> None:
+def serve_page(folder: Path, *, host: str, port: int | None, browser: bool, tell: Callable[[str], None]) -> None:
     """Serves until Ctrl-C. `tell` gets a line. Raises LdmkitError where `folder` is no page, or it cannot listen."""
     with serving(folder, host=host, port=port) as address:
         tell(f"{address}  (Ctrl-C ends it)")
