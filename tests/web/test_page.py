@@ -183,6 +183,7 @@ def test_keys_alone_are_enough_and_everything_has_a_name(
     visitor.until(lambda: "drawn" in visitor.text("status"))
     alt = visitor.js("return document.querySelector('#pictures img').alt")
     assert alt.startswith("a black cat, seed ")
+    visitor.js("document.querySelector('details').open = true")
     for control in chromium.find_elements(By.CSS_SELECTOR, "input, select, button, summary, a, progress, img"):
         assert control.accessible_name, control.get_attribute("outerHTML")
     # Every field below the prompt comes by Tab, in the order of the page.
