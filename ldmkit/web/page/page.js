@@ -420,6 +420,7 @@ async function main() {
   if (gpu && query.get("provider") === "webgpu") provider.value = "webgpu";
   await page.start(gpu && provider.value === "webgpu" ? "webgpu" : "wasm");
   form.hidden = false;
+  await files.bytes("style.css"); // the browser left it out where it is damaged, and said nothing
   await checkIndex();
 }
 
