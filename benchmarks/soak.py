@@ -18,13 +18,12 @@ from typing import Any
 import psutil
 from tiny_recipe import tiny_recipe
 
-from ldmkit.verify_resume import TRAINING_STAGES, ResumeCheck, cut
+from ldmkit.run.parts import PARTS, trained_parts
+from ldmkit.verify_resume import ResumeCheck, cut
 
 WARM_UP = 20.0
 """seconds of a process before its samples count: it is loading"""
 EVERY = 0.5
-BY_THE_CLOCK = {"where": "runs", "touch": sys.maxsize}
-"""a touch of a file that never comes"""
 
 
 class Soak(ResumeCheck):
@@ -33,6 +32,7 @@ class Soak(ResumeCheck):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.kill_every = float("inf")
+        self.risk = 0.0
         self.samples: list[list[tuple[float, int, int]]] = []
         """of each process: (seconds, bytes held, open files)"""
 
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--kill-every", type=float, default=60, help="seconds")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--stage", choices=TRAINING_STAGES, default="train-unet")
+    parser.add_argument("--stage", choices=[PARTS[part].stage for part in trained_parts()], default="train-unet")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ldmkit-soak-") as name:
         scratch = Path(name).resolve()
@@ -79,21 +79,21 @@ def main() -> int:
         part = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}[options.stage]
         seldom = {"checkpoint_every": 50, "eval_every": 500, "log_every": 10}
         recipe = recipe.model_copy(update={part: getattr(recipe, part).model_copy(update=seldom)})
-        soak = Soak(recipe, [], scratch)
+        soak = Soak(recipe, scratch)
         began = time.monotonic()
-        verdict, _ = soak.undisturbed(options.stage)
+        verdict = soak.undisturbed(options.stage)
         soak.kill_every = options.kill_every
         while time.monotonic() - began < options.minutes * 60 or not verdict.runs:
-            soak.run_to_the_end(verdict, lambda: BY_THE_CLOCK)
+            soak.run_to_the_end(verdict, sys.maxsize)
     memory, files = growth(soak.samples, 1), growth(soak.samples, 2)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes, {verdict.kills} kills, {verdict.runs} runs to the end")
-    print(f"steps compared: {verdict.steps}, different: {verdict.different_steps}; weights: {verdict.different_files}")
+    print(f"steps and weights compared: {verdict.compared}, different: {len(verdict.different)}")
     if memory:
         print(f"memory: {statistics.median(memory) / 2**20:+.2f} MiB a minute (worst {max(memory) / 2**20:+.2f})")
         held = [sample[1] / 2**20 for sample in max(soak.samples, key=len)]
         print(f"  between {min(held):.0f} and {max(held):.0f} MiB in the process that lived longest")
         print(f"open files: {statistics.median(files):+.2f} a minute (worst {max(files):+.2f})")
-    return int(not verdict.same)
+    return int(bool(verdict.different))
 
 
 if __name__ == "__main__":

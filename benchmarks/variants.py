@@ -21,24 +21,25 @@ from tokenizers import Tokenizer
 from toy_accuracy import new_prompts, score_folder
 
 from ldmkit.atomic import new_folder, write_json
-from ldmkit.caches.sets import TextSet, latent_statistics
+from ldmkit.caches.sets import TextSet
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
-from ldmkit.data.pictures import PictureIndex, prepare
+from ldmkit.data.decode import prepare
+from ldmkit.data.pictures import PictureIndex
 from ldmkit.denoising.train_t2i import train_t2i
 from ldmkit.denoising.train_unet import train_unet
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image, build_unet
-from ldmkit.pipeline import Pipeline, recipe_of_run
+from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
-from ldmkit.run.folder import Part, fingerprint, read_metrics
-from ldmkit.run.networks import load_autoencoder, trained_weights
+from ldmkit.run.folder import Part, fingerprint, read_metrics, recipe_of_run
+from ldmkit.run.networks import latent_statistics, load_autoencoder, trained_weights
 from ldmkit.run.randomness import derive
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import start_engine
+from ldmkit.training.device import processes
 from ldmkit.training.plots import to_uint8
 
 STAGES: dict[str, tuple[str, Callable[[Workspace], dict[str, float]]]] = {
@@ -173,7 +174,7 @@ def train(shared: Shared, variant: Variant, folder: Path) -> tuple[Workspace, Ro
 def draw(workspace: Workspace, stage: str, prompts: Sequence[str], *, num: int) -> Iterator[Image.Image]:
     """`num` pictures of the trained network by the recipe's sampler, from noise that follows from its seed alone."""
     recipe = workspace.recipe
-    device = start_engine().device
+    device = processes().device
     network, texts = _text_network(workspace, device) if stage == "train-t2i" else (_unet(workspace), None)
     network = network.to(device).eval()
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device)

@@ -2,9 +2,16 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PATIENCE = 2.0
+"""seconds of work that need no display"""
 
 
 def printable(text: str) -> str:
@@ -29,9 +36,13 @@ class Bar:
         """Moves on by `count` units and shows the newest metrics."""
         self.done += count
 
-    def _rate(self) -> float:
-        """Units a second since the bar began, those done before left out."""
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+    def _speed(self) -> str:
+        """The rate since the bar began, units done before left out, and the time left; empty before there is a rate."""
+        rate = (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        if not rate:
+            return ""
+        left = self.total - self.done
+        return f"{_per_time(rate)}  {duration(left / rate)} left" if left > 0 else _per_time(rate)
 
     def _text(self, metrics: Mapping[str, float] | None) -> str:
         return "  ".join(f"{key} {value:.4g}" for key, value in (metrics or {}).items())
@@ -40,8 +51,9 @@ class Bar:
 class PlainBar(Bar):
     """A line every ten seconds and at the end."""
 
-    def __init__(self, title: str, total: int, done: int) -> None:
+    def __init__(self, title: str, total: int, done: int, stream: TextIO) -> None:
         super().__init__(title, total, done)
+        self._stream = stream
         self._last = self._start
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
@@ -50,65 +62,95 @@ class PlainBar(Bar):
         if self.done < self.total and now - self._last < 10:
             return
         self._last = now
-        rate = self._rate()
-        left = (self.total - self.done) / max(rate, 1e-9)
-        text = f"{self.title}  {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {self._text(metrics)}"
-        sys.stdout.write(text.rstrip() + "\n")
-        sys.stdout.flush()
+        words = [self.title, f"{self.done}/{self.total}", self._speed(), self._text(metrics)]
+        self._stream.write("  ".join(word for word in words if word) + "\n")
+        self._stream.flush()
 
 
 class RichBar(Bar):
     """A bar with rate, time left and the newest metrics."""
 
-    def __init__(self, title: str, total: int, done: int, progress: "object") -> None:
+    def __init__(self, title: str, total: int, done: int, progress: "Progress") -> None:
         super().__init__(title, total, done)
-        from rich.progress import Progress
-
-        assert isinstance(progress, Progress)
         self._progress = progress
-        self._task = progress.add_task(title, total=total, completed=done, rate="", metrics="")
+        self._task = progress.add_task(title, total=total, completed=done, speed="", metrics="")
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
         super().advance(count)
         fields: dict[str, Any] = {"metrics": self._text(metrics)} if metrics else {}
-        self._progress.update(self._task, advance=count, rate=f"{self._rate():.1f}/s", **fields)
+        self._progress.update(self._task, advance=count, speed=self._speed(), **fields)
 
 
 class Reporter:
     """Prints what happens; silent in all processes but the first."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, err: bool = False) -> None:
+        """`err`: on stderr, where stdout is for the result."""
         self.quiet = quiet
+        self.err = err
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self.err else sys.stdout
 
     def line(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            sys.stdout.write(printable(text) + "\n")
-            sys.stdout.flush()
+            self._stream.write(printable(text) + "\n")
+            self._stream.flush()
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A progress display for the block."""
         if self.quiet:
             yield Bar(title, total, done)
-        elif not sys.stdout.isatty():
-            yield PlainBar(title, total, done)
+        elif not self._stream.isatty():
+            yield PlainBar(title, total, done, self._stream)
         else:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[speed]}"),
                 TextColumn("{task.fields[metrics]}"),
             )
-            with Progress(*columns, refresh_per_second=4) as progress:
+            with Progress(*columns, refresh_per_second=4, console=Console(stderr=self.err)) as progress:
                 yield RichBar(title, total, done, progress)
+
+    @contextmanager
+    def counter(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """`progress(done, total)` for work that learns its total on the way; what is done soon shows nothing."""
+        with ExitStack() as display:
+            began, bar = time.monotonic(), None
+
+            def progress(done: int, total: int) -> None:
+                nonlocal bar
+                if bar is not None:
+                    bar.advance(done - bar.done)
+                elif time.monotonic() - began >= PATIENCE:
+                    bar = display.enter_context(self.bar(title, total, done))
+
+            yield progress
 
 
 def duration(seconds: float) -> str:
-    """`12.3 s` below a minute, `2 min 5 s` above."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    """`12 ms`, `1.2 s`, `45 s`, `2 min 5 s`, `8 h 2 min`, `2 d 3 h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (large, size), (small, part) in pairwise(units):
+        count, rest = divmod(round(seconds / part), size // part)
+        if count:
+            return f"{count} {large} {rest} {small}"
+    return f"{seconds:.0f} s"
+
+
+def _per_time(rate: float) -> str:
+    """A rate in units a second: `1.5/s`, `4.0/min`, `0.2/h`."""
+    unit, seconds = next((each for each in (("s", 1), ("min", 60)) if rate * each[1] >= 1), ("h", 3600))
+    return f"{rate * seconds:.1f}/{unit}"

@@ -9,6 +9,7 @@ import torch
 
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Latents
+from ldmkit.run.networks import latent_statistics
 from ldmkit.run.randomness import numpy_generator
 
 
@@ -58,13 +59,6 @@ class LatentSet:
         return (z - self.channel_mean.to(device)) / self.channel_std.to(device)
 
 
-def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C,) mean and std that latents are normalised with: 0 and 1 where the recipe asks for none."""
-    statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
-    return (mean, std) if options.normalize else (torch.zeros_like(mean), torch.ones_like(std))
-
-
 class TextSet:
     """Each picture's caption as token ids or cached states; caption 0 is the empty one."""
 
@@ -105,9 +99,7 @@ def open_mapped(file: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise LdmkitError(
-            f"{file}: no array that can be read: {error}; `ldmkit encode --again` makes it anew"
-        ) from None
+        raise LdmkitError(f"{file}: no array that can be read: {error}; run `ldmkit encode RECIPE --again`") from None
     # Without it the system reads the neighbours of each row as well: 600 times as long for a batch out of a million.
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_RANDOM)

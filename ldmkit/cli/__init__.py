@@ -3,6 +3,7 @@
 import atexit
 import errno
 import gc
+import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
@@ -10,14 +11,14 @@ from typing import NoReturn
 
 import click
 
+from ldmkit.run.parts import PARTS
+
+# The stages whose command is made of the table of parts; others have a module of their own.
+STAGES = [spec.stage for spec in PARTS.values() if spec.help]
 # verb -> module; a module is imported when its verb is called or its help line is asked for.
 COMMANDS = {
     "train": "ldmkit.cli.train",
-    "caption": "ldmkit.cli.train",
-    "train-vae": "ldmkit.cli.train",
-    "encode": "ldmkit.cli.train",
-    "train-unet": "ldmkit.cli.train",
-    "train-t2i": "ldmkit.cli.train",
+    **dict.fromkeys(STAGES, "ldmkit.cli.train"),
     "status": "ldmkit.cli.train",
     "plan": "ldmkit.cli.plan",
     "verify-resume": "ldmkit.cli.verify_resume",
@@ -39,8 +40,10 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
-        return command
+        module = import_module(COMMANDS[cmd_name])
+        made = module.stage_command(cmd_name) if cmd_name in STAGES else getattr(module, cmd_name.replace("-", "_"))
+        assert isinstance(made, click.Command)
+        return made
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -63,10 +66,12 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one message on stderr and exit code 1."""
+    """Runs the command line; a user's mistake is one message on stderr and exit code 1, or 2 for wrong usage."""
     from ldmkit.errors import LdmkitError
 
     atexit.register(_skip_last_collection)
+    # Before its first model pydantic would read what every installed package says of itself, for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Names of files may hold what the terminal cannot show, or bytes that are no text: neither ends a command.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -1,13 +1,12 @@
 """The recipe: every key with its unit, its range and what it means. Imports neither torch nor any plugin."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.base import NO_RESULT, Component, Section
-from ldmkit.recipe.fits import misfits
-from ldmkit.recipe.training import T2I, UNetTraining, Vae
+from ldmkit.recipe.training import T2I, Component, Section, UNetTraining, Vae, no_result
 
 
 class Data(Section):
@@ -19,7 +18,7 @@ class Data(Section):
     source: str = Field(
         "folder",
         pattern=r"^(folder|toy-cats|hub:[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/([^/.][^/]*/)*[^/.][^/]*\.zip)$",
-        description="where the pictures come from if the folder is not there: `folder` (nowhere), "
+        description="where the pictures come from if the folder does not exist: `folder` (nowhere), "
         "`toy-cats` (drawn here) or `hub:OWNER/NAME/FILE.zip` (a data set on the Hugging Face hub)",
     )
     num_pictures: int | None = Field(
@@ -32,12 +31,8 @@ class Data(Section):
     flip: bool = Field(True, description="use each picture's mirror image as well")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures never trained on")
     max_bad: float = Field(0.1, ge=0, le=1, description="largest share of unreadable pictures before a run stops")
-    num_workers: int = Field(
-        2,
-        ge=0,
-        le=64,
-        description="processes that decode pictures; 0: none beside the main one",
-        json_schema_extra=NO_RESULT,
+    num_workers: int = no_result(
+        2, ge=0, le=64, description="processes that decode pictures; 0: none beside the main one"
     )
 
 
@@ -59,7 +54,7 @@ class Text(Component):
 class Latents(Section):
     normalize: bool = Field(True, description="subtract each channel's mean over the whole set and divide by its std")
     draw: Literal["each_step", "once", "mean"] = Field(
-        "each_step", description="latents drawn from mean and std anew each step, once for all, or their mean"
+        "each_step", description="latents redrawn from mean and std at each step, drawn once, or their mean"
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the cached mean and std")
 
@@ -67,20 +62,20 @@ class Latents(Section):
 class Gate(Section):
     """What the autoencoder must reach before a U-Net trains on its latents."""
 
-    min_psnr: float = Field(18.0, ge=0, description="dB, least held-out PSNR; 0: not looked at")
-    min_ssim: float = Field(0.4, ge=0, le=1, description="least held-out SSIM; 0: not looked at")
+    min_psnr: float = Field(18.0, ge=0, description="dB, least held-out PSNR; 0: not checked")
+    min_ssim: float = Field(0.4, ge=0, le=1, description="least held-out SSIM; 0: not checked")
     max_lpips: float = Field(
-        0.5, ge=0, description="largest held-out LPIPS, where the recipe has that loss; 0: not looked at"
+        0.5, ge=0, description="largest held-out LPIPS, where the recipe has that loss; 0: not checked"
     )
     min_latent_signal: float = Field(
         0.05,
         ge=0,
         lt=1,
         description="least share of a latent channel's variance that comes from the pictures and not from the "
-        "posterior's noise; below it the channel is dead; 0: not looked at",
+        "posterior's noise; below it the channel is dead; 0: not checked",
     )
     max_latent_kurtosis: float = Field(
-        20.0, ge=0, description="largest excess kurtosis of a latent channel (0: a Gaussian's); 0: not looked at"
+        20.0, ge=0, description="largest excess kurtosis of a latent channel (0: a Gaussian's); 0: not checked"
     )
 
 
@@ -102,13 +97,13 @@ class Diffusion(Section):
     @model_validator(mode="after")
     def _prediction_fits(self) -> "Diffusion":
         if self.prediction == "eps" and (self.schedule == "flow" or self.zero_terminal_snr):
-            raise ValueError('prediction = "eps" has no answer where the signal is zero; use "v", "x0" or "flow"')
+            raise ValueError('prediction = "eps" is undefined where the signal is zero; use "v", "x0" or "flow"')
         return self
 
     def schedule_options(self) -> dict[str, Any]:
         """Keyword arguments of `make_schedule`, its name included."""
-        names = ("num_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
-        return {"name": self.schedule, **{name: getattr(self, name) for name in names}}
+        names = {"num_timesteps", "beta_start", "beta_end", "zero_terminal_snr"}
+        return {"name": self.schedule, **self.model_dump(include=names)}
 
 
 class SamplerChoice(Component):
@@ -163,6 +158,13 @@ class Recipe(Section):
             raise ValueError("\n".join(found))
         return self
 
+    def published(self) -> dict[str, Any]:
+        """As JSON values that others may read: pictures and plugins without where they lie on this machine."""
+        table = self.model_dump(mode="json")
+        table["data"]["path"] = Path(self.data.path).name
+        table["plugins"] = [Path(plugin).name for plugin in self.plugins]
+        return table
+
 
 COMPONENTS: tuple[tuple[str, str, type[Component]], ...] = (
     ("caption", "captioner", Caption),
@@ -178,3 +180,76 @@ def component_tables(recipe: Recipe) -> list[tuple[str, str, Mapping[str, Any]]]
         *((name, kind, getattr(recipe, name).table()) for name, kind, _ in COMPONENTS),
         *((f"vae.losses.{name}", "loss", loss.table()) for name, loss in recipe.vae.losses.items()),
     ]
+
+
+def misfits(recipe: Recipe) -> list[str]:
+    """What no key can tell alone: a line for each pair of keys that do not fit, with both and what would."""
+    return [*_networks(recipe), *_sizes(recipe), *_losses(recipe), *_noise(recipe)]
+
+
+def _networks(recipe: Recipe) -> Iterator[str]:
+    for name, section in (("vae", recipe.vae), ("unet", recipe.unet), ("t2i", recipe.t2i)):
+        widths, levels = list(section.channels), list(section.attention_levels)
+        if any(width % section.norm_groups for width in widths):
+            yield f"[{name}] channels = {widths} must be multiples of norm_groups = {section.norm_groups}"
+        if any(level >= len(widths) for level in levels):
+            yield (
+                f"[{name}] attention_levels = {levels} must lie between 1 and {len(widths) - 1}, "
+                "the number of levels that channels gives"
+            )
+        if isinstance(section, UNetTraining) and section.time_dim % 2:
+            yield f"[{name}] time_dim = {section.time_dim} must be even, half for sines and half for cosines"
+        if section.batch_size % section.grad_accumulation:
+            yield (
+                f"[{name}] batch_size = {section.batch_size} must be a multiple of "
+                f"grad_accumulation = {section.grad_accumulation}"
+            )
+    widths, heads = list(recipe.t2i.channels), recipe.t2i.num_heads
+    # The middle always attends; a level does on its way down and, as wide as the level above it, on its way up.
+    levels = [level for level in recipe.t2i.attention_levels if level < len(widths)]
+    attending = {widths[-1], *(widths[i] for level in levels for i in (level - 1, level))}
+    if wrong := sorted(width for width in attending if width % heads):
+        yield f"[t2i] num_heads = {heads} must divide the width of every level with attention, and {wrong[0]} is one"
+
+
+def _sizes(recipe: Recipe) -> Iterator[str]:
+    size, down = recipe.data.size, recipe.vae.patch_size * 2 ** (len(recipe.vae.channels) - 1)
+    if size % down:
+        yield f"[data] size = {size} must be a multiple of {down}, by which vae.channels and vae.patch_size shrink it"
+        return
+    for name, section in (("unet", recipe.unet), ("t2i", recipe.t2i)):
+        shrink = 2 ** (len(section.channels) - 1)
+        if size // down % shrink:
+            yield (
+                f"[{name}] channels = {list(section.channels)} shrink by {shrink}, but the latents are "
+                f"{size // down} wide: use fewer levels"
+            )
+
+
+def _losses(recipe: Recipe) -> Iterator[str]:
+    if not any(
+        loss.weight > 0 and not (loss.start_step or loss.start_epoch or loss.start_on_plateau or loss.ramp_steps)
+        for loss in recipe.vae.losses.values()
+    ):
+        yield (
+            "[vae.losses] needs a loss that counts from the first step: weight above 0, start_step, start_epoch and "
+            "ramp_steps 0, start_on_plateau false"
+        )
+    for name, loss in recipe.vae.losses.items():
+        if loss.start_on_plateau and not recipe.data.held_out:
+            yield (
+                f"[vae.losses.{name}] start_on_plateau = true judges by pictures held out: "
+                "[data] held_out = 0.0 must be above 0, or give a start_step"
+            )
+
+
+def _noise(recipe: Recipe) -> Iterator[str]:
+    diffusion = recipe.diffusion
+    if diffusion.schedule in ("linear", "scaled_linear") and diffusion.beta_start > diffusion.beta_end:
+        yield f"[diffusion] beta_start = {diffusion.beta_start} must not be above beta_end = {diffusion.beta_end}"
+    # Flow is continuous; the others would repeat timesteps.
+    if diffusion.schedule != "flow" and recipe.sampler.steps > diffusion.num_timesteps:
+        yield (
+            f"[sampler] steps = {recipe.sampler.steps} must not be above "
+            f"diffusion.num_timesteps = {diffusion.num_timesteps}"
+        )

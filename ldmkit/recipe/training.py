@@ -1,10 +1,47 @@
-"""The recipe's tables of the stages that train: every key with its unit, its range and what it means."""
+"""What every table of a recipe is, and the tables of the stages that train: each key with its range and words."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ldmkit.recipe.base import NO_RESULT, Channels, Component, PositiveInt, Section
+
+def no_result(default: Any, **rules: Any) -> Any:
+    """A key that changes what is printed or how fast, never the result: it is left out of fingerprints."""
+    return Field(default, json_schema_extra={"affects_result": False}, **rules)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+
+_NETWORK = {"channels", "num_res_blocks", "attention_levels", "norm_groups", "dropout"}
+"""the keys that the autoencoder and the U-Nets are built from alike"""
+
+
+class Section(BaseModel):
+    """A frozen table whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def fingerprint_keys(self) -> dict[str, Any]:
+        """The keys that affect the result, as JSON values."""
+        dropped = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra.get("affects_result", True)
+        }
+        return self.model_dump(mode="json", exclude=dropped)
+
+
+class Component(Section):
+    """A plugin's component by name; every key that is not declared here is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    use: str = Field(description="name of the component; `ldmkit plugins` lists them")
+
+    def table(self) -> dict[str, Any]:
+        """`use` and the component's own options, as the registry takes them."""
+        return {"use": self.use, **(self.model_extra or {})}
 
 
 class Training(Section):
@@ -13,7 +50,7 @@ class Training(Section):
     steps: int | None = Field(None, gt=0, description="optimizer steps; give this or `epochs`")
     epochs: int | None = Field(None, gt=0, description="passes over the training pictures; give this or `steps`")
     batch_size: int = Field(32, gt=0, description="pictures per optimizer step, over all processes")
-    grad_accumulation: int = Field(1, gt=0, description="parts into which a process splits its share of a batch")
+    grad_accumulation: int = Field(1, gt=0, description="parts that each process splits its share of a batch into")
     optimizer: Literal["adamw", "adam"] = Field("adamw", description="AdamW or Adam")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
@@ -39,31 +76,20 @@ class Training(Section):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
     )
-    log_every: int = Field(
-        20, gt=0, description="optimizer steps between two lines of metrics", json_schema_extra=NO_RESULT
-    )
-    eval_every: int = Field(
-        500, gt=0, description="steps between two held-out evaluations", json_schema_extra=NO_RESULT
-    )
-    sample_every: int = Field(1000, gt=0, description="steps between two sample grids", json_schema_extra=NO_RESULT)
-    checkpoint_every: int = Field(500, gt=0, description="steps between two checkpoints", json_schema_extra=NO_RESULT)
-    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints that are kept", json_schema_extra=NO_RESULT)
-    keep_every: int = Field(
-        0,
-        ge=0,
-        description="checkpoints at multiples of so many steps are kept as well; 0: none",
-        json_schema_extra=NO_RESULT,
-    )
-    keep_best: bool = Field(
+    log_every: int = no_result(20, gt=0, description="optimizer steps between two lines of metrics")
+    eval_every: int = no_result(500, gt=0, description="steps between two held-out evaluations")
+    sample_every: int = no_result(1000, gt=0, description="steps between two sample grids")
+    checkpoint_every: int = no_result(500, gt=0, description="steps between two checkpoints")
+    keep_checkpoints: int = no_result(2, gt=0, description="newest checkpoints that are kept")
+    keep_every: int = no_result(0, ge=0, description="also keep checkpoints at multiples of this many steps; 0: none")
+    keep_best: bool = no_result(
         False,
-        description="save at each evaluation with a lower held-out loss than ever (of the first average, where there "
-        "is one), and keep the lowest one's checkpoint",
-        json_schema_extra=NO_RESULT,
+        description="save at each evaluation whose held-out loss is the lowest so far (of the first average, where "
+        "there is one), and keep that checkpoint",
     )
-    deterministic: bool = Field(
+    deterministic: bool = no_result(
         False,
-        description="on a GPU use no kernel whose result may differ from call to call; slower; a CPU's never does",
-        json_schema_extra=NO_RESULT,
+        description="use only GPU kernels that give the same result at each call; slower; on a CPU they always do",
     )
 
     @model_validator(mode="after")
@@ -86,27 +112,27 @@ class VaeLoss(Component):
     start_epoch: int = Field(0, ge=0, description="epoch from which the term counts (the later of the two holds)")
     start_on_plateau: bool = Field(
         False,
-        description="start once the held-out reconstruction stops getting better (see vae.guard), and not before "
+        description="start once the held-out reconstruction stops improving (see vae.guard), and not before "
         "start_step and start_epoch; of an adversarial loss",
     )
     ramp_steps: int = Field(0, ge=0, description="optimizer steps over which the weight rises from 0 after the start")
 
 
 class GanGuard(Section):
-    """Keeps an adversarial loss from ruining the reconstructions."""
+    """Rolls the weights back where an adversarial loss degrades the reconstructions."""
 
     plateau_evaluations: int = Field(
         3, gt=0, description="evaluations (see eval_every) without a better held-out PSNR that make a plateau"
     )
     plateau_psnr: float = Field(0.1, ge=0, description="dB; a gain of less counts as none")
     max_psnr_drop: float = Field(
-        1.0, ge=0, description="dB below the best held-out PSNR before the weights go back to it; 0: never"
+        1.0, ge=0, description="dB below the best held-out PSNR at which the weights are rolled back to it; 0: never"
     )
     max_lpips_rise: float = Field(
-        0.03, ge=0, description="above the best held-out LPIPS before the weights go back to it; 0: never"
+        0.03, ge=0, description="above the best held-out LPIPS at which the weights are rolled back to it; 0: never"
     )
     weight_factor: float = Field(
-        0.5, ge=0, lt=1, description="factor of the adversarial weight each time the weights went back"
+        0.5, ge=0, lt=1, description="factor applied to the adversarial weight at each rollback"
     )
 
 
@@ -132,18 +158,16 @@ class Vae(Training):
     )
     guard: GanGuard = Field(default_factory=lambda: GanGuard(), description="the guard over adversarial losses")
 
+    def earliest_steps(self, num_pictures: int) -> dict[str, int]:
+        """By loss the optimizer step before which it does not count, for a training set of this many pictures."""
+        return {
+            name: max(loss.start_step, loss.start_epoch * num_pictures // self.batch_size)
+            for name, loss in self.losses.items()
+        }
+
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `AutoencoderKL`."""
-        names = (
-            "channels",
-            "latent_channels",
-            "num_res_blocks",
-            "attention_levels",
-            "norm_groups",
-            "dropout",
-            "patch_size",
-        )
-        return {name: getattr(self, name) for name in names}
+        return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size"})
 
 
 class UNetTraining(Training):
@@ -158,8 +182,7 @@ class UNetTraining(Training):
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `UNet`, without those of the text."""
-        names = ("channels", "num_res_blocks", "attention_levels", "time_dim", "norm_groups", "dropout")
-        return {name: getattr(self, name) for name in names}
+        return self.model_dump(include=_NETWORK | {"time_dim"})
 
 
 class T2I(UNetTraining):
@@ -168,4 +191,4 @@ class T2I(UNetTraining):
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty one")
 
     def network(self) -> dict[str, Any]:
-        return {**super().network(), "num_heads": self.num_heads, "mask_padding": self.mask_padding}
+        return super().network() | self.model_dump(include={"num_heads", "mask_padding"})

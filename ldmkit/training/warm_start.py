@@ -15,8 +15,9 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
 from ldmkit.recipe import Recipe
 from ldmkit.run.checkpoint import load_weights
-from ldmkit.run.first_weights import FILES, Start, kept_starts, misfit, shapes, ways_on
+from ldmkit.run.first_weights import Start, kept_starts, misfit, shapes, ways_on
 from ldmkit.run.folder import fingerprint
+from ldmkit.run.parts import PARTS
 from ldmkit.run.workspace import Workspace
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -67,7 +68,8 @@ def load_start(workspace: Workspace, part: str, network: nn.Module) -> None:
     if not any(name.startswith(_TEXT) for name in tensors) and any(name.startswith(_TEXT) for name in own):
         own = {name: tensor for name, tensor in own.items() if not name.startswith(_TEXT)}
         workspace.reporter.line(f"{part}: {start.source} holds no text encoder: this one's first weights are random")
-    _refuse_misfit(start, _shapes(tensors), _shapes(own))
+    found, wanted = _shapes(tensors), _shapes(own)
+    _refuse_misfit(start, found, wanted)
     network.load_state_dict(tensors, strict=False)  # what is missing is a text encoder that starts anew
 
 
@@ -101,4 +103,4 @@ def _refuse_misfit(start: Start, found: Shapes, wanted: Shapes) -> None:
 
 
 def _unet_alone(start: Start) -> str:
-    return f"start from its U-Net alone: `ldmkit export safetensors` writes it as {FILES[start.part]}"
+    return f"start from its U-Net alone: `ldmkit export safetensors` writes it as {PARTS[start.part].weights}"

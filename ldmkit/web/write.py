@@ -15,8 +15,8 @@ from typing import Any
 
 from ldmkit.atomic import new_folder
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import MANIFEST, VAE_ENCODER, WEIGHTS, Manifest
+from ldmkit.runtime.onnx_backend import OnnxBackend
 from ldmkit.web.packages import ONNXRUNTIME, TOKENIZERS, Package, read_members
 from ldmkit.web.tables import SAMPLERS, grids
 
@@ -50,7 +50,7 @@ def write_page(
     Raises LdmkitError where the bundle is damaged or names a sampler that the page does not know, or the runtime
     cannot be had.
     """
-    bundle = Bundle.load(source)
+    bundle = OnnxBackend.load(source)
     bundle.verify()
     manifest = bundle.manifest
     _check_samplers(source, manifest)

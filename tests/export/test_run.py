@@ -15,16 +15,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from ldmkit.cli.torch_run import open_run
+from ldmkit.cli.export import torch_backend
 from ldmkit.components.registry import Registry
 from ldmkit.data.pictures import scan
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
-from ldmkit.pipeline import recipe_of_run
+from ldmkit.run.folder import recipe_of_run
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import draw
-from ldmkit.runtime.request import each_prompt, make_plan
+from ldmkit.runtime.request import DrawRequest, each_prompt
+from ldmkit.runtime.settings import resolve
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -178,13 +179,13 @@ def test_again_with_another_sampler_makes_nothing(exported: Path, processes: Any
 
 def test_torch_draws_the_run_as_onnxruntime_draws_its_bundle(exported: Path) -> None:
     """Same noise, same sampler: what is left is rounding."""
-    run = open_run(exported / "runs" / "tiny")
+    run = torch_backend(exported / "runs" / "tiny")
     bundle = Bundle.load(exported / "exports" / "tiny", provider="cpu")
     settings: dict[str, Any] = {"steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 3.0, "negative_prompt": "two"}
     for prompt in ("a red cat on a mat", ""):
         drawn = []
         for backend in (run, bundle):
-            plan = make_plan(backend, each_prompt(backend, prompt, n=4, seed=7), **settings)
+            plan = resolve(backend, DrawRequest(each_prompt(prompt, n=4, seed=7), **settings))
             drawn.append(np.stack([np.asarray(picture, dtype=np.float64) for picture in draw(backend, plan)]))
         assert np.ptp(drawn[0]) > 50
         assert np.abs(drawn[0] - drawn[1]).max() <= 1  # a level
@@ -203,4 +204,4 @@ def test_an_unfinished_run_is_not_drawn_from(exported: Path, tmp_path: Path) -> 
     record = tmp_path / "runs" / "tiny" / "t2i" / "record.json"
     record.write_text(record.read_text().replace('"done"', '"running"'))
     with pytest.raises(LdmkitError, match="t2i: not finished"):
-        open_run(tmp_path / "runs" / "tiny")
+        torch_backend(tmp_path / "runs" / "tiny")
