@@ -99,12 +99,13 @@ class Firefox:
         end = time.monotonic() + 60
         while True:
             try:
-                self._stream = socket.create_connection(("127.0.0.1", port), timeout=180).makefile("rwb")
+                self._socket = socket.create_connection(("127.0.0.1", port), timeout=180)
                 break
             except OSError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.2)
+        self._stream = self._socket.makefile("rwb")
         self._read()
         self._call("WebDriver:NewSession", {})
 
@@ -116,6 +117,8 @@ class Firefox:
 
     def close(self) -> None:
         self._call("Marionette:Quit", {"flags": ["eForceQuit"]})
+        self._stream.close()
+        self._socket.close()
 
     def _call(self, command: str, parameters: dict[str, Any]) -> Any:
         self._number += 1

@@ -145,6 +145,9 @@ class Page {
       this.setBusy(true);
       say("Testing WebGPU in this browser…");
       this.ask({ type: "golden" });
+      setTimeout(() => {
+        if (this.proving && this.worker === worker) this.without("WebGPU did not finish its test in a minute");
+      }, 60_000);
     }
   }
 
@@ -178,7 +181,7 @@ class Page {
     provider.value = "wasm";
     this.setBusy(false);
     await this.start("wasm");
-    say(`${why}: WebAssembly draws`);
+    warn(`${why}: WebAssembly draws instead`);
   }
 
   /** @param {import("./worker.js").Told} told */
@@ -215,7 +218,8 @@ class Page {
     this.loading.set(name, [loaded, size]);
     const all = [...this.loading.values()];
     const [sum, whole] = [0, 1].map((k) => all.reduce((total, each) => total + each[k], 0));
-    if (sum < whole || whole > 1e6) say(`Loading: ${(sum / 1e6).toFixed(1)} of ${(whole / 1e6).toFixed(1)} MB`);
+    if (!this.proving && (sum < whole || whole > 1e6))
+      say(`Loading: ${(sum / 1e6).toFixed(1)} of ${(whole / 1e6).toFixed(1)} MB`);
     progress.hidden = false;
     progress.value = sum / whole;
   }
