@@ -1,5 +1,6 @@
 """The page of the shipped bundle, and browsers to visit it."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
+from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.web.serve import serving
 from ldmkit.web.write import write_page
@@ -21,7 +23,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("npm") is None:
         pytest.skip("npm, which fetches the page's runtime, is not installed")
     folder = tmp_path_factory.mktemp("web") / "page"
-    list(write_page(SHIPPED, folder))
+    try:
+        list(write_page(SHIPPED, folder))
+    except LdmkitError as error:
+        if os.environ.get("CI") or "npm registry" not in str(error):
+            raise
+        pytest.skip(f"the page's runtime was never fetched here, and cannot be now: {error}")
     return folder
 
 

@@ -217,17 +217,6 @@ def test_a_seed_that_is_not_held_is_another_each_time(visitor: Visitor, address:
     assert len(seeds) == 3
 
 
-def test_the_page_stays_responsive(visitor: Visitor, address: str) -> None:
-    visitor.open(f"{address}#{urlencode(CAT | {'count': 4, 'steps': 20})}")
-    visitor.ready()
-    visitor.js(
-        "window.tasks = []; new PerformanceObserver((list) => window.tasks.push(...list.getEntries()"
-        ".map((entry) => entry.duration))).observe({ type: 'longtask' })"
-    )
-    visitor.draw()
-    assert visitor.js("return window.tasks") == []
-
-
 def test_a_browser_that_lacks_something_is_told(visitor: Visitor, chromium: webdriver.Chrome, address: str) -> None:
     script = {"source": "delete globalThis.CompressionStream"}
     number = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)["identifier"]
