@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 ORDER = [
     *("errors", "report", "atomic", "shipped"),
     *("components", "recipe", "data", "diffusion", "models", "run", "training", "vae", "caches", "denoising"),
-    *("runtime", "export", "plan", "ui", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
+    *("runtime", "export", "plan", "ui", "web", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
 ]
 MAY_IMPORT_TORCH = {"models", "training", "vae", "caches", "denoising", "export", "plan"}
 TORCH_FILES = {"ldmkit.run.checkpoint", "ldmkit.run.networks", "ldmkit.diffusion.torch_sampling", "ldmkit.data.batches"}
@@ -184,7 +184,7 @@ def test_torch_is_not_loaded_where_it_is_barred() -> None:
 def test_generation_knows_no_torch_even_inside_functions() -> None:
     # `--backend torch` alone leads there; tests/runtime/test_generate_command.py sees a process draw without it.
     past = frozenset({"ldmkit.cli.export"})
-    drawing = [module for module in sources() if module.startswith(("ldmkit.runtime.", "ldmkit.ui."))]
+    drawing = [module for module in sources() if module.startswith(("ldmkit.runtime.", "ldmkit.ui.", "ldmkit.web."))]
     for module in [*drawing, "ldmkit.cli.generate", "ldmkit.cli.ui", "ldmkit_samplers"]:
         chain = reaches_heavy(module, at_import_time=False, past=past)
         assert not chain, " -> ".join(chain)

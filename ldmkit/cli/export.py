@@ -82,6 +82,21 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
         raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
+@export.command()
+@click.argument("source", metavar="[RUN|BUNDLE]", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write, new or empty.")
+@click.option(
+    "--runtime", type=click.Path(path_type=Path), help="Folder with the npm archives, instead of fetching them."
+)
+@click.option("--cdn", help="Address of npm packages, as https://HOST/npm; visitors get the runtime there.")
+@click.option("--webgpu", is_flag=True, help="Add the runtime for GPUs, 27 MB more, used where it proves itself.")
+def web(source: Path | None, **options: Any) -> None:
+    """Write a page of static files on which a bundle draws in the visitor's browser. Default: the newest bundle."""
+    from ldmkit.cli.export_web import write
+
+    write(source, **options)
+
+
 def torch_backend(run: Path) -> "TorchBackend":
     """What `ldmkit generate --backend torch` draws with. Raises LdmkitError where `run` is none, or is not finished."""
     folder, recipe, registry = open_run(run, "torch")

@@ -14,11 +14,30 @@ from ldmkit.cli.options import provider_option
 @click.option("--share", is_flag=True, help="Make a public link, through a server run by the makers of Gradio.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
 @provider_option("What the bundles' networks run on.")
-def ui(bundle: Path | None, *, port: int | None, host: str, share: bool, browser: bool, provider: str) -> None:
+@click.option("--web", type=click.Path(path_type=Path), help="Serve this folder, written by `ldmkit export web`.")
+def ui(
+    bundle: Path | None,
+    *,
+    port: int | None,
+    host: str,
+    share: bool,
+    browser: bool,
+    provider: str,
+    web: Path | None,
+) -> None:
     """Draw in the browser, on a page that this machine serves.
 
     BUNDLE is a bundle's folder; without it the page offers every bundle in exports/.
     """
+    if web is not None:
+        from ldmkit.web.serve import serve_page
+
+        if bundle is not None or share or provider != "auto":
+            raise click.UsageError(
+                "--web serves a page that draws by itself: leave BUNDLE, --share and --provider out."
+            )
+        serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
+        return
     from ldmkit import shipped
     from ldmkit.cli.missing import UI, require
     from ldmkit.errors import LdmkitError

@@ -1,0 +1,247 @@
+"""The page in Chromium and Firefox: it draws what `ldmkit generate` draws."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.generate import PromptCutWarning
+from ldmkit.web.tables import SAMPLERS
+from tests.web.visitor import Visitor, plain_host
+
+CAT: dict[str, Any] = {"prompt": "a cute orange cat", "seed": 3, "steps": 3}
+SETTINGS: list[dict[str, Any]] = [
+    {"count": 5},
+    {"guidance": 1},
+    {"negative": "red background", "guidance": 3.5},
+    {"prompt": ""},
+    {"prompt": "", "negative": "red background"},
+    {"prompt": "Ein <|bos|>Kätzchen 🐈 \u202e<|pad|>"},
+    {"seed": 2**32 - 1},
+    {"prompt": "a black cat " * 20},
+]
+
+
+def same(drawn: list[np.ndarray], expected: list[Image.Image]) -> None:
+    """Within one level of 255 everywhere."""
+    assert len(drawn) == len(expected)
+    for one, other in zip(drawn, expected, strict=True):
+        assert np.abs(one.astype(int) - np.asarray(other).astype(int)).max() <= 1
+
+
+def test_every_sampler_draws_as_the_runtime_does(visitor: Visitor, address: str, bundle: Bundle) -> None:
+    visitor.open(address)
+    visitor.ready()
+    for sampler in SAMPLERS:
+        visitor.choose(CAT | {"sampler": sampler})
+        same(visitor.draw(), bundle.generate(CAT["prompt"], seed=3, steps=3, sampler=sampler))
+
+
+def test_settings_mean_what_they_mean_to_generate(visitor: Visitor, address: str, bundle: Bundle) -> None:
+    visitor.open(address)
+    visitor.ready()
+    for settings in SETTINGS:
+        chosen: dict[str, Any] = CAT | settings
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", PromptCutWarning)
+            expected = bundle.generate(
+                chosen["prompt"],
+                n=chosen.get("count", 1),
+                seed=chosen["seed"],
+                steps=3,
+                guidance_scale=chosen.get("guidance"),
+                negative_prompt=chosen.get("negative", ""),
+            )
+        visitor.choose(chosen)
+        visitor.press_draw()
+        visitor.until(lambda: "drawn" in visitor.text("status"))
+        same(visitor.pictures(), expected)
+        assert ("longer than the model reads" in visitor.text("alert")) == bool(told)
+
+
+def test_a_download_holds_what_generate_writes(
+    visitor: Visitor, chromium: webdriver.Chrome, address: str, bundle: Bundle, tmp_path: Path
+) -> None:
+    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    settings = CAT | {"prompt": "eine süße Katze ☺", "negative": "a dog", "count": 2, "guidance": 2.5}
+    visitor.open(f"{address}#{urlencode(settings)}")
+    visitor.ready()
+    visitor.draw()
+    visitor.js("document.querySelectorAll('figcaption a')[1].click()")
+    visitor.until(lambda: (tmp_path / "eine-süße-katze-4.png").exists())
+    visitor.js("document.getElementById('sheet').click()")
+    visitor.until(lambda: (tmp_path / "eine-süße-katze-3-to-4-grid.png").exists())
+    with Image.open(tmp_path / "eine-süße-katze-4.png") as picture:
+        assert picture.size == (64, 64)
+        assert picture.info == {
+            "sampler": "dpmpp_2m",
+            "steps": "3",
+            "guidance": "2.5",
+            **bundle.identity,
+            "provider": "wasm",
+            "negative": "a dog",
+            "prompt": "eine süße Katze ☺",
+            "seed": "4",
+        }
+    with Image.open(tmp_path / "eine-süße-katze-3-to-4-grid.png") as grid:
+        assert grid.size == (130, 64)
+        assert grid.info["seed"] == "3 to 4"
+
+
+def test_the_golden_pictures_come_out(visitor: Visitor, address: str) -> None:
+    visitor.open(address)
+    visitor.ready()
+    visitor.js("document.getElementById('golden').click()")
+    visitor.until(lambda: "dB" in visitor.text("status"))
+    assert visitor.text("status").startswith("This browser draws as it should"), visitor.text("status")
+
+
+def test_threads_come_by_headers_or_by_one_reload_or_not_at_all(visitor: Visitor, page: Path, address: str) -> None:
+    def said(address: str) -> tuple[bool, str]:
+        visitor.open(address)
+        visitor.ready()
+        return visitor.js("return crossOriginIsolated"), visitor.text("host")
+
+    cores = min(visitor.js("return navigator.hardwareConcurrency"), 8)
+    many = "One thread" if cores == 1 else f"{cores} threads"
+    assert said(address) == (True, many)
+    assert said(f"{address}?threads=1") == (True, "One thread")
+    with plain_host(page) as (plain, asked):
+        assert said(plain) == (cores > 1, many)
+        assert asked.count("/") == 2  # the first visit and its one reload
+        assert said(plain) == (cores > 1, many)
+        visitor.draw()
+    without = plain_host(page, lambda name, data: None if name == "sw.js" else data)
+    with without as (plain, asked):
+        isolated, words = False, ""
+        visitor.open(plain)
+        visitor.until(lambda: visitor.text("alert"))
+        isolated, words = visitor.js("return crossOriginIsolated"), visitor.text("host")
+        assert not isolated
+        assert words.startswith("One thread: more need headers")
+        assert "sw.js" in visitor.text("alert")
+        assert len(visitor.draw()) == 1
+
+
+def test_it_works_below_a_path_and_asks_nobody_else(
+    visitor: Visitor, chromium: webdriver.Chrome, page: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "some" / "where").mkdir(parents=True)
+    (tmp_path / "some" / "where" / "page").symlink_to(page)
+    chromium.get_log("browser")  # what earlier visits said
+    with plain_host(tmp_path) as (plain, asked):
+        visitor.open(f"{plain}some/where/page/#{urlencode(CAT)}")
+        visitor.ready()
+        assert len(visitor.draw()) == 1
+        names = visitor.js("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+        assert all(name.startswith((f"{plain}some/where/page/", f"blob:{plain}")) for name in names)
+        wanted = ("/some/where/page/", "/favicon.ico")
+        assert all(path.startswith(wanted) for path in asked), asked
+        assert not any("cute" in path for path in asked)
+    errors = [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not errors, errors
+
+
+def test_stop_keeps_what_is_finished(visitor: Visitor, address: str) -> None:
+    visitor.open(f"{address}#{urlencode(CAT | {'count': 16, 'steps': 40})}")
+    visitor.ready()
+    visitor.press_draw()
+    visitor.until(lambda: visitor.js("return document.querySelectorAll('#pictures img').length") >= 4)
+    visitor.js("document.getElementById('stop').click()")
+    visitor.until(lambda: visitor.text("status").startswith("Stopped"))
+    assert 4 <= visitor.js("return document.getElementById('pictures').childElementCount") < 16
+
+
+def test_previews_show_while_it_draws(visitor: Visitor, address: str) -> None:
+    visitor.open(f"{address}#{urlencode(CAT | {'steps': 60})}")
+    visitor.ready()
+    visitor.press_draw()
+    code = (
+        "const canvas = document.querySelector('#pictures canvas');"
+        "return canvas ? Array.from(canvas.getContext('2d').getImageData(0, 0, 8, 8).data) : []"
+    )
+    visitor.until(lambda: len(set(visitor.js(code))) > 20)
+    visitor.until(lambda: "drawn" in visitor.text("status"))
+
+
+def test_keys_alone_are_enough_and_everything_has_a_name(
+    visitor: Visitor, chromium: webdriver.Chrome, address: str
+) -> None:
+    visitor.open(f"{address}#{urlencode({'steps': 2})}")
+    visitor.ready()
+    body = chromium.find_element(By.TAG_NAME, "body")
+    body.send_keys(Keys.TAB)
+    assert visitor.js("return document.activeElement.id") == "prompt"
+    chromium.switch_to.active_element.send_keys("a black cat", Keys.ENTER)
+    visitor.until(lambda: "drawn" in visitor.text("status"))
+    alt = visitor.js("return document.querySelector('#pictures img').alt")
+    assert alt.startswith("a black cat, seed ")
+    visitor.js("document.querySelector('details').open = true")
+    for control in chromium.find_elements(By.CSS_SELECTOR, "input, select, button, summary, a, progress, img"):
+        assert control.accessible_name or not control.is_displayed(), control.get_attribute("outerHTML")
+    # Every field below the prompt comes by Tab, in the order of the page.
+    chromium.find_element(By.ID, "prompt").click()
+    seen = []
+    for _ in range(25):
+        chromium.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(visitor.js("return document.activeElement.id || document.activeElement.tagName"))
+    assert seen.index("draw") < seen.index("count") < seen.index("seed") < seen.index("held") < seen.index("SUMMARY")
+
+
+def test_an_address_leads_to_a_picture(visitor: Visitor, address: str) -> None:
+    visitor.open(f"{address}#{urlencode(CAT | {'count': 2})}")
+    visitor.ready()
+    _, second = visitor.draw()
+    visitor.js("document.querySelectorAll('figcaption button')[1].click()")
+    link = visitor.js("return location.href")
+    visitor.open(link)
+    visitor.ready()
+    (again,) = visitor.draw()
+    assert np.abs(again.astype(int) - second.astype(int)).max() <= 1
+
+
+def test_a_seed_that_is_not_held_is_another_each_time(visitor: Visitor, address: str) -> None:
+    visitor.open(f"{address}#{urlencode({'steps': 1})}")
+    visitor.ready()
+    seeds = set()
+    for _ in range(3):
+        visitor.draw()
+        seeds.add(visitor.js("return document.getElementById('seed').value"))
+    assert len(seeds) == 3
+
+
+def test_a_browser_that_lacks_something_is_told(visitor: Visitor, chromium: webdriver.Chrome, address: str) -> None:
+    script = {"source": "delete globalThis.CompressionStream"}
+    number = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)["identifier"]
+    try:
+        visitor.open(address)
+        visitor.until(lambda: visitor.text("alert"))
+        assert visitor.text("alert") == "This browser is too old to draw: it lacks CompressionStream"
+    finally:
+        chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": number})
+
+
+def test_firefox_draws_the_same(firefox: Visitor, address: str, bundle: Bundle) -> None:
+    firefox.open(f"{address}#{urlencode(CAT | {'count': 2, 'sampler': 'euler_a'})}")
+    firefox.ready()
+    same(firefox.draw(), bundle.generate(CAT["prompt"], n=2, seed=3, steps=3, sampler="euler_a"))
+    firefox.js("document.getElementById('golden').click()")
+    firefox.until(lambda: "dB" in firefox.text("status"))
+    assert firefox.text("status").startswith("This browser draws as it should"), firefox.text("status")
+
+
+def test_firefox_gets_threads_by_one_reload(firefox: Visitor, page: Path) -> None:
+    with plain_host(page) as (plain, asked):
+        firefox.open(plain)
+        firefox.ready()
+        cores = firefox.js("return navigator.hardwareConcurrency")
+        assert firefox.js("return crossOriginIsolated") == (cores > 1)
+        assert asked.count("/") == 1 + (cores > 1)
+        assert len(firefox.draw()) == 1
