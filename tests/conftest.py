@@ -182,7 +182,7 @@ def new_workshop(folder: Path) -> Workshop:
 # and open files of its own. `strike`: see tests/strike.py. Each saves the same figure, drawn here: matplotlib takes as
 # long for one as a tiny stage takes for its steps.
 PARENT = """
-import importlib, io, json, os, sys
+import gc, importlib, io, json, os, sys
 from pathlib import Path
 from ldmkit.run.parts import PARTS
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
@@ -228,6 +228,7 @@ def child(job):
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
+gc.freeze()  # else a child's first collection copies all of this process's memory
 for line in sys.stdin:
     job = json.loads(line)
     if "wait" in job:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from ldmkit.cli.missing import TRAINING, require
+from ldmkit.cli.options import set_option
 from ldmkit.errors import LdmkitError
 from ldmkit.run.parts import PARTS, trained_parts
 
@@ -18,7 +19,7 @@ STAGES = tuple(PARTS[part].stage for part in trained_parts())
 
 @click.command("verify-resume")
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--only", type=click.Choice(STAGES), help="Look at this stage alone.")
 @click.option("--steps", default=9, show_default=True, type=click.IntRange(min=3), help="Steps of each stage.")
 @click.option("--kills", default=4, show_default=True, type=click.IntRange(min=1), help="Kills of each stage.")
