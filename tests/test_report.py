@@ -129,7 +129,7 @@ def test_a_counter_shows_only_what_takes_a_while(
 
     assert count(0.05) == ("", "")
     lines = [
-        "pictures  12/30  1.0/s  18.0 s left",
+        "pictures  12/30  1.0/s  18 s left",
         "pictures  22/30  1.0/s  8.0 s left",
         "pictures  30/30  1.0/s",
     ]
