@@ -1,5 +1,7 @@
 """The page in Chromium and Firefox: it draws what `ldmkit generate` draws."""
 
+import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from selenium.webdriver.common.keys import Keys
 
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import PromptCutWarning
+from ldmkit.web.serve import serving
 from ldmkit.web.tables import SAMPLERS
+from ldmkit.web.write import write_page
+from tests.web.conftest import SHIPPED
 from tests.web.visitor import Visitor, plain_host
 
 CAT: dict[str, Any] = {"prompt": "a cute orange cat", "seed": 3, "steps": 3}
@@ -93,6 +98,31 @@ def test_a_download_holds_what_generate_writes(
     with Image.open(tmp_path / "eine-süße-katze-3-to-4-grid.png") as grid:
         assert grid.size == (130, 64)
         assert grid.info["seed"] == "3 to 4"
+
+
+def test_the_bundles_own_sampler_options_hold(
+    visitor: Visitor, chromium: webdriver.Chrome, page: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(SHIPPED, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["defaults"] |= {"sampler": "dpmpp_2m_sde", "sampler_options": {"eta": 0.5, "spacing": "karras"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    list(write_page(folder, tmp_path / "site"))
+    settings = {"sampler": {"use": "dpmpp_2m_sde", "eta": 0.5, "spacing": "karras"}}
+    expected = Bundle.load(folder, provider="cpu").generate(CAT["prompt"], seed=3, steps=3, **settings)
+    chromium.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    with serving(tmp_path / "site") as address:
+        visitor.open(f"{address}#{urlencode(CAT)}")
+        visitor.ready()
+        same(visitor.draw(), expected)
+        visitor.js("document.querySelector('figcaption a').click()")
+        visitor.until(lambda: (tmp_path / "a-cute-orange-cat-3.png").exists())
+    with Image.open(tmp_path / "a-cute-orange-cat-3.png") as picture:
+        assert picture.info["sampler"] == json.dumps(
+            {"eta": 0.5, "spacing": "karras", "use": "dpmpp_2m_sde", "steps": 3}
+        )
 
 
 def test_the_golden_pictures_come_out(visitor: Visitor, address: str) -> None:

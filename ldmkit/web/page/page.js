@@ -418,7 +418,9 @@ async function main() {
     say("Drawing the bundle's golden pictures…");
     page.ask({ type: "golden" });
   });
-  provider.addEventListener("change", () => page.start(provider.value === "webgpu" ? "webgpu" : "wasm"));
+  provider.addEventListener("change", () => {
+    page.start(provider.value === "webgpu" ? "webgpu" : "wasm").catch((error) => page.fail(error.message));
+  });
   const gpu = "webgpu" in web.runtimes && "gpu" in navigator;
   element("with-provider", HTMLElement).hidden = !gpu;
   if (gpu && query.get("provider") === "webgpu") provider.value = "webgpu";

@@ -123,7 +123,7 @@ class Bundle {
   metadata(request, prompt, seed) {
     const manifest = /** @type {import("./draw.js").Manifest} */ (this.manifest);
     const options = optionsOf(manifest, request.sampler);
-    const table = { use: request.sampler, ...options, steps: request.steps };
+    const table = { ...options, use: request.sampler, steps: request.steps };
     return {
       sampler: Object.keys(options).length ? pythonJson(table) : request.sampler,
       steps: String(request.steps),
