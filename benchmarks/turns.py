@@ -1,25 +1,65 @@
-"""Contenders of a benchmark, each in a process of its own, timed in turns within one run.
+"""What is compared takes turns within one run, and a ratio is taken within a round.
 
-What slows the machine down for a while slows all of them down, and a ratio is taken within a round, so that it cancels.
+So whatever slows the machine down for a while slows down all sides, and cancels.
 """
 
 import multiprocessing
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
-from typing import Any
+from typing import Any, TypeVar
 
-Result = tuple[float, float]
-"""seconds a step, and seconds of them spent waiting for data"""
+from benchmarks.command import print_table
+
+T = TypeVar("T")
 
 
-class _Over(BaseException):
-    """Leaves a contender's endless loop; no `except Exception` on the way out takes it for an error."""
+def in_turns(sides: Mapping[str, Callable[[], T]], rounds: int, *, warm: int = 1) -> dict[str, list[T]]:
+    """What each side returns in each of the rounds, after some that only warm up.
+
+    Every other round goes the other way round, so that none always comes after the same one.
+    """
+    found: dict[str, list[T]] = {name: [] for name in sides}
+    for number in range(-warm, rounds):
+        for name in list(sides)[:: 1 if number % 2 else -1]:
+            result = sides[name]()
+            if number >= 0:
+                found[name].append(result)
+    return found
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and in brackets the least and the most."""
+    median, least, most = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{median} ({least} to {most})"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One side's rounds: seconds (of a step, a command), and seconds of them that went into waiting for data."""
+
+    rounds: Sequence[tuple[float, float]]
+
+    @property
+    def seconds(self) -> float:
+        """Their median."""
+        return statistics.median(seconds for seconds, _ in self.rounds)
+
+    @property
+    def wait_share(self) -> float:
+        """Median share of the time that went into waiting."""
+        return statistics.median(waited / seconds for seconds, waited in self.rounds)
+
+    def ratios(self, other: "Timing") -> list[float]:
+        """How many times as fast as `other`, round by round."""
+        return [theirs[0] / own[0] for own, theirs in zip(self.rounds, other.rounds, strict=True)]
+
+
+# --- contenders: endless loops in processes of their own -----------------------------------------------------------
 
 
 class Turn:
@@ -35,14 +75,14 @@ class Turn:
         """Returns when the next step may begin."""
         self._taken += 1
         if self._taken == self._steps:
-            _synchronize()
+            if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+                torch.cuda.synchronize()
             seconds = time.perf_counter() - self._began
             self._connection.send((seconds / self._steps, self._waited / self._steps))
         if self._taken in (0, self._steps):
             if self._taken == 0:
                 self._connection.send(None)  # ready
-            if not self._connection.recv():
-                raise _Over
+            self._connection.recv()
             self._taken, self._waited = 0, 0.0
             self._began = time.perf_counter()
 
@@ -57,143 +97,67 @@ class Turn:
 
         return timed
 
-    def waiting_for(self, loader: Iterable[Any]) -> Iterable[Any]:
-        """`loader`, the time until each of its batches counted as waiting for data."""
-        return _Waited(loader, self)
-
-
-class _Waited:
-    def __init__(self, loader: Iterable[Any], turn: Turn) -> None:
-        self._loader = loader
-        self._next = turn.waiting(next)
-
-    def __iter__(self) -> Iterator[Any]:
-        items, end = iter(self._loader), object()
-        while (item := self._next(items, end)) is not end:
+    def waiting_for(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of `loader`, the time until each counted as waiting for data."""
+        items, take, end = iter(loader), self.waiting(next), object()
+        while (item := take(items, end)) is not end:
             yield item
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One contender's rounds."""
-
-    rounds: Sequence[Result]
-
-    @property
-    def seconds(self) -> float:
-        """Median seconds a step."""
-        return statistics.median(seconds for seconds, _ in self.rounds)
-
-    @property
-    def wait_share(self) -> float:
-        """Median share of the step spent waiting for data."""
-        return statistics.median(waited / seconds for seconds, waited in self.rounds)
-
-    def speedup(self, other: "Timing") -> tuple[float, float, float]:
-        """How many times as fast as `other`: median, least and most over the rounds."""
-        ratios = [theirs[0] / own[0] for own, theirs in zip(self.rounds, other.rounds, strict=True)]
-        return statistics.median(ratios), min(ratios), max(ratios)
-
-
-Contender = Callable[..., None]
-"""contender(turn, *args): steps without end, `turn()` at the head of each"""
+Contender = tuple[Callable[..., None], tuple[Any, ...]]
+"""(function, args): function(turn, *args) takes steps without end, `turn()` at the head of each"""
 
 
 def take_turns(
-    contenders: Mapping[str, tuple[Contender, tuple[Any, ...]]], *, rounds: int, steps: int, preload: Sequence[str]
+    contenders: Mapping[str, Contender], *, rounds: int, steps: int, preload: Sequence[str]
 ) -> dict[str, Timing]:
     """Times `rounds` rounds of `steps` steps of each, after one that only warms up; `preload`: modules they share.
 
     Raises RuntimeError with the traceback of a contender that failed.
     """
-    with _started(contenders, steps, preload) as connections:
-        for name, connection in connections.items():
-            _receive(name, connection)  # ready
-        results: dict[str, list[Result]] = {name: [] for name in contenders}
-        for number in range(rounds + 1):
-            # The other way round each time, so that none always comes after the same one.
-            for name in list(contenders)[:: 1 if number % 2 else -1]:
-                connections[name].send(True)
-                result = _receive(name, connections[name])
-                if number:
-                    results[name].append(result)
-        for connection in connections.values():
-            connection.send(False)
-    return {name: Timing(found) for name, found in results.items()}
-
-
-@contextmanager
-def _started(
-    contenders: Mapping[str, tuple[Contender, tuple[Any, ...]]], steps: int, preload: Sequence[str]
-) -> Iterator[dict[str, Connection]]:
-    """The contenders' processes by their connections; they are ended on the way out."""
-    context = _fork_server(preload)
+    context = multiprocessing.get_context("forkserver")  # it imports everything once, and has neither threads nor a GPU
+    context.set_forkserver_preload(list(preload))
     connections: dict[str, Connection] = {}
     processes = []
+
+    def received(name: str) -> Any:
+        answer = connections[name].recv()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{name} failed:\n{answer}")
+        return answer
+
+    def turn_of(name: str) -> Callable[[], tuple[float, float]]:
+        return lambda: (connections[name].send(None), received(name))[1]
+
     try:
-        for name, (contender, args) in contenders.items():
+        for name, contender in contenders.items():
             connections[name], theirs = context.Pipe()
-            process = context.Process(target=_contend, args=(theirs, steps, contender, args))
-            process.start()
-            processes.append(process)
-            theirs.close()
-        yield connections
+            processes.append(context.Process(target=_contend, args=(theirs, steps, *contender)))
+            processes[-1].start()
+        for name in contenders:
+            received(name)  # ready
+        found = in_turns({name: turn_of(name) for name in contenders}, rounds)
     finally:
-        for connection in connections.values():
-            connection.close()  # whoever still waits for its turn ends
         for process in processes:
+            process.kill()  # it waits for its next turn
             process.join()
+    return {name: Timing(results) for name, results in found.items()}
 
 
-def apart(function: Callable[..., None], *args: Any, preload: Sequence[str]) -> None:
-    """function(*args) in a process of its own, so that this one needs none of its imports."""
-    process = _fork_server(preload).Process(target=function, args=args)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{function.__name__} failed with exit code {process.exitcode}")
-
-
-def _fork_server(preload: Sequence[str]) -> ForkServerContext:
-    """Processes are forked from a server that imported everything once and has neither threads nor a GPU."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *preload])
-    return context
-
-
-def _contend(connection: Connection, steps: int, contender: Contender, args: tuple[Any, ...]) -> None:
+def _contend(connection: Connection, steps: int, contender: Callable[..., None], args: tuple[Any, ...]) -> None:
     try:
         contender(Turn(connection, steps), *args)
-    except (_Over, EOFError, BrokenPipeError):
-        return
     except BaseException:
         connection.send(traceback.format_exc())
 
 
-def _receive(name: str, connection: Connection) -> Any:
-    received = connection.recv()
-    if isinstance(received, str):
-        raise RuntimeError(f"{name} failed:\n{received}")
-    return received
+def print_timings(timings: Mapping[str, Timing], *, batch: int) -> None:
+    """A table with a line for each side; `batch`: pictures that its seconds are for."""
+    rows = [("", "seconds", "pictures/s", "waiting for data")]
+    for name, each in timings.items():
+        rows.append((name, f"{each.seconds:.3f}", f"{batch / each.seconds:.2f}", f"{each.wait_share:.1%}"))
+    print_table(*rows)
 
 
-def _synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch leaves it untyped
-        torch.cuda.synchronize()
-
-
-def print_table(timings: Mapping[str, Timing], *, batch: int) -> None:
-    """A line for each contender."""
-    width = max(len(name) for name in timings)
-    print(f"{'':{width}}  s/step  pictures/s  waiting for data")
-    for name, timing in timings.items():
-        seconds = timing.seconds
-        print(f"{name:{width}}  {seconds:6.3f}  {batch / seconds:10.2f}  {timing.wait_share:16.1%}")
-
-
-def print_ratio(label: str, ours: Timing, theirs: Timing) -> None:
-    """`ours` as a multiple of the speed of `theirs`, with the rounds' spread."""
-    median, least, most = ours.speedup(theirs)
-    print(f"ratio {label}: {median:.2f} (rounds: {least:.2f} to {most:.2f})")
+def print_ratio(timings: Mapping[str, Timing], ours: str, theirs: str) -> None:
+    print(f"ratio {ours} to {theirs}: {spread(timings[ours].ratios(timings[theirs]))}")

@@ -1,4 +1,4 @@
-"""Meets every artefact under the watch. `benchmarks/hostile.py` prints what the tests assert."""
+"""Meets every artefact under the watch."""
 
 import re
 import sys

@@ -11,19 +11,15 @@ import pytest
 from PIL import Image, ImageCms, ImageFilter
 from scipy.stats import chisquare
 
+from benchmarks.quality import toy_accuracy, toy_attributes
 from ldmkit.data import toy_cats
 from ldmkit.data.toy_cats import HELD_OUT_PAIRS, caption, captions, make_toy_cats, prompts
 from ldmkit.data.toy_drawing import BACKGROUND, COATS, EYES, FUR, ToyCat, draw_toy_cat
 from ldmkit.errors import LdmkitError
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def reader(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import toy_attributes
-
+def reader():
     return toy_attributes
 
 
@@ -208,31 +204,24 @@ def test_iris_hues_are_the_palettes(reader):
 
 
 def test_benchmark_scores_a_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import toy_accuracy
-
     monkeypatch.setattr(toy_accuracy, "NUM_READER_CHECK", 50)
 
     make_toy_cats(tmp_path / "cats", num_pictures=20, seed=3)
     rows = rows_of(tmp_path / "cats")
     rows[0]["fur"] = next(name for name in FUR if name != rows[0]["fur"])
     (tmp_path / "cats" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert toy_accuracy.main(["--pictures", str(tmp_path / "cats"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert min(report["reader"]["accuracy"].values()) >= 0.99
-    assert report["pictures"]["num"] == 20
-    accuracy = {"fur": 0.95, "eyes": 1, "coat": 1, "background": 1, "all": 0.95}
-    assert report["pictures"]["accuracy"] == pytest.approx(accuracy)
-    assert report["pictures"]["mistakes"][0].startswith("00000.png: fur ")
-    assert toy_accuracy.main(["--pictures", str(tmp_path)]) == 1
-    assert "metadata.jsonl" in capsys.readouterr().err
+    toy_accuracy.main(pictures=tmp_path / "cats")
+    heads, reader, pictures, mistake = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["pictures", "fur", "eyes", "coat", "background", "all", "pairs"]
+    assert reader.split() == ["reader", "50", *["100.0%"] * 6]
+    assert pictures.split() == ["pictures", "20", "95.0%", "100.0%", "100.0%", "100.0%", "95.0%"]
+    assert mistake.startswith("pictures 00000.png: fur ")
+    with pytest.raises(LdmkitError, match=r"metadata.jsonl: cannot be read"):
+        toy_accuracy.main(pictures=tmp_path)
 
 
-def test_benchmark_counts_held_out_pairs(tmp_path, monkeypatch):
+def test_benchmark_counts_held_out_pairs(tmp_path):
     """Of four pictures of a held-out composition one is drawn wrong in the pair, one only beside it."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import toy_accuracy
-
     wanted = {"fur": "orange", "eyes": "green", "coat": "plain", "background": "purple"}
     drawn = [{}, {}, {"background": "teal"}, {"eyes": "blue"}]
     rows = []
@@ -245,10 +234,7 @@ def test_benchmark_counts_held_out_pairs(tmp_path, monkeypatch):
     assert accuracy == {"fur": 1, "eyes": 0.75, "coat": 1, "background": 0.75, "all": 0.5, "pairs": 0.75}
 
 
-def test_benchmark_asks_for_nothing_it_trained_on(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import toy_accuracy
-
+def test_benchmark_asks_for_nothing_it_trained_on():
     first = toy_accuracy.new_prompts(5, trained_on=[])
     again = toy_accuracy.new_prompts(5, trained_on=[first[0].text.capitalize()])
     assert again[:4] == first[1:]

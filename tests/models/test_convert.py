@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.seed_networks import VAE, PatchGAN, TextUNet
+from benchmarks.original.networks import VAE, PatchGAN, TextUNet
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.convert import convert_checkpoint

@@ -1,0 +1,1 @@
+"""What docs/results.md names, measured: one command for each figure, `python -m benchmarks.FOLDER.NAME`."""

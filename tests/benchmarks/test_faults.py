@@ -1,0 +1,57 @@
+"""The benchmarks of what may go wrong, at sizes that tests can pay for."""
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.flips import bundle_flips, checkpoint_flips
+from benchmarks.faults.hostile import held
+from benchmarks.faults.stop import growth
+from benchmarks.runs import TINY, watched
+from ldmkit.models.build import build_autoencoder, build_unet
+from ldmkit.recipe import find_recipe, load_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_races_for_a_run() -> None:
+    """In a process without torch, which forks 200 times in no time."""
+    command = [sys.executable, "-m", "benchmarks.faults.lock_races", "--races", "100"]
+    assert subprocess.check_output(command, text=True, cwd=REPOSITORY) == "100 of 100 races had exactly one winner\n"
+
+
+def test_every_damage_is_noticed(tmp_path: Path) -> None:
+    assert checkpoint_flips(tmp_path / "checkpoints", 150, random.Random(1)) == 150
+    shutil.copytree(REPOSITORY / "exports" / "toy-cats", tmp_path / "bundle")
+    assert bundle_flips(tmp_path / "bundle", 30, random.Random(1)) == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="proportional set sizes are Linux's")
+def test_memory_of_a_process_and_of_what_it_started(tmp_path: Path) -> None:
+    child = "data = bytearray(30_000_000); import time; time.sleep(0.3)"
+    parent = f"import subprocess, sys; data = bytearray(20_000_000); subprocess.run([sys.executable, '-c', {child!r}])"
+    command = [sys.executable, "-S", "-c", parent + "; print('said'); sys.exit(3)"]
+    code, seconds, peak, said = watched(command, tmp_path, held=held)
+    assert (code, said) == (3, "said\n")
+    assert 50e6 < peak < 120e6
+    assert seconds > 0.3
+    _, _, own, _ = watched(command, tmp_path)
+    assert 20e6 < own < peak - 20e6, "without what it started"
+
+
+def test_tiny_recipe_is_tiny() -> None:
+    recipe = load_recipe(find_recipe("toy-cats"), TINY)
+    for network in (build_autoencoder(recipe), build_unet(recipe)):
+        assert sum(p.numel() for p in network.parameters()) < 100_000
+    assert recipe.data.size == 16
+
+
+def test_growth_is_a_slope() -> None:
+    """Half a MiB a second from here to there, and a process too short to tell."""
+    rising = [(20 + i / 2, 2**20 * i // 4, 40) for i in range(60)]
+    assert growth([rising, rising[:5]], 1) == [pytest.approx(30 * 2**20, rel=0.02)]
+    assert growth([rising], 2) == [pytest.approx(0, abs=1e-6)]
