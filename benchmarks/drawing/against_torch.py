@@ -27,9 +27,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from benchmarks.command import run
 from benchmarks.quality.results import check_kid, kid
+from benchmarks.quality.toy_prompts import prompts
 from benchmarks.turns import Timing, in_turns, print_ratio, print_timings
 from ldmkit.cli.export import torch_backend
-from ldmkit.data.toy_cats import prompts
 from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import draw

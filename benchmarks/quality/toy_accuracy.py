@@ -24,8 +24,9 @@ from PIL import Image
 
 from benchmarks.command import Folder, print_table, run
 from benchmarks.quality.toy_attributes import ATTRIBUTES, read_attributes
+from benchmarks.quality.toy_prompts import ToyPrompt, captions, prompts
 from ldmkit.atomic import new_folder
-from ldmkit.data.toy_cats import ToyPrompt, captions, held_out_pairs, make_toy_cats, prompts
+from ldmkit.data.toy_cats import held_out_pairs, make_toy_cats
 from ldmkit.data.toy_drawing import ToyCat
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle

@@ -99,20 +99,19 @@ class PictureIndex:
     def remarks(self) -> list[str]:
         """What a person should know of these files beside the rejected ones: notes, copies, names that clash."""
         found = [f"{printable(entry.key)}: {entry.note}" for entry in self.entries if entry.note]
-        contents: dict[str, str] = {}
-        names: dict[str, str] = {}
-        stems: dict[str, str] = {}
+        first: dict[tuple[str, str], str] = {}
         for entry in self.entries:
-            said = printable(entry.key)
-            same = contents.setdefault(entry.sha256, entry.key)
-            if same != entry.key:
-                found.append(f"{said}: the same content as {printable(same)}")
-            clash = names.setdefault(unicodedata.normalize("NFC", entry.key), entry.key)
-            if clash != entry.key:
-                found.append(f"{said}: differs from another name by Unicode normalisation only")
-            beside = stems.setdefault(str(PurePosixPath(entry.key).with_suffix("")), entry.key)
-            if beside != entry.key:
-                found.append(f"{said}: shares its caption file with {printable(beside)}, which has the same stem")
+            for remark, value in (
+                ("the same content as {}", entry.sha256),
+                ("differs from another name by Unicode normalisation only", unicodedata.normalize("NFC", entry.key)),
+                (
+                    "shares its caption file with {}, which has the same stem",
+                    str(PurePosixPath(entry.key).with_suffix("")),
+                ),
+            ):
+                other = first.setdefault((remark, value), entry.key)
+                if other != entry.key:
+                    found.append(f"{printable(entry.key)}: {remark.format(printable(other))}")
         return found
 
     def summary(self, limit: int | None = None) -> list[str]:

@@ -6,7 +6,7 @@ that stream for a string seed across versions, which numpy does not for its gene
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -57,13 +57,6 @@ _SHARE_SHORT = 0.25
 _SHARE_PLAIN_NAMED = 0.7
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToyPrompt(ToyCat):
-    """A prompt and what a picture of it must show."""
-
-    text: str
-
-
 def make_toy_cats(
     folder: Path,
     *,
@@ -86,7 +79,7 @@ def make_toy_cats(
         raise LdmkitError(f"toy cats: size must be 16 to 1024 pixels, not {size}")
     with new_folder(folder) as partial, (partial / "metadata.jsonl").open("w", encoding="utf-8", newline="\n") as rows:
         for number in range(num_pictures):
-            rng, cat, text = _describe(seed, number, unseen)
+            rng, cat, text = describe(seed, number, unseen)
             name = f"{number:05d}.png"
             row = {"file_name": name, "text": text, **asdict(cat)}
             rows.write(json.dumps(row) + "\n")
@@ -95,42 +88,24 @@ def make_toy_cats(
                 progress(number + 1, num_pictures)
 
 
-def captions(num_pictures: int, seed: int = 0) -> list[str]:
-    """The captions that `make_toy_cats` gives its pictures, without drawing them."""
-    return [_describe(seed, number)[2] for number in range(num_pictures)]
-
-
-def _describe(seed: int, number: int, unseen: bool = False) -> tuple[Random, ToyCat, str]:
+def describe(seed: int, number: int, unseen: bool = False) -> tuple[Random, ToyCat, str]:
     """The stream of one picture, behind what its attributes and its caption took of it."""
     rng = Random(f"toy-cats/picture/{seed}/{number}")
-    cat = _draw_attributes(rng, unseen)
+    cat = draw_attributes(rng, unseen)
     return rng, cat, caption(cat, rng)
-
-
-def prompts(num: int, seed: int = 0, *, unseen: bool = False) -> list[ToyPrompt]:
-    """Prompts that name every attribute, from a stream of their own; the words may still be a training caption's.
-
-    With `unseen` each asks for at least one of `HELD_OUT_PAIRS`, without it for none.
-    """
-    found = []
-    for number in range(num):
-        rng = Random(f"toy-cats/prompt/{seed}/{number}")
-        cat = _draw_attributes(rng, unseen)
-        text = _pick(rng, COMPLETE_PHRASINGS).format(**{**asdict(cat), "coat": cat.coat + " "})
-        found.append(ToyPrompt(text=_articles(text), **asdict(cat)))
-    return found
 
 
 def caption(cat: ToyCat, rng: Random) -> str:
     """One caption; a cat that is not called tabby is plain."""
     phrasings = SHORT_PHRASINGS if rng.random() < _SHARE_SHORT else COMPLETE_PHRASINGS
-    text = _pick(rng, phrasings)
+    text = pick(rng, phrasings)
     coat = "" if cat.coat == "plain" and rng.random() >= _SHARE_PLAIN_NAMED else cat.coat + " "
-    text = _articles(text.format(**{**asdict(cat), "coat": coat}))
+    text = articles(text.format(**{**asdict(cat), "coat": coat}))
     return text[0].upper() + text[1:] if rng.random() < 0.15 else text
 
 
-def _articles(text: str) -> str:
+def articles(text: str) -> str:
+    """`a` as `an` before a vowel."""
     words = text.split(" ")
     for index, (word, following) in enumerate(pairwise(words)):
         if word == "a" and following[0] in "aeiou":
@@ -143,17 +118,19 @@ def held_out_pairs(cat: ToyCat) -> list[dict[str, str]]:
     return [pair for pair in HELD_OUT_PAIRS if all(getattr(cat, name) == value for name, value in pair.items())]
 
 
-def _draw_attributes(rng: Random, unseen: bool) -> ToyCat:
+def draw_attributes(rng: Random, unseen: bool) -> ToyCat:
+    """A cat that shows none of `HELD_OUT_PAIRS`, or at least one."""
     while True:
         cat = ToyCat(
-            fur=_pick(rng, tuple(FUR)),
-            eyes=_pick(rng, tuple(EYES)),
-            coat=_pick(rng, COATS),
-            background=_pick(rng, tuple(BACKGROUND)),
+            fur=pick(rng, tuple(FUR)),
+            eyes=pick(rng, tuple(EYES)),
+            coat=pick(rng, COATS),
+            background=pick(rng, tuple(BACKGROUND)),
         )
         if bool(held_out_pairs(cat)) == unseen:
             return cat
 
 
-def _pick(rng: Random, choices: Sequence[T]) -> T:
+def pick(rng: Random, choices: Sequence[T]) -> T:
+    """One of the choices, by `rng.random()` alone."""
     return choices[int(rng.random() * len(choices))]

@@ -12,8 +12,9 @@ from PIL import Image, ImageCms, ImageFilter
 from scipy.stats import chisquare
 
 from benchmarks.quality import toy_accuracy, toy_attributes
+from benchmarks.quality.toy_prompts import captions, prompts
 from ldmkit.data import toy_cats
-from ldmkit.data.toy_cats import HELD_OUT_PAIRS, caption, captions, make_toy_cats, prompts
+from ldmkit.data.toy_cats import HELD_OUT_PAIRS, caption, make_toy_cats
 from ldmkit.data.toy_drawing import BACKGROUND, COATS, EYES, FUR, ToyCat, draw_toy_cat
 from ldmkit.errors import LdmkitError
 
