@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_PROMPTS_BYTES = 4 << 20
 
 
-def _size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+def _size(_command: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     width, _, height = text.lower().partition("x")
@@ -30,7 +30,7 @@ def _size(_context: click.Context, _option: click.Parameter, text: str | None) -
     return int(width), int(height)
 
 
-def _sampler_options(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+def _sampler_options(_command: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
     """KEY=VALUE each, the value a TOML one or a bare word. The registry says which there are."""
     import tomllib
 
@@ -90,9 +90,9 @@ def _sampler_options(_context: click.Context, _option: click.Parameter, given: t
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @click.pass_context
-def generate(context: click.Context, *, out: Path, as_json: bool, **given: Any) -> None:
+def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: Any) -> None:
     """Draw PROMPT from a bundle; without PROMPT, draw unconditionally."""
-    _check_usage(context)
+    _check_usage(command)
     ending, interpolates = out.suffix.lower(), given["interpolate"] is not None
     one_file = ending == ".png" or (ending == ".gif" and interpolates)
     texts = [given["prompt"] or ""] if given["prompts"] is None else _lines(given["prompts"])
@@ -136,10 +136,10 @@ def generate(context: click.Context, *, out: Path, as_json: bool, **given: Any) 
             click.echo(path)
 
 
-def _check_usage(context: click.Context) -> None:
+def _check_usage(command: click.Context) -> None:
     """Raises click.UsageError for options that mean nothing without another, or do not go together."""
-    names = {each.name: "PROMPT" if each.name == "prompt" else each.opts[0] for each in context.command.params}
-    given = {name for name in names if context.get_parameter_source(str(name)) is ParameterSource.COMMANDLINE}
+    names = {each.name: "PROMPT" if each.name == "prompt" else each.opts[0] for each in command.command.params}
+    given = {name for name in names if command.get_parameter_source(str(name)) is ParameterSource.COMMANDLINE}
     for name, needs in (
         ("strength", "img2img"),
         ("amount", "variations"),
@@ -148,7 +148,7 @@ def _check_usage(context: click.Context) -> None:
     ):
         if name in given and needs not in given:
             raise click.UsageError(f"{names[name]} requires {names[needs]}")
-    if (context.params["backend"] == "torch") != ("run" in given):
+    if (command.params["backend"] == "torch") != ("run" in given):
         raise click.UsageError("--backend torch and --run RUN go together: torch draws from a run, onnx from a bundle")
     if {"run", "provider"} <= given:
         raise click.UsageError("--provider chooses what onnxruntime runs on, and --backend torch draws without it")

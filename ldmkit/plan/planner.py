@@ -148,7 +148,7 @@ class Planner:
         texts = cycle([*beside.values(), *(read_captions(path).values() if found else ())] or ["a picture"])
         missing = [entry.key for entry in self.sample.index.entries if entry.key not in found]
         # Numbered, since a captioner finds other words for other pictures.
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"file": key, "caption": beside.get(key) or f"{next(texts)} {number}", "captioner": None, "options": {}}
             for number, key in enumerate(missing)
         ]

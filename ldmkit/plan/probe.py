@@ -166,9 +166,9 @@ def measure_largest_batch(
 ) -> LargestBatch:
     """From the memory of two steps with the recipe's batch size and of two with twice that."""
     section: Training = getattr(workspace.recipe, name)
-    changes = dict.fromkeys(("eval_every", "sample_every", "checkpoint_every", "log_every"), _NEVER)
     # Compiling takes minutes, and what is compiled seldom takes more memory.
-    changes |= {"compile": "off", "steps": 3}
+    changes: dict[str, Any] = {"compile": "off", "steps": 3}
+    changes |= dict.fromkeys(("eval_every", "sample_every", "checkpoint_every", "log_every"), _NEVER)
     try:
         both = [{**changes, "batch_size": batch} for batch in (section.batch_size, 2 * section.batch_size)]
         memory, twice = (_first_steps(stage, workspace, name, 2, each).peak() for each in both)

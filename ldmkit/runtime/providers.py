@@ -127,8 +127,8 @@ def _providers(wanted: Used) -> list[Any]:
     """For `InferenceSession`: the one that is wanted, and those that take the nodes it cannot."""
     # The default, EXHAUSTIVE, tries every algorithm of every convolution at each new shape, for hundreds of ms.
     cuda = (NAMES["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
-    first: list[Any] = {"cuda": [cuda], "tensorrt": [NAMES["tensorrt"], cuda]}.get(wanted, [NAMES[wanted]])
-    return [*first, NAMES["cpu"]]
+    first: dict[str, list[Any]] = {"cuda": [cuda], "tensorrt": [NAMES["tensorrt"], cuda]}
+    return [*first.get(wanted, [NAMES[wanted]]), NAMES["cpu"]]
 
 
 def _draws(session: Any, name: str) -> bool:
