@@ -79,7 +79,7 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
         click.echo(json.dumps([asdict(check) for check in checks], ensure_ascii=False))
     failed = [check.name for check in checks if check.state == "failed"]
     if failed:
-        raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
+        raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
 
 
 @export.command()
