@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ldmkit.data import captions as caption_file
 from ldmkit.plan.planner import Planner
 from ldmkit.recipe import load_recipe
+from ldmkit.report import Reporter
 from ldmkit.run import inputs
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PARTS, PartSpec, behind
@@ -117,9 +119,12 @@ def test_captions_are_read_once_a_command(workshop: Any, monkeypatch: pytest.Mon
 def test_plan_has_a_row_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that it does not know how to measure is named, and its time is not."""
     monkeypatch.setitem(PARTS, "colours", PartSpec(name="colours", stage="colour", maker="", inputs=lambda _: {}))
-    planner = Planner.__new__(Planner)
-    planner.states = dict.fromkeys(PARTS, "done")
-    monkeypatch.setattr(Planner, "_untrained_autoencoder", lambda _: None)
+    for name in ("empty", "build_autoencoder", "save_weights"):  # of the autoencoder that stands in
+        monkeypatch.setattr(f"ldmkit.plan.planner.{name}", lambda *_: SimpleNamespace(state_dict=dict))
+    planner: Any = Planner.__new__(Planner)
+    planner.states = {**dict.fromkeys(PARTS, "done"), "colours": "missing"}
+    planner.measures, planner.recipe = {}, SimpleNamespace()
+    planner.workspace = SimpleNamespace(folder=Path, reporter=Reporter(quiet=True))
     rows = list(planner.rows())
     assert [row.stage for row in rows] == [spec.label for spec in PARTS.values()]
     assert [(row.state, row.seconds) for row in rows] == [("done", 0.0)] * 7 + [("to do", None)]
