@@ -258,6 +258,23 @@ def test_a_browser_that_lacks_something_is_told(visitor: Visitor, chromium: webd
         chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": number})
 
 
+def test_a_gpu_that_does_not_prove_itself_is_not_used(
+    visitor: Visitor, chromium: webdriver.Chrome, bundle: Bundle, tmp_path: Path
+) -> None:
+    list(write_page(SHIPPED, tmp_path / "site", webgpu=True))
+    # A browser that says it had WebGPU, and has no adapter.
+    script = {"source": "navigator.gpu ?? Object.defineProperty(navigator, 'gpu', { value: {} })"}
+    number = chromium.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)["identifier"]
+    try:
+        with serving(tmp_path / "site") as address:
+            visitor.open(f"{address}?provider=webgpu#{urlencode(CAT)}")
+            visitor.until(lambda: "WebAssembly draws instead" in visitor.text("alert"))
+            assert visitor.js("return document.getElementById('provider').value") == "wasm"
+            same(visitor.draw(), bundle.generate(CAT["prompt"], seed=3, steps=3))
+    finally:
+        chromium.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": number})
+
+
 def test_firefox_draws_the_same(firefox: Visitor, address: str, bundle: Bundle) -> None:
     firefox.open(f"{address}#{urlencode(CAT | {'count': 2, 'sampler': 'euler_a'})}")
     firefox.ready()
