@@ -61,11 +61,15 @@ def bans(tree: ast.AST, name: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"{called} without allow_pickle=False"
         if "trust_remote_code" in keywords and not _is(keywords["trust_remote_code"], False):
             yield node.lineno, "trust_remote_code"
-        if last == "from_pretrained" or any(ast.unparse(given).endswith(".from_pretrained") for given in node.args):
+        if called.endswith(".from_pretrained") or any(
+            ast.unparse(given).endswith(".from_pretrained") for given in node.args
+        ):
             given_class = " ".join([called, *map(ast.unparse, node.args)])
             if "Auto" in given_class and not _is(keywords.get("trust_remote_code"), False):
                 yield node.lineno, f"{given_class} may ask to run a repository's code"
-            if "Model" in given_class.replace("ModelInfo", "") and not _is(keywords.get("use_safetensors"), True):
+            weightless = any(kind in given_class for kind in ("Config", "Tokenizer", "Processor"))
+            # `weights` is load_pretrained's, which then reads safetensors alone.
+            if not weightless and not any(_is(keywords.get(word), True) for word in ("use_safetensors", "weights")):
                 yield node.lineno, f"{given_class} may read a pickle"
         if _is(keywords.get("shell"), True):
             yield node.lineno, "shell=True"
@@ -105,6 +109,7 @@ BANNED = (
     "AutoModel.from_pretrained(x, trust_remote_code=True)",
     "self._load(AutoConfig.from_pretrained)",
     "self._load(CLIPTextModel.from_pretrained, dtype=x)",
+    "self._load(Florence2ForConditionalGeneration.from_pretrained, weights=False)",
     "run(x, shell=True)",
     "spec.loader.exec_module(module)",
 )
