@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime import bundle as bundle_module
+from ldmkit.runtime import onnx_backend
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.find import bundles_in, default_bundle
 from ldmkit.runtime.manifest import file_entry
@@ -215,7 +215,7 @@ def test_a_file_that_changes_while_it_is_opened(make_bundle: MakeBundle, monkeyp
     """Between hashing and opening lies a moment: an export over the bundle, or a download, may fall into it."""
     folder = make_bundle()
     other = (folder / "vae_decoder.onnx").read_bytes()
-    opened = bundle_module.open_session
+    opened = onnx_backend.open_session
 
     def in_between(graph: Path, **options: Any) -> Any:
         if graph.name == "unet.onnx":
@@ -223,7 +223,7 @@ def test_a_file_that_changes_while_it_is_opened(make_bundle: MakeBundle, monkeyp
             (folder / "new").replace(graph)
         return opened(graph, **options)
 
-    monkeypatch.setattr(bundle_module, "open_session", in_between)
+    monkeypatch.setattr(onnx_backend, "open_session", in_between)
     with pytest.raises(LdmkitError, match=r"unet\.onnx was changed while it was opened: try again"):
         Bundle.load(folder).generate()
 
