@@ -34,7 +34,7 @@ def ui(
 
         if bundle is not None or share or provider != "auto":
             raise click.UsageError(
-                "--web serves a page that draws by itself: leave BUNDLE, --share and --provider out."
+                "--web serves a page that draws by itself: leave BUNDLE, --share and --provider out"
             )
         serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
         return

@@ -183,7 +183,7 @@ def test_what_is_too_large_is_refused_in_words(browser: Any) -> None:
     browser.write("#steps input[type=number]", "5000")
     browser.write("#seed input", "99999999999", end=Keys.ENTER)
     message = browser.until(lambda: " ".join(each.text for each in browser.all(".toast-wrap")))
-    assert "The seed is 99999999999; it must be from 0 to 4294967295." in message
+    assert "the seed is 99999999999; it must be from 0 to 4294967295" in message
     assert browser.value("#steps input[type=number]") == "200", "the widget itself keeps to its limit"
     assert not browser.pictures()
     browser.until(lambda: not browser.busy())
