@@ -20,7 +20,7 @@ def kernel_distance(real: Floats, drawn: Floats) -> Kid:
     """KID, Binkowski et al. 2018, sec. 4: the unbiased squared MMD of the kernel (x . y / D + 1)^3.
 
     real (M, D), drawn (N, D) features of at least two pictures each. The standard error is that of the U-statistic to
-    first order (Hoeffding 1948, sec. 5): from each picture's own influence on the value. The spread over subsets that is
+    first order (Hoeffding 1948, sec. 5), from each picture's influence on the value. The spread over subsets that is
     often quoted is no error, since they overlap.
     """
     m, n = len(real), len(drawn)
