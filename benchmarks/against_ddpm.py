@@ -19,7 +19,7 @@ from typing import Any
 from mistakes import told
 from PIL import Image
 
-from ldmkit.cli.torch_run import open_run
+from ldmkit.cli.export import torch_backend
 from ldmkit.data.toy_cats import prompts
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Backend, draw
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sides = {
         "bundle": drawer(Bundle.load(chosen.bundle), chosen.batch, **own),
         "ddpm in torch": drawer(
-            open_run(chosen.run), chosen.batch, steps=chosen.ddpm_steps, sampler="ddpm", guidance_scale=1.0
+            torch_backend(chosen.run), chosen.batch, steps=chosen.ddpm_steps, sampler="ddpm", guidance_scale=1.0
         ),
     }
     sides["bundle"](wanted[:1])  # opens its graphs

@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 
 from ldmkit.components.registry import Registry
-from ldmkit.pipeline import STAGES, Pipeline
+from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter
 from ldmkit.run.folder import read_metrics
+from ldmkit.run.parts import PARTS, stage_names, stage_parts
 from ldmkit.verify_resume import TRAINING_STAGES, cut
 
 NEVER = 10**9
@@ -32,7 +33,7 @@ def seconds(recipe: Recipe, part: str, every: int, scratch: Path) -> float:
         reporter=Reporter(quiet=True),
         runs_dir=scratch,
     )
-    (stage,) = (stage for stage, parts in STAGES.items() if parts == (part,))
+    stage = PARTS[part].stage
     pipeline.run((stage,), forced=stage, ignore_gate=True)
     return read_metrics(pipeline.run_dir / part / "metrics.jsonl")[-1]["seconds"]
 
@@ -46,12 +47,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     whole = load_recipe(find_recipe(options.recipe))
-    (part,) = STAGES[options.stage]
+    part = stage_parts(options.stage)[0].name
     interval = getattr(whole, part).checkpoint_every
     with tempfile.TemporaryDirectory(prefix="ldmkit-cost-") as name:
         scratch = Path(name).resolve()
         short = cut(whole, steps=2, pictures=scratch / "none", scratch=scratch)
-        before = list(STAGES)[: list(STAGES).index(options.stage)]
+        before = stage_names()[: stage_names().index(options.stage)]
         registry, quiet = Registry.load([]), Reporter(quiet=True)
         Pipeline(short, registry=registry, reporter=quiet, runs_dir=scratch).run(before, ignore_gate=True)
         section = getattr(short, part).model_copy(update={"steps": options.steps})

@@ -26,7 +26,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ldmkit-kill-") as name:
         scratch = Path(name).resolve()
         recipe = cut(tiny_recipe(), steps=options.steps, pictures=scratch / "none", scratch=scratch)
-        check = ResumeCheck(recipe, [], scratch, seed=options.seed)
+        check = ResumeCheck(recipe, scratch, seed=options.seed)
         verdicts = []
         for number, stage in enumerate(TRAINING_STAGES):
             share = (options.kills + number) // len(TRAINING_STAGES)

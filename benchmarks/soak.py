@@ -23,8 +23,6 @@ from ldmkit.verify_resume import TRAINING_STAGES, ResumeCheck, cut
 WARM_UP = 20.0
 """seconds of a process before its samples count: it is loading"""
 EVERY = 0.5
-BY_THE_CLOCK = {"where": "runs", "touch": sys.maxsize}
-"""a touch of a file that never comes"""
 
 
 class Soak(ResumeCheck):
@@ -33,6 +31,7 @@ class Soak(ResumeCheck):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.kill_every = float("inf")
+        self.risk = 0.0
         self.samples: list[list[tuple[float, int, int]]] = []
         """of each process: (seconds, bytes held, open files)"""
 
@@ -79,12 +78,12 @@ def main() -> int:
         part = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}[options.stage]
         seldom = {"checkpoint_every": 50, "eval_every": 500, "log_every": 10}
         recipe = recipe.model_copy(update={part: getattr(recipe, part).model_copy(update=seldom)})
-        soak = Soak(recipe, [], scratch)
+        soak = Soak(recipe, scratch)
         began = time.monotonic()
-        verdict, _ = soak.undisturbed(options.stage)
+        verdict = soak.undisturbed(options.stage)
         soak.kill_every = options.kill_every
         while time.monotonic() - began < options.minutes * 60 or not verdict.runs:
-            soak.run_to_the_end(verdict, lambda: BY_THE_CLOCK)
+            soak.run_to_the_end(verdict, sys.maxsize)
     memory, files = growth(soak.samples, 1), growth(soak.samples, 2)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes, {verdict.kills} kills, {verdict.runs} runs to the end")
     print(f"steps compared: {verdict.steps}, different: {verdict.different_steps}; weights: {verdict.different_files}")

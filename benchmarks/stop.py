@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ldmkit.pipeline import STAGES
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.run.checkpoint import checkpoints
 from ldmkit.run.folder import read_metrics
+from ldmkit.run.parts import stage_names, stage_parts
 from ldmkit.verify_resume import TRAINING_STAGES
 
 
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
-    (part,) = STAGES[options.stage]
+    part = stage_parts(options.stage)[0].name
     overrides = [*options.overrides, "data.num_pictures=200", f"{part}.log_every=1", f"{part}.steps=1000000"]
     recipe = load_recipe(find_recipe(options.recipe), overrides)
     command = [sys.executable, "-m", "ldmkit"]
@@ -38,7 +38,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     lost, took, codes = [], [], set()
     with tempfile.TemporaryDirectory(prefix="ldmkit-stop-") as scratch:
-        for stage in list(STAGES)[: list(STAGES).index(options.stage)]:
+        for stage in stage_names()[: stage_names().index(options.stage)]:
             arguments = [*settings, "--set", "vae.steps=3"] if stage == "train-vae" else settings
             subprocess.run([*command, stage, options.recipe, *arguments], cwd=scratch, check=True, capture_output=True)
         folder = Path(scratch) / "runs" / recipe.name / part

@@ -16,7 +16,7 @@ import numpy as np
 from mistakes import told
 from PIL import Image
 
-from ldmkit.cli.torch_run import open_run
+from ldmkit.cli.export import torch_backend
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Backend, draw
 from ldmkit.runtime.request import Wanted, make_plan
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(chosen.num, chosen.steps) < 1:
         parser.error("--num and --steps must be at least 1")
     wanted = [Wanted(chosen.prompt if seed % 2 else "", seed) for seed in range(chosen.num)]
-    run, bundle = open_run(chosen.run), Bundle.load(chosen.bundle)
+    run, bundle = torch_backend(chosen.run), Bundle.load(chosen.bundle)
     found = compare(run, bundle, wanted, steps=chosen.steps)
     passed = sum(each >= chosen.least for each in found)
     if chosen.json:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from toy_accuracy import new_prompts, score_folder
 
 from ldmkit.atomic import new_folder, write_json
-from ldmkit.caches.sets import TextSet, latent_statistics
+from ldmkit.caches.sets import TextSet
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
 from ldmkit.data.pictures import PictureIndex, prepare
@@ -31,11 +31,11 @@ from ldmkit.diffusion.process import make_schedule
 from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image, build_unet
-from ldmkit.pipeline import Pipeline, recipe_of_run
+from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
-from ldmkit.run.folder import Part, fingerprint, read_metrics
-from ldmkit.run.networks import load_autoencoder, trained_weights
+from ldmkit.run.folder import Part, fingerprint, read_metrics, recipe_of_run
+from ldmkit.run.networks import latent_statistics, load_autoencoder, trained_weights
 from ldmkit.run.randomness import derive
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import start_engine

@@ -3,13 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from ldmkit.atomic import check_writable, no_room, sweep, write_json
 from ldmkit.components.protocols import TextEncoder
@@ -22,43 +19,13 @@ from ldmkit.recipe import Recipe, check_components
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
-from ldmkit.run.folder import Part, Status, is_finished, locked
-from ldmkit.run.parts import parts_of
+from ldmkit.run.folder import Status, locked
+from ldmkit.run.inputs import RunParts
+from ldmkit.run.parts import PARTS, PartSpec, stage_names, stage_parts
+from ldmkit.run.workspace import Workspace
 
-STAGES = {
-    "caption": ("captions",),
-    "train-vae": ("vae",),
-    "encode": ("latents", "text"),
-    "train-unet": ("unet",),
-    "train-t2i": ("t2i",),
-    "export": ("bundle",),
-}
-"""the parts that each stage makes, in order"""
-MAKERS = {
-    "captions": "ldmkit.caches.caption:caption",
-    "vae": "ldmkit.vae.train:train_vae",
-    "latents": "ldmkit.caches.encode:encode_latents",
-    "text": "ldmkit.caches.encode:encode_text",
-    "unet": "ldmkit.denoising.train_unet:train_unet",
-    "t2i": "ldmkit.denoising.train_t2i:train_t2i",
-    "bundle": "ldmkit.export.run:export_run",
-}
-"""module:function that makes a part; each is handed a Workspace, that of the bundle its folder as well"""
-TRAINED = ("vae", "unet", "t2i")
-"""the parts that several processes make together"""
-TOLD = 10
+MAX_REMARKS = 10
 """lines about single pictures that a run prints; `ldmkit data check` has all of them"""
-BEHIND_THE_GATE = ("unet", "t2i")
-"""the parts that are worth no more than the autoencoder is"""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One part of a run, and what `train` would do about it."""
-
-    stage: str
-    part: str
-    status: Status
 
 
 class Pipeline:
@@ -81,51 +48,42 @@ class Pipeline:
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
         self._keeps_recipe = keeps_recipe
-        self._index: PictureIndex | None = None
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
-        self._gate_is_open = self._ignore_gate = self._told = False
+        self._gate_is_open = self._ignore_gate = self._announced = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
     # --- the pictures --------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def index(self) -> PictureIndex:
         """The pictures, fetched or drawn where the folder is not there, decoded once and remembered."""
-        if self._index is None:
-            data = self.recipe.data
-            folder = Path(data.path)
-            if not folder.exists() and data.source != "folder":
-                self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
-                fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size)
-            self._index = scan(
+        data = self.recipe.data
+        folder = Path(data.path)
+        if not folder.exists() and data.source != "folder":
+            self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
+            with self.reporter.counter("data") as progress:
+                fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
+        with self.reporter.counter("reading pictures") as progress:
+            return scan(
                 folder,
                 max_pictures=data.num_pictures,
                 max_bad=data.max_bad,
                 # Who only looks, as a dry run does, leaves no folder behind.
                 index_cache=self.run_dir / "pictures.json" if self.run_dir.is_dir() else None,
+                progress=progress,
             )
-        return self._index
 
     @cached_property
     def _caption_files(self) -> str:
         return caption_files_hash(Path(self.recipe.data.path))
 
-    @cached_property
-    def _frozen(self) -> bool:
-        encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
-        return not encoder.trainable
-
-    def has_pictures(self) -> bool:
-        """Whether the pictures are there without fetching or drawing them."""
-        return Path(self.recipe.data.path).exists()
-
     # --- what each part is made from -----------------------------------------------------------------------
 
     def start_from(self, source: Path, stages: Sequence[str]) -> None:
         """Has the networks that these stages train start from weights in `source`; see `find_starts`."""
-        trained = [part for stage in stages for part in STAGES[stage] if part in TRAINED]
+        trained = [spec.name for stage in stages for spec in stage_parts(stage) if spec.trained]
         if not trained:
             raise LdmkitError(f"--init-from {source}: {' and '.join(stages)} trains nothing")
         self._init_from = source
@@ -134,43 +92,38 @@ class Pipeline:
     def _starts(self) -> dict[str, Start]:
         return {**kept_starts(self.run_dir), **self._given}
 
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> RunParts:
         """Every part with the inputs that it would be made from now."""
-        return parts_of(
+        encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+        return RunParts(
             self.recipe,
             self.run_dir,
+            self.bundle_dir,
             pictures=self.index.hash,
             caption_files=self._caption_files,
-            frozen=self._frozen,
+            frozen=not encoder.trainable,
             starts={part: start.sha256 for part, start in self._starts().items()},
         )
 
-    def plan(self, stages: Sequence[str] = tuple(STAGES)) -> list[Planned]:
-        """Each part of these stages and its state; a part behind one that will be made is made too."""
-        if not self.has_pictures():
-            return [
-                Planned(s, p, Status("missing", "the pictures are not there yet")) for s in stages for p in STAGES[s]
-            ]
+    def states(self, stages: Sequence[str] | None = None) -> dict[str, Status]:
+        """State of each part of these stages, or of all; a part behind one that will be made is made too."""
+        names = [name for name, spec in PARTS.items() if stages is None or spec.stage in stages]
+        if not Path(self.recipe.data.path).exists():
+            return dict.fromkeys(names, Status("missing", "the pictures are not there yet"))
         parts = self.parts()
-        return [Planned(s, p, self._status(p, parts)) for s in stages for p in STAGES[s]]
-
-    def _status(self, name: str, parts: dict[str, Part]) -> Status:
-        status = parts[name].status()
-        if name == "bundle" and status.state == "done" and not (self.bundle_dir / "manifest.json").is_file():
-            return Status("missing")
-        return status
+        return {name: parts[name].status() for name in names}
 
     # --- doing it ------------------------------------------------------------------------------------------
 
     def run(
         self,
-        stages: Sequence[str] = tuple(STAGES),
+        stages: Sequence[str] | None = None,
         *,
         forced: str | None = None,
         bundle_dir: Path | None = None,
         ignore_gate: bool = False,
     ) -> None:
-        """Makes what is missing or stale of these stages, in order; `forced` names one to run again from nothing.
+        """Makes what is missing or stale of these stages, or of all; `forced` names one to run again from nothing.
 
         A bundle goes to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like.
 
@@ -182,13 +135,12 @@ class Pipeline:
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
         begun = self.run_dir.exists()
+        specs = [spec for stage in stages or stage_names() for spec in stage_parts(stage)]
         with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
             if self._main:
                 sweep(self.run_dir)
-                for folder in (
-                    self.bundle_dir if p == "bundle" else self.run_dir / p for s in stages for p in STAGES[s]
-                ):
-                    check_writable(folder)  # now, and not after hours
+                for spec in specs:  # now, and not after hours
+                    check_writable(self.bundle_dir if spec.name == "bundle" else self.run_dir / spec.name)
                 try:
                     self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
                 except LdmkitError:
@@ -199,35 +151,30 @@ class Pipeline:
                 if self._keeps_recipe:
                     write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
             self._barrier()
-            made = 0
-            for stage in stages:
-                for name in STAGES[stage]:
-                    made += self._make(stage, name, forced=stage == forced)
-            if not made:
-                self.reporter.line(f"{self.recipe.name}: everything is up to date; nothing to do")
-            else:
+            parts = self.parts()
+            made = [self._make(spec, parts, forced=spec.stage == forced) for spec in specs]
+            if any(made):
                 self.reporter.line(f"{self.recipe.name}: done in {duration(time.monotonic() - started)}")
+            else:
+                self.reporter.line(f"{self.recipe.name}: everything is up to date; nothing to do")
 
     def _keep_starts(self) -> None:
         """Before anything is made: hours later would be late to hear that the weights do not fit."""
-        kept = kept_starts(self.run_dir)
-        new = [
-            start for start in self._given.values() if start.part not in kept or kept[start.part].sha256 != start.sha256
-        ]
-        if new:
+        kept = {start.sha256 for start in kept_starts(self.run_dir).values()}
+        if new := [start for start in self._given.values() if start.sha256 not in kept]:
             from ldmkit.training.warm_start import check_starts
 
             check_starts(self.recipe, self.registry, new)
         for start in new:
             keep_start(start, self.run_dir)
 
-    def _tell(self) -> None:
+    def _announce(self) -> None:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
-        if not self._told:
-            self._told = True
+        if not self._announced:
+            self._announced = True
             folder = Path(self.recipe.data.path).absolute()
             self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
-            for line in self.index.told(TOLD):
+            for line in self.index.told(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
 
     def _leave_nothing(self) -> None:
@@ -249,9 +196,9 @@ class Pipeline:
                 raise
             sys.exit(interrupted.exit_code)
         except RuntimeError as error:
-            if (told := lost_process(error)) is None:
+            if (lost := lost_process(error)) is None:
                 raise
-            raise told from None
+            raise lost from None
         self._part_from_others()
 
     def _part_from_others(self) -> None:
@@ -268,102 +215,71 @@ class Pipeline:
 
             processes().wait_for_everyone()
 
-    def _make(self, stage: str, name: str, *, forced: bool) -> bool:
+    def _make(self, spec: PartSpec, parts: RunParts, *, forced: bool) -> bool:
         """Makes one part where needed; True if it did."""
-        parts = self.parts()
-        part = parts[name]
-        status = self._status(name, parts)
+        part = parts[spec.name]
+        status = part.status()
         if status.state == "done" and not forced:
             return False
-        self._check_inputs(name, parts)
-        if name in BEHIND_THE_GATE:
-            self._pass_gate(parts["latents"])
-        label = f"{stage} {name}" if len(STAGES[stage]) > 1 else stage
-        kept = "a new one takes its place" if name == "bundle" else f"the old one is kept in {self.run_dir / 'stale'}"
+        self._check_inputs(spec, parts)
+        if spec.gated:
+            self._pass_gate(parts)
+        replaced = (
+            f"the old one is kept in {self.run_dir / 'stale'}" if part.bundle is None else "a new one replaces it"
+        )
         why = {
             "missing": "not made yet",
-            "interrupted": "interrupted, going on",
-            "stale": f"made from something else ({status.reason}); {kept}",
+            "interrupted": "interrupted, resuming",
+            "stale": f"out of date ({status.reason}); {replaced}",
             "done": "asked for again",
         }[status.state]
-        self._tell()
-        self.reporter.line(f"{label}: {why}")
-        if start := self._starts().get(name):
-            self.reporter.line(f"{label}: first weights: {start.source} (SHA-256 {start.sha256[:12]}...)")
-        elif self._init_from is not None and name in TRAINED:
-            self.reporter.line(f"{label}: first weights: random, since {self._init_from} has no finished {name}")
+        self._announce()
+        self.reporter.line(f"{spec.label}: {why}")
+        if start := self._starts().get(spec.name):
+            self.reporter.line(f"{spec.label}: first weights: {start.source} (SHA-256 {start.sha256[:12]}...)")
+        elif self._init_from is not None and spec.trained:
+            self.reporter.line(f"{spec.label}: first weights: random, {self._init_from} has no finished {spec.name}")
         began = time.monotonic()
         self._barrier()  # every process has read the record before the first one changes it
         if self._main:
-            if forced and status.state == "done" and name != "bundle":
+            if forced and status.state == "done" and part.bundle is None:
                 part.set_aside()
             part.begin()
         self._barrier()
-        if self._main or name in TRAINED:
-            from ldmkit.run.workspace import Workspace
-
+        if self._main or spec.trained:
             workspace = Workspace(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
-            with no_room(self.bundle_dir if name == "bundle" else part.folder):
-                facts = _maker(name)(workspace, *([self.bundle_dir] if name == "bundle" else []))
+            with no_room(part.bundle or part.folder):
+                facts = spec.load()(workspace)
             if self._main:
                 part.finish(time.monotonic() - began, facts=facts)
-                told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
-                self.reporter.line(f"{label}: done in {duration(time.monotonic() - began)}  {told}".rstrip())
+                values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()]
+                took = duration(time.monotonic() - began)
+                self.reporter.line("  ".join([f"{spec.label}: done in {took}", *values]))
         self._barrier()
+        parts.refresh(spec.name)
         return True
 
-    def _pass_gate(self, latents: Part) -> None:
+    def _pass_gate(self, parts: RunParts) -> None:
         """Shows what the autoencoder is like before the first U-Net trains; every process comes to the same end.
 
         Raises LdmkitError where it is not good enough.
         """
         if self._gate_is_open:
             return
-        quality = gate.read_quality(latents.folder)
+        quality = gate.read_quality(parts["latents"].folder)
         rows = gate.check(quality, self.recipe.gate)
-        for line in gate.table(quality, rows):
+        for line in gate.table(quality, rows, ignored=self._ignore_gate):
             self.reporter.line(line)
         if not self._ignore_gate:
             gate.require(rows)
         self._gate_is_open = True
 
-    def _check_inputs(self, name: str, parts: dict[str, Part]) -> None:
-        needs = {"latents": ["vae"], "text": ["captions"], "unet": ["vae", "latents"]}
-        needs |= {"t2i": ["vae", "latents", "text"], "bundle": ["vae", "latents", "text", "unet", "t2i"]}
-        for needed in needs.get(name, []):
-            status = parts[needed].status()
+    def _check_inputs(self, spec: PartSpec, parts: RunParts) -> None:
+        for name in spec.needs:
+            status = parts[name].status()
             if status.state != "done":
-                stage = next(s for s, made in STAGES.items() if needed in made)
                 reason = f" ({status.reason})" if status.reason else ""
                 raise LdmkitError(
-                    f"{self.run_dir / needed}: {status.state}{reason}, and {name} is made from it; "
-                    f"run `ldmkit {stage} RECIPE` with this run's recipe first, or `ldmkit train RECIPE` for all of it"
+                    f"{self.run_dir / name}: {status.state}{reason}, and {spec.name} is made from it; run `ldmkit "
+                    f"{PARTS[name].stage} RECIPE` with this run's recipe first, or `ldmkit train RECIPE` for all of it"
                 )
-
-
-def _maker(name: str) -> Callable[..., dict[str, Any]]:
-    """The function that makes a part; imported here, since it brings torch."""
-    module, function = MAKERS[name].split(":")
-    found: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
-    return found
-
-
-def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe that a run folder was made with. Raises LdmkitError where `folder` is no run."""
-    try:
-        return Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise LdmkitError(f"{folder}: not a run: it has no recipe.json; runs lie in runs/") from None
-    except ValueError:
-        raise LdmkitError(
-            f"{folder / 'recipe.json'}: damaged, or of another version of ldmkit; "
-            "`ldmkit train` with the run's recipe writes it anew"
-        ) from None
-
-
-def newest_finished_run(runs_dir: Path) -> Path:
-    """The run whose text U-Net was finished last. Raises LdmkitError where there is none."""
-    finished = [record.parent.parent for record in runs_dir.glob("*/t2i/record.json") if is_finished(record.parent)]
-    if not finished:
-        raise LdmkitError(f"{runs_dir}: no finished run here; `ldmkit train RECIPE` makes one")
-    return max(finished, key=lambda run: (run / "t2i" / "record.json").stat().st_mtime_ns)

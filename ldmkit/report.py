@@ -2,9 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TextIO
+
+PATIENCE = 2.0
+"""seconds of work that need no display"""
 
 
 def printable(text: str) -> str:
@@ -40,8 +43,9 @@ class Bar:
 class PlainBar(Bar):
     """A line every ten seconds and at the end."""
 
-    def __init__(self, title: str, total: int, done: int) -> None:
+    def __init__(self, title: str, total: int, done: int, stream: TextIO) -> None:
         super().__init__(title, total, done)
+        self._stream = stream
         self._last = self._start
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
@@ -53,8 +57,8 @@ class PlainBar(Bar):
         rate = self._rate()
         left = (self.total - self.done) / max(rate, 1e-9)
         text = f"{self.title}  {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {self._text(metrics)}"
-        sys.stdout.write(text.rstrip() + "\n")
-        sys.stdout.flush()
+        self._stream.write(text.rstrip() + "\n")
+        self._stream.flush()
 
 
 class RichBar(Bar):
@@ -77,23 +81,30 @@ class RichBar(Bar):
 class Reporter:
     """Prints what happens; silent in all processes but the first."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, err: bool = False) -> None:
+        """`err`: on stderr, where stdout is for the result."""
         self.quiet = quiet
+        self.err = err
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self.err else sys.stdout
 
     def line(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            sys.stdout.write(printable(text) + "\n")
-            sys.stdout.flush()
+            self._stream.write(printable(text) + "\n")
+            self._stream.flush()
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A progress display for the block."""
         if self.quiet:
             yield Bar(title, total, done)
-        elif not sys.stdout.isatty():
-            yield PlainBar(title, total, done)
+        elif not self._stream.isatty():
+            yield PlainBar(title, total, done, self._stream)
         else:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
@@ -104,8 +115,23 @@ class Reporter:
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[metrics]}"),
             )
-            with Progress(*columns, refresh_per_second=4) as progress:
+            with Progress(*columns, refresh_per_second=4, console=Console(stderr=self.err)) as progress:
                 yield RichBar(title, total, done, progress)
+
+    @contextmanager
+    def counter(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """`progress(done, total)` for work that learns its total on the way; what is done soon shows nothing."""
+        with ExitStack() as display:
+            began, bar = time.monotonic(), None
+
+            def progress(done: int, total: int) -> None:
+                nonlocal bar
+                if bar is not None:
+                    bar.advance(done - bar.done)
+                elif time.monotonic() - began >= PATIENCE:
+                    bar = display.enter_context(self.bar(title, total, done))
+
+            yield progress
 
 
 def duration(seconds: float) -> str:

@@ -182,7 +182,7 @@ def test_torch_is_not_loaded_where_it_is_barred() -> None:
 
 def test_generation_knows_no_torch_even_inside_functions() -> None:
     # `--backend torch` alone leads there; tests/runtime/test_generate_command.py sees a process draw without it.
-    past = frozenset({"ldmkit.cli.torch_run"})
+    past = frozenset({"ldmkit.cli.export"})
     drawing = [module for module in sources() if module.startswith(("ldmkit.runtime.", "ldmkit.ui."))]
     for module in [*drawing, "ldmkit.cli.generate", "ldmkit.cli.ui", "ldmkit_samplers"]:
         chain = reaches_heavy(module, at_import_time=False, past=past)

@@ -13,15 +13,16 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ldmkit import pipeline as module
 from ldmkit.cli.export import onnx
 from ldmkit.errors import LdmkitError
-from ldmkit.pipeline import STAGES, newest_finished_run, recipe_of_run
+from ldmkit.run.folder import newest_finished_run, recipe_of_run
+from ldmkit.run.parts import PARTS, PartSpec, stage_names
 
 ALL = {"captions", "vae", "latents", "text", "unet", "t2i", "bundle"}
 FROM_VAE = ALL - {"captions", "text"}
 FROM_LATENTS = FROM_VAE - {"vae"}
 FROM_DIFFUSION = {"unet", "t2i", "bundle"}
+PART_OF = {"train-vae": "vae", "train-unet": "unet", "train-t2i": "t2i"}
 FROM_TEXT = {"text", "t2i", "bundle"}
 QUALITY = {
     "held_out": {"num_pictures": 4, "psnr": 20.0, "ssim": 0.75},
@@ -32,20 +33,22 @@ QUALITY = {
 }
 
 
-def fake(name: str) -> Callable[[Any, Path], dict[str, Any]]:
+def fake(spec: PartSpec) -> Callable[[Any], dict[str, Any]]:
     """Makes a part at no cost: only the files that the pipeline itself looks at."""
 
-    def make(context: Any, bundle_dir: Path = Path()) -> dict[str, Any]:
-        if name == "bundle":
-            bundle_dir.mkdir(parents=True, exist_ok=True)
-            (bundle_dir / "manifest.json").write_text("{}")
+    def make(workspace: Any) -> dict[str, Any]:
+        part = workspace.parts[spec.name]
+        if spec.name == "bundle":
+            part.bundle.mkdir(parents=True, exist_ok=True)
+            (part.bundle / "manifest.json").write_text("{}")
             return {}
-        (context.folder(name) / "made").write_text(name)
-        if name == "captions":
-            rows = [json.dumps({"file": e.key, "caption": context.recipe.caption.use}) for e in context.index.entries]
-            (context.folder(name) / "captions.jsonl").write_text("\n".join(rows))
-        if name == "latents":
-            (context.folder(name) / "quality.json").write_text(json.dumps(QUALITY))
+        (part.folder / "made").write_text(spec.name)
+        if spec.name == "captions":
+            caption = workspace.recipe.caption.use
+            rows = [json.dumps({"file": entry.key, "caption": caption}) for entry in workspace.index.entries]
+            (part.folder / "captions.jsonl").write_text("\n".join(rows))
+        if spec.name == "latents":
+            (part.folder / "quality.json").write_text(json.dumps(QUALITY))
         return {}
 
     return make
@@ -54,13 +57,13 @@ def fake(name: str) -> Callable[[Any, Path], dict[str, Any]]:
 @pytest.fixture
 def made(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The workshop with every part made, by fakes."""
-    monkeypatch.setattr(module, "_maker", fake)
+    monkeypatch.setattr(PartSpec, "load", fake)
     workshop.pipeline().run()
     return workshop
 
 
 def not_done(workshop: Any, *overrides: str) -> set[str]:
-    return {planned.part for planned in workshop.pipeline(*overrides).plan() if planned.status.state != "done"}
+    return {name for name, status in workshop.pipeline(*overrides).states().items() if status.state != "done"}
 
 
 @pytest.mark.parametrize(
@@ -118,11 +121,11 @@ def test_what_a_change_makes_stale(made: Any, override: str, stale: set[str]) ->
 
 
 def test_reasons(made: Any) -> None:
-    plan = {p.part: p.status for p in made.pipeline("vae.learning_rate=0.5", "t2i.steps=9").plan()}
-    assert plan["vae"].reason == "vae.learning_rate: 0.01 -> 0.5"
-    assert plan["latents"].reason == "vae changed"
-    assert "t2i.steps: 8 -> 9" in plan["t2i"].reason
-    assert plan["captions"].reason == ""
+    states = made.pipeline("vae.learning_rate=0.5", "t2i.steps=9").states()
+    assert states["vae"].reason == "vae.learning_rate: 0.01 -> 0.5"
+    assert states["latents"].reason == "vae changed"
+    assert "t2i.steps: 8 -> 9" in states["t2i"].reason
+    assert states["captions"].reason == ""
 
 
 def test_edited_picture(made: Any) -> None:
@@ -131,8 +134,7 @@ def test_edited_picture(made: Any) -> None:
     picture.putpixel((2, 2), (1, 2, 3))
     picture.save(path)
     assert not_done(made) == ALL
-    reasons = {p.part: p.status.reason for p in made.pipeline().plan()}
-    assert reasons["vae"] == "pictures changed"
+    assert made.pipeline().states()["vae"].reason == "pictures changed"
 
 
 def test_touched_picture_is_the_same_picture(made: Any) -> None:
@@ -175,9 +177,9 @@ def test_stale_parts_are_set_aside(made: Any, capsys: pytest.CaptureFixture[str]
         "unet-1",
         "vae-1",
     ]
-    begun = [line.split(": made from something else (")[0] for line in lines if "made from something else" in line]
+    begun = [line.split(": out of date (")[0] for line in lines if "out of date" in line]
     assert begun == ["train-vae", "encode latents", "train-unet", "train-t2i", "export"]
-    assert "train-vae: made from something else (vae.steps: 8 -> 9); the old one is kept in" in "\n".join(lines)
+    assert "train-vae: out of date (vae.steps: 8 -> 9); the old one is kept in" in "\n".join(lines)
 
 
 def test_only_what_is_missing_is_made(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,17 +206,15 @@ def test_autoencoder_trained_again(
     """From the same inputs, but to other bits, as on another machine: what was made of the old one is stale."""
     weights = b"1"
 
-    def trained(name: str) -> Callable[[Any, Path], dict[str, Any]]:
-        make = fake(name)
-
-        def with_weights(context: Any, bundle_dir: Path = Path()) -> dict[str, Any]:
-            if name in ("vae", "unet", "t2i"):
-                (context.folder(name) / "model.safetensors").write_bytes(weights)
-            return make(context, bundle_dir)
+    def trained(spec: PartSpec) -> Callable[[Any], dict[str, Any]]:
+        def with_weights(workspace: Any) -> dict[str, Any]:
+            if spec.trained:
+                (workspace.folder(spec.name) / "model.safetensors").write_bytes(weights)
+            return fake(spec)(workspace)
 
         return with_weights
 
-    monkeypatch.setattr(module, "_maker", trained)
+    monkeypatch.setattr(PartSpec, "load", trained)
     workshop.pipeline().run()
     assert not_done(workshop) == set()
     workshop.pipeline().run((stage,), forced=stage)
@@ -222,8 +222,8 @@ def test_autoencoder_trained_again(
     weights = b"2"
     workshop.pipeline().run((stage,), forced=stage)
     assert not_done(workshop) == behind
-    reasons = {p.status.reason for p in workshop.pipeline().plan() if p.status.state == "stale"}
-    assert reasons == {f"{STAGES[stage][0]} trained again"}
+    reasons = {status.reason for status in workshop.pipeline().states().values() if status.state == "stale"}
+    assert reasons == {f"{PART_OF[stage]} trained again"}
     workshop.pipeline().run()
     assert not_done(workshop) == set()
     record = workshop.run / "latents" / "record.json"
@@ -264,7 +264,7 @@ def told(workshop: Any, capsys: pytest.CaptureFixture[str], stages: Any, *overri
 
 def test_gate_is_shown_once_before_the_first_unet(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(made.run / "t2i")
-    lines = told(made, capsys, tuple(STAGES), "unet.steps=9", "gate.min_psnr=19")
+    lines = told(made, capsys, stage_names(), "unet.steps=9", "gate.min_psnr=19")
     shown = [line.split()[0] for line in lines]
     assert shown.count("gate:") == 1
     assert shown.index("gate:") < shown.index("train-unet:") < shown.index("train-t2i:")
@@ -275,16 +275,17 @@ def test_gate_is_shown_once_before_the_first_unet(made: Any, capsys: pytest.Capt
 
 @pytest.mark.parametrize("stage", ["train-unet", "train-t2i"])
 def test_gate_stops_what_is_behind_it(stage: str, made: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    override = f"{STAGES[stage][0]}.steps=9"
+    override = f"{PART_OF[stage]}.steps=9"
     with pytest.raises(LdmkitError, match=r"psnr is 20, \[gate\] min_psnr = 21\. .*--force"):
         told(made, capsys, (stage,), override, "gate.min_psnr=21")
-    assert "warn" in capsys.readouterr().out
-    assert (made.run / STAGES[stage][0] / "made").exists()  # not set aside for one that may not begin
+    assert "psnr 20 at least 21 fail" in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert (made.run / PART_OF[stage] / "made").exists()  # not set aside for one that may not begin
     with pytest.raises(LdmkitError, match=r"signal of channel 1 is 0\.01, \[gate\] min_latent_signal = 0\.05"):
         told(made, capsys, (stage,), override, "gate.min_latent_signal=0.05")
     lines = told(made, capsys, (stage,), override, "gate.min_psnr=21", ignore_gate=True)
-    assert any("warn" in line for line in lines)
-    assert not_done(made, override) == {STAGES[stage][0], "bundle"} - {STAGES[stage][0]}
+    assert "psnr 20 at least 21 warn" in [" ".join(line.split()) for line in lines]
+    assert not any("fail" in line for line in lines)
+    assert not_done(made, override) == {PART_OF[stage], "bundle"} - {PART_OF[stage]}
     made.pipeline("gate.min_psnr=21", "vae.steps=9").run(("train-vae", "encode"))  # before it nobody is stopped
 
 
@@ -321,9 +322,9 @@ def test_second_train_does_nothing_without_torch(made: Any) -> None:
 
 def test_plan_without_pictures_touches_nothing(workshop: Any) -> None:
     shutil.rmtree(workshop.folder / "pictures")
-    plan = workshop.pipeline().plan()
-    assert [planned.stage for planned in plan] == [s for s, parts in STAGES.items() for _ in parts]
-    assert {planned.status.state for planned in plan} == {"missing"}
+    states = workshop.pipeline().states()
+    assert list(states) == list(PARTS)
+    assert {status.state for status in states.values()} == {"missing"}
     assert not (workshop.folder / "runs").exists()
     with pytest.raises(LdmkitError, match=r"data\.path"):
         workshop.pipeline().run()

@@ -42,7 +42,7 @@ def test_cut_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["a bit of a loss", "a step left out", "a bit of a weight", "a file left out"])
 def test_one_bit_is_enough(change: str, trained: Any, tmp_path: Path) -> None:
     recipe = trained.pipeline().recipe
-    check = ResumeCheck(recipe, [], tmp_path)
+    check = ResumeCheck(recipe, tmp_path)
     for run in (check.alone, check.killed):
         shutil.copytree(trained.run, run)
     same = Verdict("train-t2i", {})

@@ -9,6 +9,7 @@ import torch
 
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Latents
+from ldmkit.run.networks import latent_statistics
 from ldmkit.run.randomness import numpy_generator
 
 
@@ -56,13 +57,6 @@ class LatentSet:
             std = torch.from_numpy((self.std[indices, copies] * np.stack(rows)).astype(np.float32))
             z = z + std.to(device)
         return (z - self.channel_mean.to(device)) / self.channel_std.to(device)
-
-
-def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C,) mean and std that latents are normalised with: 0 and 1 where the recipe asks for none."""
-    statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
-    return (mean, std) if options.normalize else (torch.zeros_like(mean), torch.ones_like(std))
 
 
 class TextSet:

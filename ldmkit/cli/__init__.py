@@ -10,14 +10,14 @@ from typing import NoReturn
 
 import click
 
+from ldmkit.run.parts import PARTS
+
+# The stages whose command is made of the table of parts; others have a module of their own.
+STAGES = [spec.stage for spec in PARTS.values() if spec.help]
 # verb -> module; a module is imported when its verb is called or its help line is asked for.
 COMMANDS = {
     "train": "ldmkit.cli.train",
-    "caption": "ldmkit.cli.train",
-    "train-vae": "ldmkit.cli.train",
-    "encode": "ldmkit.cli.train",
-    "train-unet": "ldmkit.cli.train",
-    "train-t2i": "ldmkit.cli.train",
+    **dict.fromkeys(STAGES, "ldmkit.cli.train"),
     "status": "ldmkit.cli.train",
     "plan": "ldmkit.cli.plan",
     "verify-resume": "ldmkit.cli.verify_resume",
@@ -39,8 +39,10 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
-        return command
+        module = import_module(COMMANDS[cmd_name])
+        made = module.stage_command(cmd_name) if cmd_name in STAGES else getattr(module, cmd_name.replace("-", "_"))
+        assert isinstance(made, click.Command)
+        return made
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

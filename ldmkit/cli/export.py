@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ldmkit.components.registry import Registry
+    from ldmkit.export.torch_backend import TorchBackend
     from ldmkit.recipe import Recipe
 
 
@@ -28,17 +30,14 @@ _run = click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--with-encoder", is_flag=True, help="Add the encoder's graph, by which a bundle draws from a picture.")
 def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder: bool) -> None:
     """Export RUN as an ONNX bundle: a run's folder, or its name in runs/. Default: the newest finished one."""
-    from ldmkit.cli.missing import EXPORT, TRAINING, require
-    from ldmkit.components.registry import Registry
+    from ldmkit.cli.missing import EXPORT, TRAINING
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
-    folder, recipe = run_and_recipe(run)
+    folder, recipe, registry = open_run(run, *TRAINING, *EXPORT)
     chosen: dict[str, Any] = {"precision": precision} if precision else {}
     chosen |= {"encoder": True} if with_encoder else {}
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
-    require(*TRAINING, *EXPORT)
-    registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
     # What these options ask for holds for this once: the run's recipe stays what it is.
     pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent, keeps_recipe=False)
     pipeline.run(("export",), forced="export", bundle_dir=out)
@@ -49,13 +48,8 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
 @_run
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write, new or empty.")
 def safetensors(run: Path | None, out: Path) -> None:
-    """Export RUN's averaged weights for who goes on in PyTorch: safetensors, and a config.json that rebuilds them."""
-    from ldmkit.cli.missing import require
-    from ldmkit.components.registry import Registry
-
-    folder, recipe = run_and_recipe(run)
-    require("torch")
-    registry = Registry.load([Path(plugin) for plugin in recipe.plugins])
+    """Export RUN's averaged weights for further use in PyTorch: safetensors, and a config.json that rebuilds them."""
+    folder, recipe, registry = open_run(run, "torch")
     from ldmkit.export.tensors import export_tensors
 
     for line in export_tensors(recipe, registry, folder, out):
@@ -86,13 +80,26 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
         raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}.")
 
 
-def run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
-    """The folder of a run and its recipe. Raises LdmkitError where it is no run, or brings code along."""
+def torch_backend(run: Path) -> "TorchBackend":
+    """What `ldmkit generate --backend torch` draws with. Raises LdmkitError where `run` is none, or is not finished."""
+    folder, recipe, registry = open_run(run, "torch")
+    from ldmkit.export.torch_backend import TorchBackend
+
+    return TorchBackend(recipe, registry, folder)
+
+
+def open_run(run: Path | None, *packages: str) -> "tuple[Path, Recipe, Registry]":
+    """The folder of a run (given by itself, by its name in `runs`, or else the newest), its recipe and its plugins.
+
+    Raises LdmkitError where it is no run, brings code along, or one of these packages is not installed.
+    """
     from pydantic import ValidationError
 
+    from ldmkit.cli.missing import require
+    from ldmkit.components.registry import Registry
     from ldmkit.errors import LdmkitError
-    from ldmkit.pipeline import newest_finished_run, recipe_of_run
     from ldmkit.recipe import Recipe
+    from ldmkit.run.folder import newest_finished_run, recipe_of_run
 
     runs = Path("runs")
     folder = newest_finished_run(runs) if run is None else run
@@ -109,12 +116,14 @@ def run_and_recipe(run: Path | None) -> "tuple[Path, Recipe]":
             f"{folder}: a bundle cannot have this folder's name: letters, digits, '.', '_' and '-' only, 100 at most; "
             "rename the folder"
         ) from None
-    for plugin in recipe.plugins:
-        if Path(plugin).resolve().is_relative_to(folder.resolve()):
+    plugins = [Path(plugin) for plugin in recipe.plugins]
+    for plugin in plugins:
+        if plugin.resolve().is_relative_to(folder.resolve()):
             raise LdmkitError(
                 f"{folder / 'recipe.json'}: plugins: {plugin} lies in the run itself, and code that comes along with a "
                 "run is not run: move the file elsewhere and correct the path"
             )
-    for plugin in recipe.plugins:
+    require(*packages)
+    for plugin in plugins:
         click.echo(f"{folder / 'recipe.json'}: runs the plugin {plugin}", err=True)  # before it does
-    return folder, recipe
+    return folder, recipe, Registry.load(plugins)

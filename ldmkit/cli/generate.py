@@ -243,9 +243,9 @@ def _open(backend: str, bundle: Path | None, run: Path | None, provider: str) ->
 
     if backend == "torch":
         assert run is not None
-        from ldmkit.cli.torch_run import open_run
+        from ldmkit.cli.export import torch_backend
 
-        return open_run(run)
+        return torch_backend(run)
     return Bundle.load(bundle or default_bundle(Path("exports"), shipped.exports_dir()), provider=provider)
 
 

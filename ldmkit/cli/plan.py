@@ -57,14 +57,8 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
-    class Aside(Reporter):
-        """Tells what happens on stderr: stdout is for the result."""
-
-        def line(self, text: str) -> None:
-            click.echo(text, err=True)
-
     recipe, registry = open_recipe(name, overrides)
-    pipeline = Pipeline(recipe, registry=registry, reporter=Aside(), runs_dir=scratch)
+    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(err=True), runs_dir=scratch)
     run_dir = Path("runs") / recipe.name
     cache = run_dir / "pictures.json"
     if cache.is_file():  # what was decoded before need not be again
@@ -73,7 +67,7 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     index, parts, scratch_dir = pipeline.index, pipeline.parts(), pipeline.run_dir
     pipeline.run_dir = run_dir  # from here on it looks at the run itself, and only looks
     real = pipeline.parts()
-    states = {planned.part: planned.status.state for planned in pipeline.plan()}
+    states = {name: part.status().state for name, part in real.items()}
 
     from ldmkit.plan.planner import Planner
     from ldmkit.run.workspace import Workspace

@@ -2,18 +2,20 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ldmkit.cli.missing import EXPORT, TRAINING, require
+from ldmkit.run.parts import PARTS, stage_names, stage_parts
 
 if TYPE_CHECKING:
-    from ldmkit.pipeline import Pipeline, Planned
+    from ldmkit.pipeline import Pipeline
+    from ldmkit.run.folder import Status
 
-STAGE_NAMES = ("caption", "train-vae", "encode", "train-unet", "train-t2i", "export")
-
+STAGE = click.Choice(stage_names())
 _recipe = click.argument("recipe")
 _force = click.option("--force", is_flag=True, help="Train U-Nets although the autoencoder does not pass the gate.")
 _init_from = click.option(
@@ -25,21 +27,21 @@ _init_from = click.option(
 _set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
 
 
-def open_pipeline(name: str, overrides: tuple[str, ...] = ()) -> "Pipeline":
-    """The pipeline of a recipe, checked with its plugins."""
+def open_pipeline(name: str, overrides: tuple[str, ...] = (), *, looks: bool = False) -> "Pipeline":
+    """The pipeline of a recipe, checked with its plugins; `looks`: its state is what is asked for, on stdout."""
     from ldmkit.cli.recipe import open_recipe
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
     recipe, registry = open_recipe(name, overrides)
-    reporter = Reporter(quiet=os.environ.get("RANK", "0") != "0")
+    reporter = Reporter(quiet=os.environ.get("RANK", "0") != "0", err=looks)
     return Pipeline(recipe, registry=registry, reporter=reporter)
 
 
 @click.command()
 @_recipe
-@click.option("--only", type=click.Choice(STAGE_NAMES), help="Run this stage alone, if it is missing or stale.")
-@click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage and those behind it.")
+@click.option("--only", type=STAGE, help="Run this stage alone, if it is missing or out of date.")
+@click.option("--from", "first", type=STAGE, help="Run this stage and those behind it.")
 @_set
 @click.option("--dry-run", is_flag=True, help="Print what would run, and why, and do nothing.")
 @_force
@@ -53,25 +55,29 @@ def train(
     force: bool,
     init_from: Path | None,
 ) -> None:
-    """Run what is missing or stale of RECIPE, from pictures to a bundle; go on with what was interrupted.
+    """Run what is missing or out of date of RECIPE, from pictures to a bundle; resume what was interrupted.
 
     RECIPE is a TOML file or the name of a recipe that comes with ldmkit (`toy-cats`).
     """
     if only and first:
         raise click.UsageError("--only and --from exclude each other")
-    stages = (only,) if only else STAGE_NAMES[STAGE_NAMES.index(first) :] if first else STAGE_NAMES
-    pipeline = open_pipeline(recipe, overrides)
+    every = stage_names()
+    stages = (only,) if only else every[every.index(first) :] if first else every
+    pipeline = open_pipeline(recipe, overrides, looks=dry_run)
     if init_from is not None:
         pipeline.start_from(init_from, stages)
     if dry_run:
-        _print_plan(pipeline, stages)
+        _print_states(pipeline, _states(pipeline, stages))
     else:
         require(*TRAINING, *(EXPORT if "export" in stages else ()))
         pipeline.run(stages, ignore_gate=force)
 
 
-def _stage(name: str, text: str) -> click.Command:
-    @click.command(name, help=text)
+def stage_command(name: str) -> click.Command:
+    """The command of a stage, as the table of parts has it."""
+    parts = stage_parts(name)
+
+    @click.command(name, help=parts[0].help)
     @_recipe
     @_set
     @click.option("--again", is_flag=True, help="Run it anew even if it is up to date; the old result is kept aside.")
@@ -81,20 +87,13 @@ def _stage(name: str, text: str) -> click.Command:
         pipeline = open_pipeline(recipe, overrides)
         if init_from is not None:
             pipeline.start_from(init_from, (name,))
-        if name != "caption":  # what a captioner needs is its own affair: captions that exist need nothing
+        if any(part.torch for part in parts):
             require(*TRAINING)
         pipeline.run((name,), forced=name if again else None, ignore_gate=force)
 
-    if name.startswith("train"):
+    if any(part.trained for part in parts):
         command = _init_from(command)
-    return _force(command) if name in ("train-unet", "train-t2i") else command
-
-
-caption = _stage("caption", "Caption the pictures that have no caption.")
-train_vae = _stage("train-vae", "Train the autoencoder.")
-encode = _stage("encode", "Cache the latents and the text.")
-train_unet = _stage("train-unet", "Train the unconditional U-Net.")
-train_t2i = _stage("train-t2i", "Train the text-to-image U-Net.")
+    return _force(command) if any(part.gated for part in parts) else command
 
 
 @click.command()
@@ -103,26 +102,26 @@ train_t2i = _stage("train-t2i", "Train the text-to-image U-Net.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show which parts of RECIPE's run are done, interrupted, missing or stale, and why."""
-    pipeline = open_pipeline(recipe, overrides)
+    pipeline = open_pipeline(recipe, overrides, looks=True)
+    states = _states(pipeline, stage_names())
     if as_json:
         rows = [
-            {"stage": p.stage, "part": p.part, "state": p.status.state, "reason": p.status.reason}
-            for p in _plan(pipeline, STAGE_NAMES)
+            {"stage": PARTS[name].stage, "part": name, "state": status.state, "reason": status.reason}
+            for name, status in states.items()
         ]
         click.echo(json.dumps({"run": str(pipeline.run_dir), "parts": rows}))
     else:
-        _print_plan(pipeline, STAGE_NAMES)
+        _print_states(pipeline, states)
 
 
-def _plan(pipeline: "Pipeline", stages: tuple[str, ...]) -> "list[Planned]":
+def _states(pipeline: "Pipeline", stages: Sequence[str]) -> "dict[str, Status]":
     if pipeline.recipe.data.source == "folder":
         pipeline.index  # noqa: B018 - raises where nothing will ever bring the pictures
-    return pipeline.plan(stages)
+    return pipeline.states(stages)
 
 
-def _print_plan(pipeline: "Pipeline", stages: tuple[str, ...]) -> None:
-    plan = _plan(pipeline, stages)
+def _print_states(pipeline: "Pipeline", states: "dict[str, Status]") -> None:
     click.echo(f"run {pipeline.run_dir}")
-    for planned in plan:
-        reason = f"  ({planned.status.reason})" if planned.status.reason else ""
-        click.echo(f"  {planned.stage:<11} {planned.part:<9} {planned.status.state}{reason}")
+    for name, status in states.items():
+        reason = f"  ({status.reason})" if status.reason else ""
+        click.echo(f"  {PARTS[name].stage:<11} {name:<9} {status.state}{reason}")

@@ -1,25 +1,21 @@
 """Writes a bundle: each network as an ONNX graph that was compared with torch, and all that the runtime needs."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from torch import nn
+from typing import Any
 
 import ldmkit
-from ldmkit.errors import LdmkitError
 from ldmkit.export import networks as export_networks
 from ldmkit.export.card import model_card
 from ldmkit.export.certify import certify, draw_golden, rounded_bundle
 from ldmkit.export.folder import new_bundle
 from ldmkit.export.graph import compare, half_difference, make_graph, save_graph, serialized
 from ldmkit.export.half import rounded_as_on_gpu, to_half, weights_to_half
+from ldmkit.export.model import Model
 from ldmkit.export.networks import Network
-from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.unet import UNet
+from ldmkit.recipe.sections import Export
 from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import (
@@ -34,84 +30,42 @@ from ldmkit.runtime.manifest import (
     UNET_T2I,
     VAE_DECODER,
     VAE_ENCODER,
-    Defaults,
     GraphEntry,
-    Latent,
-    LatentRgb,
     Manifest,
     Precision,
-    Schedule,
     Text,
     file_entry,
     write_manifest,
 )
 from ldmkit.runtime.pictures import grid
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 NUM_PREVIEW = 8
 
 
 def export_bundle(
     out_dir: Path,
+    model: Model,
+    options: Export,
     *,
-    name: str,
-    autoencoder: AutoencoderKL,
-    latent_mean: Sequence[float],
-    latent_std: Sequence[float],
-    unet: UNet | None,
-    unet_t2i: UNet | None,
-    text_module: nn.Module | None,
-    tokenizer: "Tokenizer | None",
-    schedule_options: Mapping[str, Any],
-    prediction: str,
-    latent_size: int,
-    picture_size: int,
-    defaults: Mapping[str, Any],
     recipe: Mapping[str, Any],
     fingerprint: str,
     notes: Mapping[str, Any],
     preview_prompts: Sequence[str] = (),
-    latent_rgb: LatentRgb | None = None,
-    precision: Precision = "fp32",
-    with_encoder: bool = False,
-    tolerance: float = 1e-4,
-    opset: int = 18,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
-    """Exports the networks to `out_dir`, the bundle's folder, and returns its manifest.
+    """Exports the model's networks to `out_dir`, the bundle's folder, and returns its manifest.
 
-    `latent_mean`, `latent_std` (C,) turn normalised latents into z. `schedule_options` are the keywords of
-    `diffusion.make_schedule`, `name` among them; `defaults` those of `manifest.Defaults`; `notes` say how it was
-    trained. The preview draws `preview_prompts` in turn, or unconditionally where there are none. `progress` gets
-    a line for each thing begun.
+    `recipe`, `fingerprint` and `notes`, which say how it was trained, are for the manifest. The preview draws
+    `preview_prompts` in turn, or unconditionally where there are none. `progress` gets a line for each thing begun.
 
     The modules are copied to the CPU in float32 and left as they are. An earlier bundle stays until the new one is
     whole; see `new_bundle`.
 
-    Raises LdmkitError where a graph differs from torch by more than `tolerance`, or the pictures drawn by it by more
-    than `precision` allows, naming it, and where `out_dir` holds anything that is no part of a bundle; Interrupted
-    where a signal asked to stop.
+    Raises LdmkitError where a graph differs from torch by more than `options.tolerance`, or the pictures drawn by it by
+    more than `options.precision` allows, naming it, and where `out_dir` holds anything that is no part of a bundle;
+    Interrupted where a signal asked to stop.
     """
-    if unet is None and unet_t2i is None:
-        raise LdmkitError(f"{name}: there is no trained U-Net to export; train one with `ldmkit train`.")
-    if unet_t2i is not None and (text_module is None or tokenizer is None):
-        raise ValueError("a text U-Net needs its text encoder and tokenizer")
-    # Wrong keywords end here, not after minutes of exporting.
-    checked_defaults = Defaults.model_validate(defaults)
-    multiple = math.lcm(*(network.downsample for network in (unet, unet_t2i) if network is not None))
-    latent = Latent(
-        channels=autoencoder.latent_channels,
-        height=latent_size,
-        width=latent_size,
-        mean=tuple(map(float, latent_mean)),
-        std=tuple(map(float, latent_std)),
-        multiple=multiple,
-        rgb=latent_rgb,
-    )
-    schedule = Schedule.model_validate(schedule_options)
-
+    own, latent, schedule, precision = model.networks, model.latent, model.schedule, options.precision
     with StopSignals("export") as signals, new_bundle(out_dir) as folder:
 
         def tell(line: str) -> None:
@@ -120,35 +74,35 @@ def export_bundle(
             if progress is not None:
                 progress(line)
 
-        text = None
-        networks = {VAE_DECODER: export_networks.decoder(autoencoder, latent)}
-        if with_encoder:
-            networks[VAE_ENCODER] = export_networks.encoder(autoencoder, latent)
-        if unet is not None:
-            networks[UNET] = export_networks.unet(unet, latent, schedule, None, multiple=multiple)
-        if unet_t2i is not None and text_module is not None and tokenizer is not None:
-            # Its own `save` has an error of its own for a full disk.
-            (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
-            text = Text(max_tokens=len(tokenizer.encode("").ids), context_dim=int(unet_t2i.context_dim or 0))
-            networks[TEXT_ENCODER] = export_networks.text_encoder(text_module, tokenizer)
-            networks[UNET_T2I] = export_networks.unet(unet_t2i, latent, schedule, text, multiple=multiple)
+        # Its own `save` has an error of its own for a full disk.
+        (folder / TOKENIZER).write_text(own.tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
+        text = Text(max_tokens=len(own.tokenizer.encode("").ids), context_dim=int(own.unet_t2i.context_dim or 0))
+        multiple = latent.multiple or 1
+        networks = {VAE_DECODER: export_networks.decoder(own.autoencoder, latent)}
+        if options.encoder:
+            networks[VAE_ENCODER] = export_networks.encoder(own.autoencoder, latent)
+        networks[UNET] = export_networks.unet(own.unet, latent, schedule, None, multiple=multiple)
+        networks[TEXT_ENCODER] = export_networks.text_encoder(own.text_module, own.tokenizer)
+        networks[UNET_T2I] = export_networks.unet(own.unet_t2i, latent, schedule, text, multiple=multiple)
         graphs = {}
         for file, network in networks.items():
             tell(f"{file}: exporting")
-            graphs[file] = write_graph(folder / file, network, precision=precision, tolerance=tolerance, opset=opset)
+            graphs[file] = write_graph(
+                folder / file, network, precision=precision, tolerance=options.tolerance, opset=options.opset
+            )
         manifest = Manifest.model_validate(
             {
                 "format_version": FORMAT_VERSION,
                 "needs": NEEDS,
                 "written_by": ldmkit.__version__,
-                "name": name,
+                "name": model.name,
                 "created": datetime.now(UTC).replace(microsecond=0),
                 "schedule": schedule,
-                "prediction": prediction,
+                "prediction": model.prediction,
                 "latent": latent,
-                "picture_size": picture_size,
+                "picture_size": model.picture_size,
                 "precision": precision,
-                "defaults": checked_defaults,
+                "defaults": model.defaults,
                 "examples": tuple(dict.fromkeys(preview_prompts)),
                 "text": text,
                 "files": {file.name: file_entry(file) for file in sorted(folder.iterdir())},

@@ -5,68 +5,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 import ldmkit
-from ldmkit.caches.sets import TextSet, latent_statistics
-from ldmkit.components.protocols import TextEncoder
+from ldmkit.caches.sets import TextSet
 from ldmkit.export.bundle import NUM_PREVIEW, export_bundle
+from ldmkit.export.model import model_of
 from ldmkit.export.preview_map import fit_latent_rgb
-from ldmkit.models.build import build_text_to_image, build_unet
-from ldmkit.recipe import Recipe
 from ldmkit.run.first_weights import kept_starts
 from ldmkit.run.folder import read_metrics
-from ldmkit.run.networks import load_autoencoder, trained_weights
+from ldmkit.run.networks import load_networks
+from ldmkit.run.parts import trained_parts
 from ldmkit.run.workspace import Workspace
 
 
-def export_run(workspace: Workspace, out_dir: Path) -> dict[str, Any]:
+def export_run(workspace: Workspace) -> dict[str, Any]:
     """Loads the run's trained weights, averaged where there is an average, and writes the bundle."""
-    recipe = workspace.recipe
-    autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
-    unet = build_unet(recipe)
-    unet.load_state_dict(trained_weights(workspace.folder("unet")))
-    encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
-    text_module = encoder.load_module(tokenizer)
-    text_to_image = build_text_to_image(recipe, encoder, text_module if encoder.trainable else None)
-    text_to_image.load_state_dict(trained_weights(workspace.folder("t2i")))
-    latent_mean, latent_std = latent_statistics(workspace.folder("latents"), recipe.latents)
-    latent_size = recipe.data.size // autoencoder.downsample
-    table = recipe.sampler.table()
+    recipe, part = workspace.recipe, workspace.parts["bundle"]
+    assert part.bundle is not None
+    networks = load_networks(recipe, workspace.registry, workspace.run_dir)
     manifest = export_bundle(
-        out_dir,
-        name=recipe.name,
-        autoencoder=autoencoder,
-        latent_mean=latent_mean.tolist(),
-        latent_std=latent_std.tolist(),
-        unet=unet,
-        unet_t2i=text_to_image.unet,
-        text_module=text_module,
-        tokenizer=tokenizer,
-        schedule_options=recipe.diffusion.schedule_options(),
-        prediction=recipe.diffusion.prediction,
-        latent_size=latent_size,
-        picture_size=recipe.data.size,
-        defaults={
-            "sampler": table["use"],
-            "sampler_options": {key: value for key, value in table.items() if key not in ("use", "steps")},
-            "steps": table["steps"],
-            "guidance_scale": recipe.sampler.guidance_scale,
-        },
-        recipe=published(recipe),
-        fingerprint=workspace.parts["bundle"].fingerprint,
+        part.bundle,
+        model_of(recipe, networks, rgb=fit_latent_rgb(workspace)),
+        recipe.export,
+        recipe=recipe.published(),
+        fingerprint=part.fingerprint,
         notes=_notes(workspace),
         preview_prompts=_preview_prompts(workspace),
-        latent_rgb=fit_latent_rgb(workspace),
-        precision=recipe.export.precision,
-        with_encoder=recipe.export.encoder,
-        tolerance=recipe.export.tolerance,
-        opset=recipe.export.opset,
         progress=workspace.reporter.line,
     )
     return {
-        "bundle": str(out_dir),
+        "bundle": str(part.bundle),
         **{name: graph.max_abs_difference for name, graph in manifest.graphs.items()},
         **{f"{Path(name).stem}_psnr": found.psnr for name, found in manifest.trajectories.items()},
     }
@@ -82,19 +50,11 @@ def _preview_prompts(workspace: Workspace) -> list[str]:
     return []
 
 
-def published(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as others may read it: pictures and plugins without where they lie on this machine."""
-    table = recipe.model_dump(mode="json")
-    table["data"]["path"] = Path(recipe.data.path).name
-    table["plugins"] = [Path(plugin).name for plugin in recipe.plugins]
-    return table
-
-
 def _notes(workspace: Workspace) -> dict[str, Any]:
     """How the run was made: seconds and last held-out metrics of each stage, versions, the machine's kind."""
     stages: dict[str, dict[str, Any]] = {}
     starts = kept_starts(workspace.run_dir)
-    for name in ("vae", "unet", "t2i"):
+    for name in trained_parts():
         record = workspace.parts[name].record()
         # The log's seconds go on from those before an interruption; the record's are of the last session alone.
         seconds = read_metrics(workspace.folder(name) / "metrics.jsonl")[-1]["seconds"]

@@ -43,6 +43,7 @@ from ldmkit.plan.sample import sample_of
 from ldmkit.recipe.training import Training, Vae
 from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import Part
+from ldmkit.run.parts import PARTS, behind
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import processes
 from ldmkit.vae.train import train_vae
@@ -72,27 +73,26 @@ class Planner:
         self.growth = len(workspace.index) / len(self.sample.index)
 
     def rows(self) -> Iterator[Row]:
-        """A row for each stage, in order; for the autoencoder one more where losses start later."""
-        needs_text = self._to_do("text", "t2i", "bundle")
-        needs_latents = self._to_do("latents", "unet", "t2i")
-        yield self._one("caption", ("captions",), self._captions, needed=needs_text)
-        yield from self._guarded("train-vae", ("vae",), self._vae)
-        self._untrained_autoencoder()
-        latents = self._one("encode latents", ("latents",), self._latents, needed=needs_latents)
-        yield latents
-        text = self._one("encode text", ("text",), self._text, needed=needs_text)
-        yield text
-        lacking = ["the latents"] if latents.state == "cannot run" else []
-        yield self._without("train-unet", lacking) or self._one("train-unet", ("unet",), self._unet)
-        lacking += ["the text"] if text.state == "cannot run" else []
-        yield self._without("train-t2i", lacking) or self._one("train-t2i", ("t2i",), self._t2i)
-        yield self._without("export", lacking) or self._one("export", ("bundle",), self._bundle)
-
-    def _without(self, label: str, lacking: list[str]) -> Row | None:
-        """The row of a stage whose inputs could not be made; None where they were."""
-        if not lacking:
-            return None
-        return Row(stage=label, state="cannot run", reason=f"it needs {' and '.join(lacking)}", seconds=None)
+        """A row for each part, in order; for the autoencoder one more where losses start later."""
+        caches = {"captions": self._captions, "latents": self._latents, "text": self._text}
+        others = {"unet": self._unet, "t2i": self._t2i, "bundle": self._bundle}
+        measures: dict[str, Callable[[], Row]] = {**caches, **others}
+        failed: list[str] = []
+        for name, spec in PARTS.items():
+            lacking = [f"the {each}" for each in spec.needs if each in failed]
+            if lacking:
+                reason = f"it needs {' and '.join(lacking)}"
+                yield Row(stage=spec.label, state="cannot run", reason=reason, seconds=None)
+            elif name == "vae":
+                yield from self._guarded(spec.label, (name,), self._vae)
+                self._untrained_autoencoder()
+            else:
+                unknown = Row(stage=spec.label, state="to do", seconds=None)
+                needed = name in caches and self._to_do(*behind(name))
+                row = self._one(spec.label, (name,), measures.get(name, lambda row=unknown: row), needed=needed)
+                yield row
+                if row.state == "cannot run" and not spec.trained:
+                    failed.append(name)
 
     # --- what each row has in common ------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The recipe: every key with its unit, its range and what it means. Imports neither torch nor any plugin."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -162,6 +163,13 @@ class Recipe(Section):
         if found := misfits(self):
             raise ValueError("\n".join(found))
         return self
+
+    def published(self) -> dict[str, Any]:
+        """As JSON values that others may read: pictures and plugins without where they lie on this machine."""
+        table = self.model_dump(mode="json")
+        table["data"]["path"] = Path(self.data.path).name
+        table["plugins"] = [Path(plugin).name for plugin in self.plugins]
+        return table
 
 
 COMPONENTS: tuple[tuple[str, str, type[Component]], ...] = (

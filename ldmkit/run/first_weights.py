@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from ldmkit.atomic import write_atomic, write_json
 from ldmkit.errors import LdmkitError
 from ldmkit.run.folder import RECORD, fingerprint, is_finished, trained_file, weights_of
+from ldmkit.run.parts import PARTS, trained_parts
 
 FOLDER = "init"
 """of a run: the copies, so that it goes on whatever becomes of the run or file that they are from"""
-FILES = {"vae": "vae.safetensors", "unet": "unet.safetensors", "t2i": "unet_t2i.safetensors"}
-"""as `ldmkit export safetensors` and `ldmkit convert` call them, by part"""
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Start:
 def find_starts(source: Path, parts: Sequence[str], run_dir: Path) -> dict[str, Start]:
     """Weights in `source` for these parts of the run in `run_dir`, by part.
 
-    `source` is another run (its finished parts; by folder, or by name beside `run_dir`), a folder of files named as in
-    `FILES`, or one safetensors file, whose part is told by the names of its tensors. Averaged weights, where a run
-    has them.
+    `source` is another run (its finished parts; by folder, or by name beside `run_dir`), a folder of files as
+    `ldmkit export safetensors` and `ldmkit convert` name them, or one safetensors file, whose part is told by the
+    names of its tensors. Averaged weights, where a run has them.
 
     Raises LdmkitError where there are none, or they are the run's own.
     """
@@ -66,14 +65,15 @@ def find_starts(source: Path, parts: Sequence[str], run_dir: Path) -> dict[str, 
             f"--init-from {source}: neither a run nor a safetensors file. A run that has begun keeps the weights that "
             "it started from, and goes on without --init-from"
         )
-    if any((source / part / RECORD).is_file() for part in FILES):
+    files = {part: source / str(PARTS[part].weights) for part in parts}
+    if any((source / part / RECORD).is_file() for part in trained_parts()):
         found = {part: trained_file(source / part) for part in parts if is_finished(source / part)}
     else:
-        found = {part: source / FILES[part] for part in parts if (source / FILES[part]).is_file()}
+        found = {part: file for part, file in files.items() if file.is_file()}
     if not found:
         raise LdmkitError(
             f"--init-from {source}: no finished {' or '.join(parts)} there; it takes another run's folder, a folder of "
-            f"{', '.join(FILES[part] for part in parts)}, or one safetensors file"
+            f"{', '.join(file.name for file in files.values())}, or one safetensors file"
         )
     name = source.resolve().name
     return {part: _start(part, file, name=name) for part, file in found.items()}
@@ -165,7 +165,7 @@ def _start(part: str, file: Path, *, name: str) -> Start:
         if tokenizer is None:
             raise LdmkitError(
                 f"--init-from {file}: holds a text encoder, and of which words cannot be told without the text/ of its "
-                f"run; `ldmkit export safetensors` writes the U-Net alone, as {FILES['t2i']}"
+                f"run; `ldmkit export safetensors` writes the U-Net alone, as {PARTS['t2i'].weights}"
             )
     return Start(part, str(file), sha256, str(file), name, tokenizer)
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ldmkit.atomic import write_atomic, write_json
 from ldmkit.errors import LdmkitError
+
+if TYPE_CHECKING:
+    from ldmkit.recipe import Recipe
 
 FORMAT = 1
 RECORD = "record.json"
@@ -35,15 +37,23 @@ class Part:
     """One folder of a run (`vae/`, `latents/`, ...) with the record of what it was made from."""
 
     def __init__(
-        self, folder: Path, name: str, inputs: Mapping[str, Any], made_of: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        name: str,
+        inputs: Mapping[str, Any],
+        made_of: Mapping[str, str] | None = None,
+        *,
+        bundle: Path | None = None,
     ) -> None:
         """`made_of`: SHA-256 of the weights of each trained part before this one, as far as they are known.
 
         They stand beside the inputs: a part that was trained again from the same inputs, on another machine say, may
-        be another one, and what was made of the old one is then stale.
+        be another one, and what was made of the old one is then stale. `bundle`: where the files of a bundle lie, whose
+        record alone is in `folder`.
         """
         self.folder = folder
         self.name = name
+        self.bundle = bundle
         self.made_of = dict(made_of or {})
         # Through JSON once, so that tuples compare equal to the lists read back.
         self.inputs: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **inputs}))
@@ -51,6 +61,11 @@ class Part:
 
     def status(self) -> Status:
         """Whether the folder holds this very part, whole."""
+        status = self._recorded()
+        gone = self.bundle is not None and not (self.bundle / "manifest.json").is_file()
+        return Status("missing") if gone and status.state == "done" else status
+
+    def _recorded(self) -> Status:
         record_file = self.folder / RECORD
         if not record_file.is_file():
             return Status("missing")
@@ -67,7 +82,7 @@ class Part:
 
     def begin(self) -> None:
         """Marks the part as being made; a stale one is set aside first, never deleted."""
-        status = self.status()
+        status = self._recorded()
         unknown = status.state == "missing" and self.folder.is_dir() and any(self.folder.iterdir())
         if status.state == "stale" or unknown:
             self.set_aside()
@@ -156,68 +171,33 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [f"{key}: {json.dumps(old)} -> {json.dumps(new)}"]
 
 
-_locks: set[IO[str]] = set()
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the run's lock for the block; a process that dies, however it does, lets go of it.
 
     Raises LdmkitError where another living process has it, or the folder cannot be written.
     """
-    _close_locks_in_children()
+    from filelock import FileLock, Timeout  # 60 ms, which who only looks at a run can do without
+
+    file = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        lock = FileLock(file, timeout=0, on_acquired=_write_process).acquire()
+    except Timeout:
+        time.sleep(0.2)  # the other one may be about to write its number
+        holder = file.read_text().strip() if os.access(file, os.R_OK) else ""
+        raise LdmkitError(
+            f"{folder}: in use by process {holder or 'unknown'}; wait until it is done, or end it"
+        ) from None
     except OSError as error:
         raise LdmkitError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    with file:
-        try:
-            _lock(file)
-        except OSError:
-            time.sleep(0.2)  # the other one may be about to write its number
-            file.seek(0)
-            raise LdmkitError(
-                f"{folder}: in use by process {file.read().strip() or 'unknown'}; wait until it is done, or end it"
-            ) from None
-        if not _is_at(file, folder / ".lock"):
-            raise LdmkitError(f"{folder}: another process just gave up there; run the command again")
-        _locks.add(file)
-        try:
-            file.seek(0)
-            file.truncate()
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
-        finally:
-            _locks.discard(file)
+    with lock:
+        yield
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether the open file is still the one at `path`: a lock on a file that is gone keeps nobody out."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@cache
-def _close_locks_in_children() -> None:
-    """A lock belongs to every process that has the file open: a loader's worker would outlive ours with it."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: [file.close() for file in _locks])
-
-
-def _lock(file: IO[str]) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(1 << 20)  # beyond the text, which stays readable
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _write_process(handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
 
 
 class MetricsLog:
@@ -236,11 +216,39 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.jsonl`; a last line cut by a kill is left out."""
+    """Rows of a `metrics.jsonl`; a last line cut by a kill is left out.
+
+    Raises LdmkitError where another line is damaged.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
-            continue
+        except (ValueError, RecursionError):
+            if number < len(lines):  # and neither cut short nor what follows the last line's end
+                raise LdmkitError(f"{path}, line {number}: no JSON; correct or remove the line") from None
     return rows
+
+
+def recipe_of_run(folder: Path) -> "Recipe":
+    """The recipe that a run folder was made with. Raises LdmkitError where `folder` is no run."""
+    from ldmkit.recipe import Recipe  # pydantic, which `--help` does without
+
+    try:
+        return Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LdmkitError(f"{folder}: not a run: it has no recipe.json; runs lie in runs/") from None
+    except ValueError:
+        raise LdmkitError(
+            f"{folder / 'recipe.json'}: damaged, or of another version of ldmkit; "
+            "`ldmkit train` with the run's recipe writes it anew"
+        ) from None
+
+
+def newest_finished_run(runs_dir: Path) -> Path:
+    """The run whose text U-Net was finished last. Raises LdmkitError where there is none."""
+    finished = [record.parent.parent for record in runs_dir.glob("*/t2i/record.json") if is_finished(record.parent)]
+    if not finished:
+        raise LdmkitError(f"{runs_dir}: no finished run here; `ldmkit train RECIPE` makes one")
+    return max(finished, key=lambda run: (run / "t2i" / "record.json").stat().st_mtime_ns)

@@ -63,15 +63,24 @@ def check(quality: Mapping[str, Any], gate: Gate) -> list[Row]:
     ]
 
 
-def table(quality: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """The lines to show before a U-Net trains: the held-out figures, then each latent channel's, with the verdicts."""
+def table(quality: Mapping[str, Any], rows: Sequence[Row], *, ignored: bool = False) -> list[str]:
+    """The lines to show before a U-Net trains: the held-out figures, then each latent channel's, with the verdicts.
+
+    `ignored`: whether the U-Net trains whatever the rows say.
+    """
+
+    def verdict(found: Sequence[Row]) -> str:
+        if not all(row.passed for row in found):
+            return "warn" if ignored else "fail"
+        return "pass" if any(row.limit for row in found) else "-"
+
     held_out = quality["held_out"]["num_pictures"]
     where = f"on {held_out} held-out pictures" if held_out else "no picture is held out: PSNR, SSIM, LPIPS not measured"
     lines = [f"gate: the autoencoder, {where}"]
     by_name = {row.name: row for row in rows}
     for name in HELD_OUT:
         if row := by_name.get(name):
-            lines.append(f"  {name:<12} {row.value:>9.4g}  {row.wanted:<14} {_verdict([row])}")
+            lines.append(f"  {name:<12} {row.value:>9.4g}  {row.wanted:<14} {verdict([row])}")
     limits = {name: by_name[f"{name} of channel 0"].wanted for name in CHANNELS if f"{name} of channel 0" in by_name}
     if limits:
         heads = ["mean", "std", *(f"{name} ({limit})" for name, limit in limits.items())]
@@ -80,14 +89,8 @@ def table(quality: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
             found = [by_name[f"{name} of channel {i}"] for name in limits]
             values = [channel["mean"], channel["std"], *(row.value for row in found)]
             cells = [f"{value:>{max(9, len(head))}.4g}" for head, value in zip(heads, values, strict=True)]
-            lines.append(f"  channel {i:<4} " + "  ".join(cells) + f"  {_verdict(found)}")
+            lines.append(f"  channel {i:<4} " + "  ".join(cells) + f"  {verdict(found)}")
     return lines
-
-
-def _verdict(rows: Sequence[Row]) -> str:
-    if not all(row.passed for row in rows):
-        return "warn"
-    return "pass" if any(row.limit for row in rows) else "-"
 
 
 def require(rows: Sequence[Row]) -> None:

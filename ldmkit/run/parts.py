@@ -1,70 +1,181 @@
-"""What each part of a run is made from: whatever changes one of these makes the part stale. No torch."""
+"""The table of parts: all that a run consists of, and what each part is made from. Neither pydantic nor torch.
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+A new stage is one row here and the file that it names: commands, `train`, `status`, `plan` and fingerprints follow.
+"""
 
-from ldmkit.data.captions import captions_hash
-from ldmkit.recipe import Recipe
-from ldmkit.run.folder import Part, weights_of
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldmkit.run.inputs import RunParts
+    from ldmkit.run.workspace import Workspace
 
 LAYOUT = 2
 """raised whenever `encode` writes other files than it did"""
 
 
-def parts_of(
-    recipe: Recipe, run_dir: Path, *, pictures: str, caption_files: str, frozen: bool, starts: Mapping[str, str]
-) -> dict[str, Part]:
-    """Every part with the inputs that it would be made from now.
+@dataclass(frozen=True, kw_only=True)
+class PartSpec:
+    """One row: a part of a run, the stage that makes it, and what makes it out of date."""
 
-    pictures: hash of the data set; caption_files: of the captions beside it; frozen: whether the text encoder is, so
-    that its states are cached; starts: SHA-256 of the weights that a network starts from, where they are not random.
-    """
-    data = recipe.data.fingerprint_keys()
-    split = {"held_out": recipe.data.held_out, "seed": recipe.seed}
-    pixels = {key: data[key] for key in ("size", "crop", "flip")}
-    parts: dict[str, Part] = {}
+    name: str
+    """of the part and of its folder"""
+    stage: str
+    """several rows one after the other may name the same one"""
+    maker: str
+    """module:function; see `load`"""
+    inputs: Callable[["RunParts"], dict[str, Any]]
+    """JSON values: whatever changes one of them makes the part stale"""
+    needs: tuple[str, ...] = ()
+    """parts that must be done before, each in a row above"""
+    weights: str | None = None
+    """file of its weights where others get them: what `export safetensors` writes and `--init-from` reads"""
+    gated: bool = False
+    """worth no more than the autoencoder is, so that the gate comes before it"""
+    torch: bool = True
+    """whether making it always takes the packages of `ldmkit[train]`"""
+    help: str = ""
+    """of the stage's command, in the stage's first row; none: the command line has one of its own"""
 
-    trained = {name: weights for name in ("vae", "unet", "t2i") if (weights := weights_of(run_dir / name))}
+    @property
+    def trained(self) -> bool:
+        """Whether it is a network, which several processes make together."""
+        return self.weights is not None
 
-    def add(name: str, *made_of: str, **inputs: Any) -> None:
-        known = {each: trained[each] for each in made_of if each in trained}
-        inputs |= {"init_from": starts[name]} if name in starts else {}
-        parts[name] = Part(run_dir / name, name, inputs, known)
+    @property
+    def label(self) -> str:
+        """The stage, and which of its parts where it makes several."""
+        return self.stage if len(stage_parts(self.stage)) == 1 else f"{self.stage} {self.name}"
 
-    add(
-        "captions",
-        pictures=pictures,
-        caption={k: v for k, v in recipe.caption.fingerprint_keys().items() if k != "missing"},
-        caption_files=caption_files,
-    )
-    add("vae", pictures=pictures, data={**pixels, **split}, vae=recipe.vae.fingerprint_keys())
-    cache = {"dtype": recipe.latents.dtype, "layout": LAYOUT}
-    add("latents", "vae", vae=parts["vae"].fingerprint, latents=cache, data={**pixels, **split})
-    captions = run_dir / "captions" / "captions.jsonl"
-    done = parts["captions"].status().state == "done"
-    add(
-        "text",
-        captions=captions_hash(captions) if done else "not yet written",
-        text=recipe.text.fingerprint_keys(),
-        missing=recipe.caption.missing,
-        pictures=pictures,
-        # Whether a U-Net attends to padding decides whether the padding's states are kept.
-        **({"mask_padding": recipe.t2i.mask_padding, "layout": LAYOUT} if frozen else {}),
-    )
-    denoising = {
-        "latents": parts["latents"].fingerprint,
-        "use": {k: v for k, v in recipe.latents.fingerprint_keys().items() if k != "dtype"},
-        "diffusion": recipe.diffusion.fingerprint_keys(),
-        "data": {**pixels, **split},
-    }
-    add("unet", "vae", **denoising, unet=recipe.unet.fingerprint_keys())
-    add("t2i", "vae", **denoising, text=parts["text"].fingerprint, t2i=recipe.t2i.fingerprint_keys())
-    bundle = {name: parts[name].fingerprint for name in ("vae", "latents", "unet", "t2i", "text")}
-    # Its own part, though the files lie in exports/: the sampler is left out, since it makes nothing stale.
-    export: dict[str, Any] = {"opset": recipe.export.opset, "tolerance": recipe.export.tolerance}
-    # Named only where asked for, so that they make no bundle stale that was exported before they were known.
-    export |= {"precision": recipe.export.precision} if recipe.export.precision != "fp32" else {}
-    export |= {"encoder": True} if recipe.export.encoder else {}
-    add("bundle", *trained, **bundle, export=export)
-    return parts
+    def load(self) -> Callable[["Workspace"], dict[str, Any]]:
+        """What makes the part, and returns what its record keeps; imported no sooner, since it brings torch."""
+        module, function = self.maker.split(":")
+        maker: Callable[[Workspace], dict[str, Any]] = getattr(import_module(module), function)
+        return maker
+
+
+def _without(table: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name != key}
+
+
+def _captions(run: "RunParts") -> dict[str, Any]:
+    caption = _without(run.section("caption"), "missing")
+    return {"pictures": run.pictures, "caption": caption, "caption_files": run.caption_files}
+
+
+def _vae(run: "RunParts") -> dict[str, Any]:
+    return {"pictures": run.pictures, "data": run.data(), "vae": run.section("vae")}
+
+
+def _latents(run: "RunParts") -> dict[str, Any]:
+    cache = {"dtype": run.recipe.latents.dtype, "layout": LAYOUT}
+    return {"vae": run["vae"].fingerprint, "latents": cache, "data": run.data()}
+
+
+def _text(run: "RunParts") -> dict[str, Any]:
+    inputs = {"captions": run.captions(), "text": run.section("text"), "missing": run.recipe.caption.missing}
+    # Whether a U-Net attends to padding decides whether the padding's states are kept.
+    states = {"mask_padding": run.recipe.t2i.mask_padding, "layout": LAYOUT} if run.frozen else {}
+    return {**inputs, "pictures": run.pictures, **states}
+
+
+def _unet(run: "RunParts") -> dict[str, Any]:
+    use, diffusion = _without(run.section("latents"), "dtype"), run.section("diffusion")
+    latents = {"latents": run["latents"].fingerprint, "use": use, "diffusion": diffusion, "data": run.data()}
+    return {**latents, "unet": run.section("unet")}
+
+
+def _t2i(run: "RunParts") -> dict[str, Any]:
+    return {**_without(_unet(run), "unet"), "text": run["text"].fingerprint, "t2i": run.section("t2i")}
+
+
+def _bundle(run: "RunParts") -> dict[str, Any]:
+    # The sampler is left out, since it makes nothing stale; what is as it was before its key was known, too.
+    export, asked = run.section("export", "opset", "tolerance"), run.recipe.export
+    export |= {"precision": asked.precision} if asked.precision != "fp32" else {}
+    export |= {"encoder": True} if asked.encoder else {}
+    return {**{name: run[name].fingerprint for name in PARTS["bundle"].needs}, "export": export}
+
+
+_ROWS = (
+    PartSpec(
+        name="captions",
+        stage="caption",
+        maker="ldmkit.caches.caption:caption",
+        inputs=_captions,
+        torch=False,  # what a captioner needs is its own affair: captions that exist need nothing
+        help="Caption the pictures that have no caption.",
+    ),
+    PartSpec(
+        name="vae",
+        stage="train-vae",
+        maker="ldmkit.vae.train:train_vae",
+        inputs=_vae,
+        weights="vae.safetensors",
+        help="Train the autoencoder.",
+    ),
+    PartSpec(
+        name="latents",
+        stage="encode",
+        maker="ldmkit.caches.encode:encode_latents",
+        inputs=_latents,
+        needs=("vae",),
+        help="Cache the latents and the text.",
+    ),
+    PartSpec(name="text", stage="encode", maker="ldmkit.caches.encode:encode_text", inputs=_text, needs=("captions",)),
+    PartSpec(
+        name="unet",
+        stage="train-unet",
+        maker="ldmkit.denoising.train_unet:train_unet",
+        inputs=_unet,
+        needs=("vae", "latents"),
+        weights="unet.safetensors",
+        gated=True,
+        help="Train the unconditional U-Net.",
+    ),
+    PartSpec(
+        name="t2i",
+        stage="train-t2i",
+        maker="ldmkit.denoising.train_t2i:train_t2i",
+        inputs=_t2i,
+        needs=("vae", "latents", "text"),
+        weights="unet_t2i.safetensors",
+        gated=True,
+        help="Train the text-to-image U-Net.",
+    ),
+    PartSpec(
+        name="bundle",
+        stage="export",
+        maker="ldmkit.export.run:export_run",
+        inputs=_bundle,
+        needs=("vae", "latents", "text", "unet", "t2i"),
+    ),
+)
+PARTS = {row.name: row for row in _ROWS}
+"""by name, in the order in which they are made"""
+
+
+def stage_names() -> tuple[str, ...]:
+    """The stages, in order."""
+    return tuple(dict.fromkeys(spec.stage for spec in PARTS.values()))
+
+
+def stage_parts(stage: str) -> tuple[PartSpec, ...]:
+    """What a stage makes, in order."""
+    return tuple(spec for spec in PARTS.values() if spec.stage == stage)
+
+
+def behind(name: str) -> tuple[str, ...]:
+    """The parts that are made from a part, or from one that is."""
+    found: list[str] = []
+    for spec in PARTS.values():
+        if {name, *found} & set(spec.needs):
+            found.append(spec.name)
+    return tuple(found)
+
+
+def trained_parts() -> tuple[str, ...]:
+    """The networks, in the order in which they are trained."""
+    return tuple(spec.name for spec in PARTS.values() if spec.trained)

@@ -15,8 +15,9 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
 from ldmkit.recipe import Recipe
 from ldmkit.run.checkpoint import load_weights
-from ldmkit.run.first_weights import FILES, Start, kept_starts, misfit, shapes, ways_on
+from ldmkit.run.first_weights import Start, kept_starts, misfit, shapes, ways_on
 from ldmkit.run.folder import fingerprint
+from ldmkit.run.parts import PARTS
 from ldmkit.run.workspace import Workspace
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -101,4 +102,4 @@ def _refuse_misfit(start: Start, found: Shapes, wanted: Shapes) -> None:
 
 
 def _unet_alone(start: Start) -> str:
-    return f"start from its U-Net alone: `ldmkit export safetensors` writes it as {FILES[start.part]}"
+    return f"start from its U-Net alone: `ldmkit export safetensors` writes it as {PARTS[start.part].weights}"

@@ -157,7 +157,8 @@ def test_padding_is_kept_for_a_network_that_attends_to_it(
     in_small_shards(trained, tmp_path)
     shutil.copytree(undisturbed[0], tmp_path / "runs" / "tiny", dirs_exist_ok=True)
     workshop = type(trained)(tmp_path)
-    stale = {p.part for p in workshop.pipeline("t2i.mask_padding=false").plan() if p.status.state == "stale"}
+    states = workshop.pipeline("t2i.mask_padding=false").states()
+    stale = {name for name, status in states.items() if status.state == "stale"}
     assert "text" in stale
     assert "latents" not in stale
     arguments = (*ENCODE, "--set", "t2i.mask_padding=false")

@@ -90,7 +90,7 @@ def test_weights_of_an_unfinished_run(run: Run) -> None:
     make_run("first", state="done", seconds=1000)
     left = run("export", "safetensors", "first", "--out", "weights")
     assert left.code == 1
-    assert left.err.startswith(f"error: {Path('runs/first/vae')} is not finished: `ldmkit train` with the run's recipe")
+    assert left.err.startswith(f"error: {Path('runs/first/vae')}: not finished; `ldmkit train` with the run's recipe")
     assert not Path("weights").exists()
 
 

@@ -21,11 +21,10 @@ from ldmkit.caches.sets import open_mapped
 from ldmkit.data.captions import read_captions
 from ldmkit.data.pictures import scan
 from ldmkit.models.convert import convert_checkpoint
-from ldmkit.pipeline import recipe_of_run
 from ldmkit.recipe import load_recipe
 from ldmkit.run.checkpoint import load_newest, load_weights
 from ldmkit.run.first_weights import shapes
-from ldmkit.run.folder import Part
+from ldmkit.run.folder import Part, recipe_of_run
 from ldmkit.runtime.manifest import read_manifest
 from tests.corpus.artefact import Artefact, Payload, canary
 

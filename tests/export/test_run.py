@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from ldmkit.cli.torch_run import open_run
+from ldmkit.cli.export import torch_backend
 from ldmkit.components.registry import Registry
 from ldmkit.data.pictures import scan
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
-from ldmkit.pipeline import recipe_of_run
+from ldmkit.run.folder import recipe_of_run
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import draw
 from ldmkit.runtime.request import each_prompt, make_plan
@@ -178,7 +178,7 @@ def test_again_with_another_sampler_makes_nothing(exported: Path, processes: Any
 
 def test_torch_draws_the_run_as_onnxruntime_draws_its_bundle(exported: Path) -> None:
     """Same noise, same sampler: what is left is rounding."""
-    run = open_run(exported / "runs" / "tiny")
+    run = torch_backend(exported / "runs" / "tiny")
     bundle = Bundle.load(exported / "exports" / "tiny", provider="cpu")
     settings: dict[str, Any] = {"steps": 20, "sampler": "dpmpp_2m", "guidance_scale": 3.0, "negative_prompt": "two"}
     for prompt in ("a red cat on a mat", ""):
@@ -203,4 +203,4 @@ def test_an_unfinished_run_is_not_drawn_from(exported: Path, tmp_path: Path) -> 
     record = tmp_path / "runs" / "tiny" / "t2i" / "record.json"
     record.write_text(record.read_text().replace('"done"', '"running"'))
     with pytest.raises(LdmkitError, match="t2i: not finished"):
-        open_run(tmp_path / "runs" / "tiny")
+        torch_backend(tmp_path / "runs" / "tiny")

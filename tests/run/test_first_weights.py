@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ldmkit import pipeline as module
 from ldmkit.errors import LdmkitError
 from ldmkit.run.first_weights import find_starts, keep_start, kept_starts, misfit
 from ldmkit.run.folder import Part
+from ldmkit.run.parts import PartSpec, stage_names
 from ldmkit.training import warm_start as initial
 
 NAMES = {"vae": "encoder.stem.weight", "unet": "time_embedding.linear1.weight", "t2i": "unet.stem.weight"}
@@ -138,19 +138,20 @@ def test_what_does_not_fit() -> None:
 def made(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The workshop with every part made, by fakes, which any weights fit."""
 
-    def fake(name: str) -> Callable[..., dict[str, Any]]:
-        def make(context: Any, bundle_dir: Path = Path()) -> dict[str, Any]:
+    def fake(spec: PartSpec) -> Callable[..., dict[str, Any]]:
+        def make(workspace: Any) -> dict[str, Any]:
+            bundle_dir = workspace.parts["bundle"].bundle
             bundle_dir.mkdir(parents=True, exist_ok=True)
             (bundle_dir / "manifest.json").touch()
-            (context.folder("captions") / "captions.jsonl").touch()
+            (workspace.folder("captions") / "captions.jsonl").touch()
             quality = {"held_out": {"num_pictures": 1, "psnr": 20.0, "ssim": 0.5}, "channels": []}
-            if name == "latents":
-                (context.folder(name) / "quality.json").write_text(json.dumps(quality))
+            if spec.name == "latents":
+                (workspace.folder(spec.name) / "quality.json").write_text(json.dumps(quality))
             return {}
 
         return make
 
-    monkeypatch.setattr(module, "_maker", fake)
+    monkeypatch.setattr(PartSpec, "load", fake)
     monkeypatch.setattr(initial, "check_starts", lambda *_: None)
     monkeypatch.chdir(workshop.folder)
     workshop.pipeline().run()
@@ -158,14 +159,14 @@ def made(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def not_done(pipeline: Any) -> dict[str, str]:
-    return {p.part: p.status.reason for p in pipeline.plan() if p.status.state != "done"}
+    return {name: status.reason for name, status in pipeline.states().items() if status.state != "done"}
 
 
 def test_first_weights_are_part_of_what_a_result_depends_on(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """As a key of the recipe would be; without them no record and no fingerprint knows of it."""
     assert "init_from" not in (made.run / "unet" / "record.json").read_text()
     file = weights(made.folder / "a.safetensors", NAMES["unet"])
-    every = tuple(module.STAGES)
+    every = stage_names()
     pipeline = made.pipeline()
     pipeline.start_from(file, every)
     assert not_done(pipeline) == {"unet": "init_from changed", "bundle": "unet changed"}
@@ -173,7 +174,7 @@ def test_first_weights_are_part_of_what_a_result_depends_on(made: Any, capsys: p
     pipeline.reporter.quiet = False
     pipeline.run()
     lines = capsys.readouterr().out
-    assert "train-unet: made from something else (init_from changed); the old one is kept" in lines
+    assert "train-unet: out of date (init_from changed); the old one is kept" in lines
     assert f"train-unet: first weights: {file} (SHA-256 " in lines
 
     assert not_done(made.pipeline()) == {}  # without the option it is the same run,
@@ -199,4 +200,4 @@ def test_parts_that_the_other_run_has_not(made: Any, capsys: pytest.CaptureFixtu
     pipeline.run(("train-unet", "train-t2i"))
     lines = capsys.readouterr().out
     assert "train-unet: first weights: " in lines
-    assert "train-t2i: first weights: random, since other has no finished t2i" in lines
+    assert "train-t2i: first weights: random, other has no finished t2i" in lines

@@ -47,7 +47,7 @@ def test_each_limit(key: str, limit: float, name: str) -> None:
     rows = gate.check(QUALITY, Gate(**{**LIMITS, key: limit}))
     with pytest.raises(LdmkitError, match=rf"{name} is .*, \[gate\] {key} = {limit:g}\. .*--force"):
         gate.require(rows)
-    (line,) = [line for line in gate.table(QUALITY, rows) if "warn" in line]
+    (line,) = [line for line in gate.table(QUALITY, rows) if "fail" in line]
     assert line.split()[: len(name.split()[-2:])] == name.split()[-2:]
     assert failing(**{key: 0.0}) == []  # not looked at
 
@@ -63,7 +63,7 @@ def test_table() -> None:
         "gate: the autoencoder, on 4 held-out pictures",
         "psnr 20 at least 19 pass",
         "ssim 0.75 any -",
-        "lpips 0.3 at most 0.2 warn",
+        "lpips 0.3 at most 0.2 fail",
         "latents mean std signal (at least 0.005) kurtosis (at most 40)",
         "channel 0 0.5 2 0.9 1.5 pass",
         "channel 1 -0.25 1 0.01 30 pass",

@@ -1,0 +1,55 @@
+"""A trained model as all that draws with it sees it: its networks, and what a bundle's manifest says of them."""
+
+import math
+from dataclasses import dataclass
+
+from ldmkit.diffusion.process import Prediction
+from ldmkit.recipe import Recipe
+from ldmkit.run.networks import RunNetworks
+from ldmkit.runtime.manifest import Defaults, Latent, LatentRgb, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """`ldmkit.runtime.generate.Facts`, with the networks in torch."""
+
+    networks: RunNetworks
+    name: str
+    schedule: Schedule
+    prediction: Prediction
+    latent: Latent
+    picture_size: int
+    defaults: Defaults
+
+
+def model_of(recipe: Recipe, networks: RunNetworks, *, rgb: LatentRgb | None = None) -> Model:
+    """The model of a recipe's run; `rgb`: the map of its latents to colours."""
+    sampler = recipe.sampler.table()
+    options = {key: value for key, value in sampler.items() if key not in ("use", "steps")}
+    return Model(
+        networks=networks,
+        name=recipe.name,
+        schedule=Schedule.model_validate(recipe.diffusion.schedule_options()),
+        prediction=recipe.diffusion.prediction,
+        latent=latent_of(networks, recipe.data.size // networks.autoencoder.downsample, rgb=rgb),
+        picture_size=recipe.data.size,
+        defaults=Defaults(
+            sampler=sampler["use"],
+            sampler_options=options,
+            steps=sampler["steps"],
+            guidance_scale=recipe.sampler.guidance_scale,
+        ),
+    )
+
+
+def latent_of(networks: RunNetworks, size: int, *, rgb: LatentRgb | None = None) -> Latent:
+    """The networks' latents, `size` wide and high."""
+    return Latent(
+        channels=networks.autoencoder.latent_channels,
+        height=size,
+        width=size,
+        mean=tuple(networks.latent_mean.tolist()),
+        std=tuple(networks.latent_std.tolist()),
+        multiple=math.lcm(networks.unet.downsample, networks.unet_t2i.downsample),
+        rgb=rgb,
+    )
