@@ -20,7 +20,7 @@ from ldmkit.caches.encode import encode_latents
 from ldmkit.components.registry import Registry
 from ldmkit.data.toy_cats import make_toy_cats
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.presets import SEED_VAE
+from ldmkit.models.convert import SEED_VAE
 from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter

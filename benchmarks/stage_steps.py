@@ -64,17 +64,16 @@ def take_turns_with_steps(task: Any, turn: Turn) -> None:
 
 def device() -> "torch.device":
     """Where ldmkit trains."""
-    from ldmkit.training.engine import processes
+    from ldmkit.training.device import processes
 
     return processes().device  # type: ignore[no-any-return] # accelerate is untyped
 
 
 def note_choices(folder: Path) -> None:
     """Writes the device and the precision that ldmkit chooses there, for a process that imports no torch."""
-    from ldmkit.training.engine import start_engine
+    from ldmkit.training.device import resolve_precision
 
-    mixed = start_engine("auto").mixed_precision
-    choices = {"device": device().type, "auto": "fp32" if mixed == "no" else mixed}
+    choices = {"device": device().type, "auto": resolve_precision("auto")}
     (folder / "choices.json").write_text(json.dumps(choices))
 
 

@@ -104,7 +104,7 @@ def ldmkit_steps(turn: Turn, folder: Path, own: str, precision: str, with_diffus
     from ldmkit.caches.sets import LatentSet, TextSet
     from ldmkit.denoising import train_t2i
 
-    take_turns_with_steps(train_t2i.TextDenoisingTask, turn)
+    take_turns_with_steps(train_t2i.DenoisingTask, turn)
     sources: tuple[Any, ...] = (LatentSet, TextSet)
     for source in sources:
         source.batch = turn.waiting(source.batch)

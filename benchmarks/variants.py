@@ -38,7 +38,7 @@ from ldmkit.run.folder import Part, fingerprint, read_metrics, recipe_of_run
 from ldmkit.run.networks import latent_statistics, load_autoencoder, trained_weights
 from ldmkit.run.randomness import derive
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import start_engine
+from ldmkit.training.device import processes
 from ldmkit.training.plots import to_uint8
 
 STAGES: dict[str, tuple[str, Callable[[Workspace], dict[str, float]]]] = {
@@ -173,7 +173,7 @@ def train(shared: Shared, variant: Variant, folder: Path) -> tuple[Workspace, Ro
 def draw(workspace: Workspace, stage: str, prompts: Sequence[str], *, num: int) -> Iterator[Image.Image]:
     """`num` pictures of the trained network by the recipe's sampler, from noise that follows from its seed alone."""
     recipe = workspace.recipe
-    device = start_engine().device
+    device = processes().device
     network, texts = _text_network(workspace, device) if stage == "train-t2i" else (_unet(workspace), None)
     network = network.to(device).eval()
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device)

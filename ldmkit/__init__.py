@@ -4,61 +4,35 @@ from typing import TYPE_CHECKING, Any
 
 from ldmkit.errors import LdmkitError
 
-if TYPE_CHECKING:
-    from ldmkit.components.hookspecs import hookimpl
-    from ldmkit.components.hub import load_pretrained, model_name
-    from ldmkit.components.protocols import (
-        AdversarialLoss,
-        Captioner,
-        Denoise,
-        DiscriminatorLoss,
-        Loss,
-        Picture,
-        Reconstruction,
-        Sampler,
-        Schedule,
-        TextEncoder,
-    )
-    from ldmkit.models.discriminator import PatchDiscriminator
+if TYPE_CHECKING:  # what type checkers read in place of `_HOMES`; `as` is their sign for a public name
+    from ldmkit.components.hookspecs import hookimpl as hookimpl
+    from ldmkit.components.hub import load_pretrained as load_pretrained
+    from ldmkit.components.protocols import AdversarialLoss as AdversarialLoss
+    from ldmkit.components.protocols import Captioner as Captioner
+    from ldmkit.components.protocols import Denoise as Denoise
+    from ldmkit.components.protocols import DiscriminatorLoss as DiscriminatorLoss
+    from ldmkit.components.protocols import Loss as Loss
+    from ldmkit.components.protocols import Picture as Picture
+    from ldmkit.components.protocols import Reconstruction as Reconstruction
+    from ldmkit.components.protocols import Sampler as Sampler
+    from ldmkit.components.protocols import Schedule as Schedule
+    from ldmkit.components.protocols import TextEncoder as TextEncoder
+    from ldmkit.models.discriminator import PatchDiscriminator as PatchDiscriminator
 
 __version__ = "0.1.0"
 
 # Looked up on first use, so that `ldmkit --help` imports neither pluggy nor torch.
+_PROTOCOLS = (
+    *("AdversarialLoss", "Captioner", "Denoise", "DiscriminatorLoss", "Loss", "Picture", "Reconstruction"),
+    *("Sampler", "Schedule", "TextEncoder"),
+)
 _HOMES = {
     "hookimpl": "ldmkit.components.hookspecs",
-    "AdversarialLoss": "ldmkit.components.protocols",
     "load_pretrained": "ldmkit.components.hub",
-    "model_name": "ldmkit.components.hub",
-    "Captioner": "ldmkit.components.protocols",
-    "Denoise": "ldmkit.components.protocols",
-    "DiscriminatorLoss": "ldmkit.components.protocols",
-    "Loss": "ldmkit.components.protocols",
-    "Picture": "ldmkit.components.protocols",
-    "Reconstruction": "ldmkit.components.protocols",
-    "Sampler": "ldmkit.components.protocols",
-    "Schedule": "ldmkit.components.protocols",
-    "TextEncoder": "ldmkit.components.protocols",
+    **dict.fromkeys(_PROTOCOLS, "ldmkit.components.protocols"),
     "PatchDiscriminator": "ldmkit.models.discriminator",
 }
-
-__all__ = [
-    "AdversarialLoss",
-    "Captioner",
-    "Denoise",
-    "DiscriminatorLoss",
-    "LdmkitError",
-    "Loss",
-    "PatchDiscriminator",
-    "Picture",
-    "Reconstruction",
-    "Sampler",
-    "Schedule",
-    "TextEncoder",
-    "__version__",
-    "hookimpl",
-    "load_pretrained",
-    "model_name",
-]
+__all__ = ["LdmkitError", "__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ldmkit
 from ldmkit.errors import LdmkitError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 State = Literal["ok", "note", "broken"]
 
@@ -75,6 +77,8 @@ _MEANING = {
 
 
 def _packages() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
     try:
         lines = importlib.metadata.requires("ldmkit") or []
     except importlib.metadata.PackageNotFoundError:
@@ -86,30 +90,24 @@ def _packages() -> Iterator[Finding]:
             "pip install . (or -e .) in the repository",
         )
         return
-    needed: dict[str, dict[str, str]] = {extra: {} for extra in _MEANING}
-    for line in lines:
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
-        package = re.match(r"([\w-]+)\s*>=\s*([\d.]+)", requirement)
-        if package is None or package[1] in WHEELS:  # which onnxruntime, `_onnxruntime` says
-            continue
-        if (group := extra[1] if extra else "") in needed:
-            needed[group][package[1]] = package[2]
-    for group, packages in needed.items():
-        if packages:
-            yield _installed(group, packages)
+    left = [each for each in map(Requirement, lines) if each.name not in WHEELS]  # which of them, `_onnxruntime` says
+    for extra in _MEANING:
+        needed = [each for each in left if each.marker is None or each.marker.evaluate({"extra": extra})]
+        left = [each for each in left if each not in needed]
+        if needed:
+            yield _installed(extra, needed)
 
 
-def _installed(extra: str, packages: dict[str, str]) -> Finding:
+def _installed(extra: str, requirements: "list[Requirement]") -> Finding:
     have, lacking = [], []
-    for package, least in packages.items():
-        version = _version(package)
+    for needed in requirements:
+        version = _version(needed.name)
         if version is None:
-            lacking.append(package)
-        elif _numbers(version) < _numbers(least):
-            lacking.append(f"{package} {version} (at least {least} is needed)")
+            lacking.append(needed.name)
+        elif not needed.specifier.contains(version, prereleases=True):
+            lacking.append(f"{needed.name} {version} ({needed.specifier} is needed)")
         else:
-            have.append(f"{package} {version}")
+            have.append(f"{needed.name} {version}")
     name = f"packages [{extra}]" if extra else "packages"
     if not lacking:
         return Finding(name, "ok", ", ".join(have), _MEANING[extra])
@@ -147,16 +145,12 @@ def _gpu() -> Iterator[Finding]:
         else:
             yield Finding("gpu", "ok", "no NVIDIA driver", "the CPU draws and trains; Apple's GPUs: see torch")
         return
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    done = _run("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     if done.returncode:
-        words = (done.stdout + done.stderr).strip().splitlines()
+        words = (done.stdout + done.stderr).strip().splitlines() or [f"exit code {done.returncode}"]
+        meaning = "the driver does not answer, so nothing can use the GPU"
         yield Finding(
-            "gpu",
-            "note",
-            f"nvidia-smi: {words[0] if words else f'exit code {done.returncode}'}",
-            "the driver does not answer, so nothing can use the GPU",
-            "install the driver anew, or restart after an update of it",
+            "gpu", "note", f"nvidia-smi: {words[0]}", meaning, "reinstall the driver, or restart if it was just updated"
         )
         return
     for line in done.stdout.strip().splitlines():
@@ -171,12 +165,13 @@ def _providers() -> Iterator[Finding]:
     from ldmkit.runtime.providers import NAMES, gpu_may_exist, missing_libraries, open_session
 
     for provider, name in NAMES.items():
+        label = f"provider {provider}"
         if name not in onnxruntime.get_available_providers():
             continue
         if provider in ("cuda", "tensorrt") and not gpu_may_exist():
             missing = [library for library in missing_libraries(provider) if "driver" not in library]
             found = "not used: no NVIDIA driver" + (f"; also missing: {', '.join(missing)}" if missing else "")
-            yield Finding(f"provider {provider}", "ok", found)
+            yield Finding(label, "ok", found)
             continue
         try:
             with warnings.catch_warnings():
@@ -184,15 +179,13 @@ def _providers() -> Iterator[Finding]:
                 session, _ = open_session(NEGATION, name="a graph of one node", provider=provider)
             (output,) = session.run(None, {"x": np.array([2], np.float32)})
         except LdmkitError as error:
-            state: State = "broken" if provider == "cpu" else "note"
-            yield Finding(
-                f"provider {provider}", state, str(error), f"--provider {provider} is an error; auto draws on the CPU"
-            )
+            meaning = f"--provider {provider} is an error; auto draws on the CPU"
+            yield Finding(label, "broken" if provider == "cpu" else "note", str(error), meaning)
             continue
         if output[0] == -2:
-            yield Finding(f"provider {provider}", "ok", "draws", f"--provider {provider} works")
+            yield Finding(label, "ok", "draws", f"--provider {provider} works")
         else:
-            yield Finding(f"provider {provider}", "broken", f"computes -(2) = {output[0]}", "pictures would be wrong")
+            yield Finding(label, "broken", f"computes -(2) = {output[0]}", "pictures would be wrong")
 
 
 _TORCH = """
@@ -213,17 +206,14 @@ def _torch() -> Iterator[Finding]:
     from ldmkit.runtime.providers import gpu_may_exist
 
     if find_spec("torch") is None:
-        yield Finding(
-            "torch", "note", "not installed", "drawing needs none; training does", "pip install 'ldmkit[train]'"
-        )
+        meaning = "drawing needs none; training does"
+        yield Finding("torch", "note", "not installed", meaning, "pip install 'ldmkit[train]'")
         return
-    done = subprocess.run([sys.executable, "-c", _TORCH], capture_output=True, text=True, check=False, timeout=_SECONDS)
+    done = _run(sys.executable, "-c", _TORCH)
     if done.returncode:
-        words = done.stderr.strip().splitlines()
-        reason = words[-1] if words else f"exit code {done.returncode}"
-        yield Finding(
-            "torch", "broken", f"cannot be imported: {reason}", "training stops", "pip install --upgrade torch"
-        )
+        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        found = f"cannot be imported: {words[-1]}"
+        yield Finding("torch", "broken", found, "training stops", "pip install --upgrade torch")
         return
     facts = json.loads(done.stdout.splitlines()[-1])
     found = f"{facts['version']}, {facts['threads']} threads"
@@ -233,14 +223,10 @@ def _torch() -> Iterator[Finding]:
     elif facts["mps"]:
         yield Finding("torch", "ok", found, "trains on the CPU; Apple's GPU is here, and ldmkit does not train on it")
     elif gpu_may_exist():
-        built = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built without CUDA"
-        yield Finding(
-            "torch",
-            "note",
-            f"{found}, {built}",
-            "an NVIDIA driver is here, and torch trains on the CPU all the same",
-            "install the build for your driver: https://pytorch.org/get-started/locally",
-        )
+        found += f", built for CUDA {facts['cuda']}" if facts["cuda"] else ", built without CUDA"
+        meaning = "there is an NVIDIA driver, and torch trains on the CPU all the same"
+        remedy = "install the build for your driver: https://pytorch.org/get-started/locally"
+        yield Finding("torch", "note", found, meaning, remedy)
     else:
         yield Finding("torch", "ok", found, "trains on the CPU")
 
@@ -283,11 +269,11 @@ def _processors() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     found = f"{free / 2**30:.1f} GiB free in {Path.cwd()}"
-    if free < _LEAST_FREE:
+    if free >= _LEAST_FREE:
+        yield Finding("disk", "ok", found)
+    else:
         meaning = "a run keeps latents, checkpoints and averages; `ldmkit plan` says how much"
         yield Finding("disk", "note", found, meaning, "make room before you train")
-    else:
-        yield Finding("disk", "ok", found)
 
 
 def _caches() -> Iterator[Finding]:
@@ -303,9 +289,8 @@ def _caches() -> Iterator[Finding]:
             yield Finding(name, "ok", f"{folder} is not there yet", "models that a recipe names are downloaded to it")
             continue
         size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        yield Finding(
-            name, "ok", f"{folder}: {size / 2**20:.0f} MiB", "may be deleted; is downloaded again when needed"
-        )
+        meaning = "may be deleted; is downloaded again when needed"
+        yield Finding(name, "ok", f"{folder}: {size / 2**20:.0f} MiB", meaning)
 
 
 def _version(distribution: str) -> str | None:
@@ -315,7 +300,5 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, for comparing: 2.14.1+cpu -> (2, 14, 1)."""
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(number) for number in match[0].split(".")) if match else ()
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)

@@ -204,14 +204,14 @@ class Pipeline:
     def _part_from_others(self) -> None:
         """Not after an error: the others wait in a barrier that this process will not reach, and the launcher acts."""
         if self._several:
-            from ldmkit.training.engine import processes
+            from ldmkit.training.device import processes
 
             processes().destroy_process_group()
 
     def _barrier(self) -> None:
         """Under `accelerate launch` every process comes here: they wait for one another."""
         if self._several:
-            from ldmkit.training.engine import processes
+            from ldmkit.training.device import processes
 
             processes().wait_for_everyone()
 

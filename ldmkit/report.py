@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, TextIO
 
 PATIENCE = 2.0
@@ -32,9 +33,13 @@ class Bar:
         """Moves on by `count` units and shows the newest metrics."""
         self.done += count
 
-    def _rate(self) -> float:
-        """Units a second since the bar began, those done before left out."""
-        return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+    def _speed(self) -> str:
+        """The rate since the bar began, units done before left out, and the time left; empty before there is a rate."""
+        rate = (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+        if not rate:
+            return ""
+        left = self.total - self.done
+        return f"{_per_time(rate)}  {duration(left / rate)} left" if left > 0 else _per_time(rate)
 
     def _text(self, metrics: Mapping[str, float] | None) -> str:
         return "  ".join(f"{key} {value:.4g}" for key, value in (metrics or {}).items())
@@ -54,10 +59,8 @@ class PlainBar(Bar):
         if self.done < self.total and now - self._last < 10:
             return
         self._last = now
-        rate = self._rate()
-        left = (self.total - self.done) / max(rate, 1e-9)
-        text = f"{self.title}  {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {self._text(metrics)}"
-        self._stream.write(text.rstrip() + "\n")
+        words = [self.title, f"{self.done}/{self.total}", self._speed(), self._text(metrics)]
+        self._stream.write("  ".join(word for word in words if word) + "\n")
         self._stream.flush()
 
 
@@ -70,12 +73,12 @@ class RichBar(Bar):
 
         assert isinstance(progress, Progress)
         self._progress = progress
-        self._task = progress.add_task(title, total=total, completed=done, rate="", metrics="")
+        self._task = progress.add_task(title, total=total, completed=done, speed="", metrics="")
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
         super().advance(count)
         fields: dict[str, Any] = {"metrics": self._text(metrics)} if metrics else {}
-        self._progress.update(self._task, advance=count, rate=f"{self._rate():.1f}/s", **fields)
+        self._progress.update(self._task, advance=count, speed=self._speed(), **fields)
 
 
 class Reporter:
@@ -105,14 +108,13 @@ class Reporter:
             yield PlainBar(title, total, done, self._stream)
         else:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[speed]}"),
                 TextColumn("{task.fields[metrics]}"),
             )
             with Progress(*columns, refresh_per_second=4, console=Console(stderr=self.err)) as progress:
@@ -135,6 +137,20 @@ class Reporter:
 
 
 def duration(seconds: float) -> str:
-    """`12.3 s` below a minute, `2 min 5 s` above."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    """`12 ms`, `1.2 s`, `45 s`, `2 min 5 s`, `8 h 2 min`, `2 d 3 h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (large, size), (small, part) in pairwise(units):
+        count, rest = divmod(round(seconds / part), size // part)
+        if count:
+            return f"{count} {large} {rest} {small}"
+    return f"{seconds:.0f} s"
+
+
+def _per_time(rate: float) -> str:
+    """A rate in units a second: `1.5/s`, `4.0/min`, `0.2/h`."""
+    unit, seconds = next((each for each in (("s", 1), ("min", 60)) if rate * each[1] >= 1), ("h", 3600))
+    return f"{rate * seconds:.1f}/{unit}"

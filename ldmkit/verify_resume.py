@@ -123,13 +123,13 @@ class ResumeCheck:
         every = stage_names()
         for each in every[: every.index(stage) + 1]:
             self._run(each, self.alone)
-        state = json.loads((_last(self.alone / _part(stage)) / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((_last(self.alone / stage_parts(stage)[0].name) / "state.json").read_text(encoding="utf-8"))
         names = ("device", "precision", "deterministic", "threads", "world_size", "torch")
         return Verdict(stage, {name: state[name] for name in names})
 
     def run_to_the_end(self, verdict: Verdict, kills: int) -> None:
         """Runs the stage from nothing, killed until there were `kills`; compares it with the undisturbed run."""
-        part = _part(verdict.stage)
+        part = stage_parts(verdict.stage)[0].name
         shutil.rmtree(self.killed, ignore_errors=True)
         shutil.copytree(self.alone, self.killed, ignore=shutil.ignore_patterns("stale", ".lock", part))
         while self._run(verdict.stage, self.killed, risk=self.risk if verdict.kills < kills else None) != 0:
@@ -143,11 +143,8 @@ class ResumeCheck:
         Raises LdmkitError with what the stage said where it ended in any other way.
         """
         said = self.scratch / "said.txt"
-        chance = (self._random.random(), risk)
-        recipe = self.recipe.model_dump_json()
-        process = self._context.Process(
-            target=_stage, args=(recipe, self.plugins, str(run.parent), stage, chance, said)
-        )
+        arguments = (self.recipe.model_dump_json(), str(run.parent), stage, self._random.random(), risk, str(said))
+        process = self._context.Process(target=_stage, args=arguments)
         process.start()
         try:
             self._wait(process)
@@ -197,11 +194,6 @@ def _stage(recipe: str, runs_dir: str, stage: str, seed: float, risk: float | No
     except LdmkitError as error:
         os.write(2, f"{error}\n".encode())
         sys.exit(error.exit_code)
-
-
-def _part(stage: str) -> str:
-    (spec,) = stage_parts(stage)
-    return spec.name
 
 
 def _numbers(log: Path) -> list[dict[str, str]]:

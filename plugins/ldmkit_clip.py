@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldmkit import LdmkitError, hookimpl, load_pretrained, model_name
+from ldmkit import LdmkitError, hookimpl, load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class Clip:
         # Without its vocabulary files the class builds an empty tokenizer and says nothing.
         if len(loaded) != self._config.vocab_size:
             raise LdmkitError(
-                f"text encoder 'clip': the tokenizer of {self._name} has {len(loaded)} entries, its config says "
+                f"text encoder 'clip': the tokenizer of {self.model} has {len(loaded)} entries, its config says "
                 f"{self._config.vocab_size}; it needs tokenizer.json, or vocab.json and merges.txt"
             )
         tokenizer: Tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
@@ -67,27 +67,11 @@ class Clip:
 
         It stays in evaluation mode and without gradients. States at padding are finite and meaningless.
         """
-        from logging import ERROR
-
         import torch
         from torch import nn
         from transformers import CLIPTextModel
-        from transformers.utils import logging
 
-        # transformers would list each of the hundreds of tensors of a published CLIP's other half.
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(ERROR)
-        try:
-            text_model, report = self._load(
-                CLIPTextModel.from_pretrained, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        if report["missing_keys"]:
-            raise LdmkitError(
-                f"text encoder 'clip': the weights of {self._name} lack {len(report['missing_keys'])} of the network's "
-                f"tensors, first {min(report['missing_keys'])!r}: not a CLIP text model that this class reads"
-            )
+        text_model = self._load(CLIPTextModel.from_pretrained, weights=True, dtype=torch.float32)
         penultimate = self.layer == "penultimate"
 
         class TextStates(nn.Module):
@@ -119,13 +103,9 @@ class Clip:
         config = getattr(config, "text_config", config)  # of a whole CLIP, its text half
         if config.model_type != "clip_text_model":
             raise LdmkitError(
-                f"text encoder 'clip': {self._name} is a {config.model_type!r}, not a CLIP; correct text.model"
+                f"text encoder 'clip': {self.model} is a {config.model_type!r}, not a CLIP; correct text.model"
             )
         return config
-
-    @property
-    def _name(self) -> str:
-        return model_name(self.model, self.revision)
 
     def _load(self, from_pretrained: Callable[..., Any], **options: Any) -> Any:
         return load_pretrained(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldmkit import LdmkitError, Picture, hookimpl, load_pretrained, model_name
+from ldmkit import LdmkitError, Picture, hookimpl, load_pretrained
 
 BOILERPLATE = re.compile(
     r"(?:(?:the|this) (?:image|picture|photo|photograph) "
@@ -102,11 +102,8 @@ class Florence2:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """The processor and the model, in evaluation mode on its device."""
-        from logging import ERROR
-
         import torch
         from transformers import AutoConfig, AutoProcessor, Florence2ForConditionalGeneration
-        from transformers.utils import logging
 
         device = self.device
         if device == "auto":
@@ -115,32 +112,16 @@ class Florence2:
         config = self._load(AutoConfig.from_pretrained, trust_remote_code=False)
         if config.model_type != "florence2":
             raise LdmkitError(
-                f"captioner 'florence2': {self._name} is a {config.model_type!r}, not Florence-2; correct caption.model"
+                f"captioner 'florence2': {self.model} is a {config.model_type!r}, not Florence-2; correct caption.model"
             )
         processor = self._load(AutoProcessor.from_pretrained, trust_remote_code=False)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity(ERROR)  # else it lists each tensor that is missing; the error below says enough
-        try:
-            model, report = self._load(
-                Florence2ForConditionalGeneration.from_pretrained,
-                use_safetensors=True,
-                dtype=torch.float16 if device.startswith("cuda") else torch.float32,
-                output_loading_info=True,
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        # Weights in Microsoft's own format would leave the native class with random ones, and only a log line.
-        if report["missing_keys"]:
-            raise LdmkitError(
-                f"captioner 'florence2': the weights of {self._name} lack {len(report['missing_keys'])} of the tensors "
-                f"of the network, first {min(report['missing_keys'])!r}; caption.model needs a repository in the "
-                "format of the transformers library, such as florence-community/Florence-2-large"
-            )
+        # Weights in Microsoft's own format lack tensors of the native class.
+        model = self._load(
+            Florence2ForConditionalGeneration.from_pretrained,
+            weights=True,
+            dtype=torch.float16 if device.startswith("cuda") else torch.float32,
+        )
         return processor, model.to(device).eval()
-
-    @property
-    def _name(self) -> str:
-        return model_name(self.model, self.revision)
 
     def _load(self, from_pretrained: Callable[..., Any], **options: Any) -> Any:
         return load_pretrained(
@@ -149,7 +130,8 @@ class Florence2:
             revision=self.revision,
             owner="captioner 'florence2'",
             key="caption.model",
-            needs="a local folder with config.json, the processor's files and model.safetensors",
+            needs="a local folder with config.json, the processor's files and model.safetensors, in the format of the "
+            "transformers library as florence-community/Florence-2-large has it",
             otherwise='captions that exist already: caption.use = "sidecar" or "filename"',
             **options,
         )

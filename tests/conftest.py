@@ -21,6 +21,26 @@ from ldmkit.report import Reporter
 
 REPOSITORY = Path(__file__).parents[1]
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite is shared out among two processes, file by file; a single file runs in this one.
+
+    `pytest -n 0` keeps the whole suite in this process too, and so does a Python without pytest-xdist.
+    """
+    options = config.option
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    if is_whole and getattr(options, "numprocesses", 0) is None and not (options.usepdb or options.collectonly):
+        options.numprocesses, options.dist, options.loadscopereorder = 2, "loadfile", False
+        # Each with one thread, or they wait for each other at every operation.
+        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The room that takes longest comes first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
 # Everything random is on: flips, dropout, posterior, caption dropout, an adversarial term that starts on the way.
 TINY = """
 [data]
@@ -159,35 +179,33 @@ def new_workshop(folder: Path) -> Workshop:
 
 
 # Imports torch and the stages once, then forks one child a job: it is a process of its own, with signals, exit code
-# and open files of its own. `strike` makes it hit itself with a signal at its n-th touch of a path that contains `at`,
-# which is exact where a timer is not.
+# and open files of its own. `strike`: see tests/strike.py. Each saves the same figure, drawn here: matplotlib takes as
+# long for one as a tiny stage takes for its steps.
 PARENT = """
-import importlib, json, os, sys
+import importlib, io, json, os, sys
+from pathlib import Path
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
              "ldmkit_samplers", "ldmkit_losses", "ldmkit_patchgan", "ldmkit_transformer", "ldmkit_captions",
              *("ldmkit." + stage for stage in
                ("caches.caption", "vae.train", "caches.encode", "denoising.train_unet", "denoising.train_t2i"))):
     importlib.import_module(name)
 
+from matplotlib.figure import Figure
+from tests.strike import strike_at
+
+figure = Figure(figsize=(8, 10), layout="constrained")
+figure.subplots(3).flat[0].plot(range(9))
+figure.savefig(plot := io.BytesIO(), dpi=110)
+Figure.savefig = lambda figure, path, **options: Path(path).write_bytes(plot.getvalue())
+
 def child(job):
-    touched = 0
-    def watch(event, arguments):
-        nonlocal touched
-        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
-            return
-        path = arguments[0]
-        if not isinstance(path, (str, bytes)) or job["at"] not in os.fsdecode(path):
-            return
-        touched += 1
-        if touched == strike:
-            os.kill(os.getpid(), job["signal"])
-    strike = job.get("strike")
+    strike, touched = job.get("strike"), None
     os.chdir(job["cwd"])
     os.environ.update(job["env"])
     output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1), os.dup2(output, 2), os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if strike is not None:
-        sys.addaudithook(watch)
+        touched = strike_at(strike, job["at"], job["signal"])
     if job.get("largest_file") is not None:  # what a full disk is, for this process alone
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
@@ -205,8 +223,8 @@ def child(job):
             code = 70
         if code:
             break
-    if strike is not None:
-        print("touched", touched)
+    if touched is not None:
+        print("touched", touched())
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
@@ -261,7 +279,7 @@ class Processes:
     ) -> Started:
         """Begins the commands one after the other in one process.
 
-        `strike`: see `PARENT`, -1 only counts. `largest_file`: bytes; what would make a file longer fails.
+        `strike`: the touch to be struck at, -1 only counts. `largest_file`: bytes; what would make a file longer fails.
         """
         self._count += 1
         output = cwd / f"output-{self._count}.txt"

@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = [path for folder in ("ldmkit", "plugins") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 # Weights that exist as .pth alone: the seed's checkpoints, and the backbone of LPIPS with its own linear layers.
@@ -76,42 +74,43 @@ def _is(node: ast.AST | None, value: object) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nothing_that_could_run_a_file_of_data(path: Path) -> None:
-    name = path.relative_to(REPOSITORY).as_posix()
-    found = [f"{name}:{line}: {what}" for line, what in bans(ast.parse(path.read_text(encoding="utf-8")), name)]
+def test_nothing_that_could_run_a_file_of_data() -> None:
+    found = []
+    for path in SOURCES:
+        name = path.relative_to(REPOSITORY).as_posix()
+        found += [f"{name}:{line}: {what}" for line, what in bans(ast.parse(path.read_text(encoding="utf-8")), name)]
     assert found == []
+    assert len(SOURCES) > 100
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle",
-        "from pickle import load",
-        "import yaml",
-        "import tarfile",
-        "from xml.etree import ElementTree",
-        "import subprocess",
-        "eval('1')",
-        "exec('1')",
-        "__import__('os')",
-        "compile('1', 'x', 'exec')",
-        "archive.extractall(folder)",
-        "os.system('x')",
-        "torch.load(path)",
-        "torch.load(path, weights_only=True)",
-        "torch.jit.load(path)",
-        "np.load(path)",
-        "np.load(path, allow_pickle=True)",
-        "AutoModel.from_pretrained(x, trust_remote_code=True)",
-        "self._load(AutoConfig.from_pretrained)",
-        "self._load(CLIPTextModel.from_pretrained, dtype=x)",
-        "run(x, shell=True)",
-        "spec.loader.exec_module(module)",
-    ],
+BANNED = (
+    "import pickle",
+    "from pickle import load",
+    "import yaml",
+    "import tarfile",
+    "from xml.etree import ElementTree",
+    "import subprocess",
+    "eval('1')",
+    "exec('1')",
+    "__import__('os')",
+    "compile('1', 'x', 'exec')",
+    "archive.extractall(folder)",
+    "os.system('x')",
+    "torch.load(path)",
+    "torch.load(path, weights_only=True)",
+    "torch.jit.load(path)",
+    "np.load(path)",
+    "np.load(path, allow_pickle=True)",
+    "AutoModel.from_pretrained(x, trust_remote_code=True)",
+    "self._load(AutoConfig.from_pretrained)",
+    "self._load(CLIPTextModel.from_pretrained, dtype=x)",
+    "run(x, shell=True)",
+    "spec.loader.exec_module(module)",
 )
-def test_each_ban_finds_what_it_bans(code: str) -> None:
-    assert list(bans(ast.parse(code), "ldmkit/components/hub.py"))
+
+
+def test_each_ban_finds_what_it_bans() -> None:
+    assert [code for code in BANNED if not list(bans(ast.parse(code), "ldmkit/components/hub.py"))] == []
 
 
 def test_weights_only_is_asked_for_where_pth_is_read() -> None:

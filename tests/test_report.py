@@ -24,7 +24,7 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert lines == [
         "vae  20/40  1.0/s  20 s left  loss 0.1235  kl 1.235e+04",
         "vae  30/40  1.0/s  10 s left  loss 0.1235  kl 1.235e+04",
-        "vae  40/40  1.0/s  0 s left  loss 0.1235  kl 1.235e+04",
+        "vae  40/40  1.0/s  loss 0.1235  kl 1.235e+04",
     ]
 
 
@@ -65,7 +65,50 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.4, "59.4 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s")]
+    ("each", "expected"),
+    [
+        (0.01, "1/1000  100.0/s  10 s left"),
+        (25.0, "1/1000  2.4/min  6 h 56 min left"),
+        (3600.0, "1/1000  1.0/h  41 d 15 h left"),
+    ],
 )
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_slow_steps_have_a_rate_and_a_readable_estimate(
+    each: float, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Reporter().bar("t2i", 1000) as bar:
+        bar._last = 0.0  # type: ignore[attr-defined] # a line at once
+        clock[0] += each
+        bar.advance(1)
+    assert capsys.readouterr().out == f"t2i  {expected}\n"
+
+
+def test_no_estimate_before_there_is_a_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Reporter().bar("encode", 40, 10) as bar:
+        clock[0] += 60
+        bar.advance(0)
+    assert capsys.readouterr().out == "encode  10/40\n"
+
+
+def test_duration() -> None:
+    expected = {
+        0.0: "0 ms",
+        0.0123: "12.3 ms",
+        0.9996: "1.0 s",
+        1.23: "1.2 s",
+        9.96: "10 s",
+        59.4: "59 s",
+        59.6: "1 min 0 s",
+        125: "2 min 5 s",
+        3599.6: "1 h 0 min",
+        28920: "8 h 2 min",
+        86399: "1 d 0 h",
+        183600: "2 d 3 h",
+        3960000: "45 d 20 h",
+    }
+    assert {seconds: duration(seconds) for seconds in expected} == expected

@@ -21,7 +21,7 @@ from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.clock import Clock
-from ldmkit.training.engine import start_engine
+from ldmkit.training.device import processes
 
 SHARD = 512
 """pictures, or captions, that a killed run may have to do again"""
@@ -42,7 +42,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     recipe, folder = workspace.recipe, workspace.folder("latents")
     sweep(folder)
     pictures = workspace.index.pictures()
-    device = start_engine().device
+    device = processes().device
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = recipe.data.size // autoencoder.downsample
     copies, channels = (2 if recipe.data.flip else 1), autoencoder.latent_channels
@@ -186,7 +186,7 @@ def _write_states(
     lengths: np.ndarray,
 ) -> None:
     """`states.npy` and `offsets.npy` of a frozen encoder: the first `lengths` (U,) states of each caption, float32."""
-    folder, device = workspace.folder("text"), start_engine().device
+    folder, device = workspace.folder("text"), processes().device
     module = encoder.load_module(tokenizer).to(device).eval()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     _save(folder / "offsets.npy", offsets)

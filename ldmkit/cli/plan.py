@@ -13,6 +13,7 @@ import click
 
 from ldmkit.cli.missing import TRAINING, require
 from ldmkit.errors import Interrupted, LdmkitError
+from ldmkit.report import duration
 
 if TYPE_CHECKING:
     from ldmkit.plan.row import Row
@@ -114,7 +115,7 @@ def _print(rows: "list[Row]", totals: dict[str, Any]) -> None:
         click.echo("~ estimated from the memory of two batch sizes")
     unknown = ", ".join(row.stage for row in rows if row.state != "done" and row.seconds is None)
     click.echo(
-        f"about {_time(totals['seconds'])}{' without ' + unknown if unknown else ''}, "
+        f"about {duration(totals['seconds'])}{' without ' + unknown if unknown else ''}, "
         f"{_bytes(totals['disk'])} of disk (free: {_bytes(totals['free_disk'])}), "
         f"peak memory {_bytes(totals['memory'])} (available: {_bytes(totals['available_memory'])})"
     )
@@ -133,11 +134,11 @@ def _cells(row: "Row") -> tuple[str, ...]:
     return (
         row.stage,
         f"{row.left} {row.unit}",
-        "" if row.unit_seconds is None else _time(row.unit_seconds),
+        "" if row.unit_seconds is None else duration(row.unit_seconds),
         "" if row.pictures_per_second is None else f"{row.pictures_per_second:.3g}",
         "" if row.memory is None else _bytes(row.memory),
         _bytes(row.disk) if row.disk else "",
-        "not measured" if row.seconds is None else _time(row.seconds),
+        "not measured" if row.seconds is None else duration(row.seconds),
         _batch(row),
     )
 
@@ -157,15 +158,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:.0f} {unit}"
     return f"{count / 1000:.0f} kB"
-
-
-def _time(seconds: float) -> str:
-    """`12 ms`, `1.2 s`, `2 min 5 s`, `3 h 20 min`."""
-    from ldmkit.report import duration
-
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 3600:
-        return duration(seconds)
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"

@@ -1,13 +1,14 @@
 """ldmkit plugins: what recipes can name with `use`."""
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from ldmkit.components.registry import Component, Registry
+    from ldmkit.components.registry import Component
 
 
 @click.command("plugins")
@@ -29,86 +30,68 @@ def plugins(kind: str | None, name: str | None, files: tuple[Path, ...], as_json
     options, which are the keys of its table in a recipe.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from ldmkit.components.registry import KINDS, Registry
 
-    # Piped, each component is one line that grep can find.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
     registry = Registry.load(files)
+    # Piped, each component is one line that grep can find.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     if kind is not None and name is not None:
         component = registry.get(kind, name)
+        options = component.options.described.values()
         if as_json:
-            _print_json(_row(component) | {"options": [_option(option) for option in component.options.describe()]})
+            _print_json(_row(component) | {"options": [option._asdict() for option in options]})
+            return
+        console.print(f"[bold]{escape(name)}[/bold]  {escape(component.summary)}", soft_wrap=True)
+        console.print(f"{kind} of {escape(str(component.plugin))}", soft_wrap=True)
+        rows = []
+        for option in options:
+            default = "" if option.default is None else dumps(option.default, default=str)
+            default = "required" if option.required else default
+            rows.append([option.name, option.type, default, option.constraints, option.description])
+        if rows:
+            _print_table(console, ("option", "type", "default", "allowed", "what it is"), rows, whole=("option",))
         else:
-            _print_options(console, component)
+            console.print("no options")
         return
-    kinds = KINDS if kind is None else [kind]
-    components = [registry.get(each, found) for each in kinds for found in registry.names(each)]
+    found = [registry.get(each, one) for each in ([kind] if kind else KINDS) for one in registry.names(each)]
     if as_json:
         failures = [
             {"plugin": failure.plugin.name, "package": failure.plugin.distribution}
             | {"version": failure.plugin.version, "reason": failure.reason}
             for failure in registry.failures
         ]
-        _print_json({"components": [_row(component) for component in components], "failures": failures})
-    else:
-        _print_components(console, components, registry)
+        _print_json({"components": [_row(component) for component in found], "failures": failures})
+        return
+    headings = ("kind", "name", "package", "version", "what it is")
+    _print_table(console, headings, [list(_row(component).values()) for component in found], whole=("kind", "name"))
+    for failure in registry.failures:
+        console.print(f"[red]{escape(str(failure))}[/red]", soft_wrap=True)
 
 
 def _row(component: "Component") -> dict[str, str]:
     return {
         "kind": component.kind,
         "name": component.name,
-        "package": component.distribution,
-        "version": component.version,
+        "package": component.plugin.distribution,
+        "version": component.plugin.version,
         "summary": component.summary,
     }
 
 
-def _option(option: Any) -> dict[str, Any]:
-    return dict(option._asdict())
-
-
 def _print_json(value: Any) -> None:
-    import json
-
-    click.echo(json.dumps(value, indent=2, default=str))
+    click.echo(dumps(value, indent=2, default=str))
 
 
-def _print_components(console: Any, components: "list[Component]", registry: "Registry") -> None:
+def _print_table(console: Any, headings: tuple[str, ...], rows: list[list[str]], *, whole: tuple[str, ...]) -> None:
+    """`whole` columns are never broken into lines."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "name", "package", "version", "what it is"):
-        table.add_column(heading, no_wrap=heading in ("kind", "name"), overflow="fold")
-    for component in components:
-        table.add_row(*map(escape, _row(component).values()))
-    console.print(table)
-    for failure in registry.failures:
-        console.print(f"[red]{escape(str(failure))}[/red]", soft_wrap=True, highlight=False)
-
-
-def _print_options(console: Any, component: "Component") -> None:
-    from json import dumps
-
-    from rich.markup import escape
-    from rich.table import Table
-
-    console.print(
-        f"[bold]{escape(component.name)}[/bold]  {escape(component.summary)}", soft_wrap=True, highlight=False
-    )
-    console.print(f"{component.kind} of {escape(str(component.plugin))}", soft_wrap=True, highlight=False)
-    options = component.options.describe()
-    if not options:
-        console.print("no options")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("option", "type", "default", "allowed", "what it is"):
-        table.add_column(heading, no_wrap=heading == "option", overflow="fold")
-    for option in options:
-        default = (
-            "required" if option.required else "" if option.default is None else dumps(option.default, default=str)
-        )
-        table.add_row(*map(escape, (option.name, option.type, default, option.constraints, option.description)))
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading in whole, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
     console.print(table)

@@ -1,5 +1,6 @@
 """Published models: from a local folder, else the Hugging Face cache, else the hub, in bounded time."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,49 +20,65 @@ def load_pretrained(
     key: str,
     needs: str,
     otherwise: str = "",
+    weights: bool = False,
     **options: Any,
 ) -> Any:
     """`from_pretrained`, a class method of transformers, on the folder or repository `model`.
 
-    `options` are handed on. `owner` ("captioner 'florence2'") and `key` ("caption.model") name who asks, `needs` what
-    a local folder must hold, `otherwise` a way out besides. Raises LdmkitError where the model can be had from nowhere.
+    `owner` ("captioner 'florence2'") and `key` ("caption.model") name who asks, `needs` says what a local folder must
+    hold, `otherwise` a way out besides. `weights`: it is a network's; its tensors are read from safetensors alone, and
+    none may be missing. Further `options` are handed on.
+    Raises LdmkitError where the model can be had from nowhere, or not whole.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    name = model_name(model, revision)
-    folder = Path(model)
-    if folder.is_dir():
-        try:
-            return from_pretrained(str(folder), local_files_only=True, **options)
-        except ImportError:  # of a package that the model needs
-            raise
-        except Exception as error:  # a stranger's files fail in more ways than can be listed
-            raise LdmkitError(f"{owner}: can't read {key} = {model!r}: {_first_line(error)}; give {needs}") from error
+    name = model if revision is None else f"{model} at revision {revision}"
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    if weights:
+        options |= {"use_safetensors": True, "output_loading_info": True}
+        # It would list each tensor that is missing or not needed: of a published CLIP's other half, hundreds.
+        logger.setLevel(logging.ERROR)
     try:
-        try:
-            return from_pretrained(model, revision=revision, local_files_only=True, **options)
-        except OSError:  # not in the cache
-            HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
-            return from_pretrained(model, revision=revision, **options)
+        loaded = _load(from_pretrained, model, revision, options)
+    except ImportError:  # of a package that the model needs
+        raise
     except HfHubHTTPError as error:  # the hub answered: no such repository or revision, or a login is needed
         raise LdmkitError(
             f"{owner}: the Hugging Face hub refuses {name}: {_first_line(error)}; correct {key} or "
             f"{key.rpartition('.')[0]}.revision, log in (`hf auth login`), or set {key} to {needs}"
         ) from error
-    except ImportError:
-        raise
-    except Exception as error:  # as above, and the errors of whatever HTTP library the hub's client uses
+    except Exception as error:  # a stranger's files, and the HTTP library, fail in more ways than can be listed
+        if Path(model).is_dir():
+            raise LdmkitError(f"{owner}: can't read {key} = {model!r}: {_first_line(error)}; give {needs}") from error
         raise LdmkitError(
             f"{owner}: {name} is neither a folder nor in the Hugging Face cache, and the hub gives no answer: "
             f"{_first_line(error)}; connect once, copy a cache here and set HF_HOME to it, or set {key} to {needs}"
             + (f"; {otherwise}" if otherwise else "")
         ) from error
+    finally:
+        logger.setLevel(level)
+    if not weights:
+        return loaded
+    network, report = loaded
+    if missing := report["missing_keys"]:  # transformers would leave them at random
+        raise LdmkitError(
+            f"{owner}: the weights of {name} lack {len(missing)} of the network's tensors, first {min(missing)!r}; "
+            f"set {key} to {needs}"
+        )
+    return network
 
 
-def model_name(model: str, revision: str | None) -> str:
-    """How messages call the model."""
-    return model if revision is None else f"{model} at revision {revision}"
+def _load(from_pretrained: Callable[..., Any], model: str, revision: str | None, options: dict[str, Any]) -> Any:
+    from huggingface_hub import HfApi
+
+    if Path(model).is_dir():
+        return from_pretrained(model, local_files_only=True, **options)
+    try:
+        return from_pretrained(model, revision=revision, local_files_only=True, **options)
+    except OSError:  # not in the cache
+        HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
+        return from_pretrained(model, revision=revision, **options)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,8 +3,10 @@
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -15,7 +17,7 @@ _CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=Tr
 
 
 class Option(NamedTuple):
-    """One option of a component, in the words of a recipe's author."""
+    """One option of a component, or one key of a recipe, in the words of a recipe's author."""
 
     name: str
     type: str
@@ -26,6 +28,26 @@ class Option(NamedTuple):
     """"> 0", ">= 0, <= 1", 'one of "a", "b"', or empty"""
     description: str
     required: bool
+
+    @property
+    def wanted(self) -> str:
+        """What a value may be: `integer > 0`."""
+        kind = "" if self.constraints.startswith("one of") else self.type.replace("boolean", "true or false")
+        return (", " if kind.startswith("list") else " ").join(filter(None, [kind, self.constraints]))
+
+    def refusal(self, mistake: Mapping[str, Any], *, where: str, owner: str = "it") -> str:
+        """The line for pydantic's `mistake` about a value; `where` names the table, `owner` what takes the option."""
+        own_rule = mistake["type"] == "value_error"  # of a plugin's own validator, whose words say more than ours
+        allowed = str(mistake["ctx"]["error"]) if own_rule else self.wanted
+        takes = f"{owner} takes {allowed}" + (f" ({self.description})" if self.description else "")
+        missing, inside = mistake["type"] == "missing", [part for part in mistake["loc"] if isinstance(part, int)]
+        if missing and not inside:
+            return f'{where} lacks the key "{self.name}": {takes}'
+        words = re.findall("'(.*?)'", mistake["ctx"]["expected"]) if mistake["type"] == "literal_error" else []
+        near = did_you_mean(str(mistake["input"]), words)
+        place = self.name + "".join(f"[{part}]" for part in inside if not missing)
+        value = json.dumps(mistake["input"], ensure_ascii=False, default=str)
+        return f"{where} {place} = {value} is not allowed{near}: {takes}".strip()
 
 
 @dataclass(frozen=True)
@@ -68,45 +90,30 @@ class Options:
         try:
             checked = self.model.model_validate_json(json.dumps(dict(options), default=str))
         except ValidationError as error:
-            lines = [self._explain(mistake, where=where, owner=owner) for mistake in error.errors()]
+            lines = []
+            for mistake in error.errors():
+                key = str(mistake["loc"][0]) if mistake["loc"] else ""
+                if key in self.described:
+                    lines.append(self.described[key].refusal(mistake, where=where, owner=owner))
+                else:
+                    takes = f"{owner} takes {', '.join(self.fields) or 'no options'}"
+                    lines.append(f'{where} has the unknown option "{key}"{did_you_mean(key, self.fields)}: {takes}')
             raise LdmkitError("\n".join(dict.fromkeys(lines))) from None
         return {name: getattr(checked, field) for name, field in self.fields.items()}
 
-    def _explain(self, mistake: Mapping[str, Any], *, where: str, owner: str) -> str:
-        key = str(mistake["loc"][0]) if mistake["loc"] else ""
-        known = {option.name: option for option in self.describe()}
-        if key not in known:
-            takes = f"{owner} takes {', '.join(known)}" if known else f"{owner} takes no options"
-            return f'{where} has the unknown option "{key}"{did_you_mean(key, known)}: {takes}'
-        option = known[key]
-        allowed = " ".join(filter(None, [option.type, option.constraints]))
-        words = f" ({option.description})" if option.description else ""
-        if mistake["type"] == "missing" and len(mistake["loc"]) == 1:
-            return f'{where} lacks the option "{key}" of {owner}: {allowed}{words}'
-        nearest = did_you_mean(str(mistake["input"]), self._choices(key))
-        value = json.dumps(mistake["input"], default=str)
-        if mistake["type"] == "value_error":  # raised by the plugin's own validator: its words say more than ours
-            allowed = str(mistake["ctx"]["error"])
-        place = "".join([key, *(f"[{part}]" for part in mistake["loc"][1:] if isinstance(part, int))])
-        return f"{where} {place} = {value} is not allowed{nearest}: {owner} wants {allowed}{words}"
-
-    def _choices(self, key: str) -> list[str]:
-        schema = self.json_schema()
-        part = _resolve(schema["properties"][key], schema)
-        return [str(choice) for choice in part.get("enum", [])]
-
-    def describe(self) -> list[Option]:
-        """The options in the order of the signature."""
-        schema = self.json_schema()
-        described = []
+    @cached_property
+    def described(self) -> dict[str, Option]:
+        """The options by name, in the order of the signature."""
+        described = {}
         for name, field in self.fields.items():
             info = self.model.model_fields[field]
-            kind, constraints = _words(schema["properties"][name], schema)
+            kind, constraints = _words(self.schema["properties"][name], self.schema)
             default = None if info.is_required() else info.default
-            described.append(Option(name, kind, default, constraints, info.description or "", info.is_required()))
+            described[name] = Option(name, kind, default, constraints, info.description or "", info.is_required())
         return described
 
-    def json_schema(self) -> dict[str, Any]:
+    @cached_property
+    def schema(self) -> dict[str, Any]:
         """JSON Schema of the options as an object: `properties`, `required`, `additionalProperties: false`."""
         schema = self.model.model_json_schema()
         for name in self.fields:

@@ -3,7 +3,7 @@
 Arrays are `Any` here: torch tensors while training, numpy arrays in the runtime.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -148,7 +148,3 @@ class Sampler(Protocol):
     def sample(self, denoise: Denoise, x_T: Array, schedule: Schedule, randn_like: Callable[[Array], Array]) -> Array:  # noqa: N803 - the field's name
         """x0, shaped like x_T. `x_T` is unit Gaussian noise; randomness comes from `randn_like` alone."""
         ...
-
-
-Factories = Mapping[str, Callable[..., Any]]
-"""name -> class or function whose keyword parameters are the component's options"""

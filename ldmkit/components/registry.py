@@ -14,7 +14,7 @@ from typing import Any
 import pluggy
 
 from ldmkit.components import hookspecs
-from ldmkit.components.options import Option, Options, did_you_mean
+from ldmkit.components.options import Options, did_you_mean
 from ldmkit.errors import LdmkitError
 
 GROUP = "ldmkit"
@@ -55,14 +55,6 @@ class Component:
     factory: Callable[..., Any]
     plugin: Plugin
     options: Options
-
-    @property
-    def distribution(self) -> str:
-        return self.plugin.distribution
-
-    @property
-    def version(self) -> str:
-        return self.plugin.version
 
     @property
     def summary(self) -> str:
@@ -170,22 +162,13 @@ class Registry:
             raise LdmkitError("\n".join([message, *map(str, self.failures)]))
         return self.components[kind, name]
 
-    def options(self, kind: str, name: str) -> list[Option]:
-        """The options of a component, in the order of its signature."""
-        return self.get(kind, name).options.describe()
-
-    def option_schema(self, kind: str, name: str) -> dict[str, Any]:
-        """JSON Schema of a component's options (an object; without the key `use`)."""
-        return self.get(kind, name).options.json_schema()
-
     def check(self, kind: str, table: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         """The options that `table` gives to the component it names with `use`, defaults filled in.
 
         Raises:
             LdmkitError: `use` is missing or unknown, or an option is; `where` ("[sampler]") opens each line.
         """
-        component, options = self._resolve(kind, table, where=where)
-        return component.options.check(options, where=where, owner=f'the {_spoken(kind)} "{component.name}"')
+        return self._checked(kind, table, where)[1]
 
     def build(self, kind: str, table: Mapping[str, Any], *, where: str) -> Any:
         """The component that `table` describes.
@@ -193,21 +176,21 @@ class Registry:
         Raises:
             LdmkitError: as for `check`, and for what the component itself finds wrong.
         """
-        options = self.check(kind, table, where=where)
-        component, _ = self._resolve(kind, table, where=where)
+        component, options = self._checked(kind, table, where)
         try:
             return component.factory(**options)
         except LdmkitError as error:
             raise LdmkitError(f'{where} use = "{component.name}": {error}') from error
 
-    def _resolve(self, kind: str, table: Mapping[str, Any], *, where: str) -> tuple[Component, dict[str, Any]]:
+    def _checked(self, kind: str, table: Mapping[str, Any], where: str) -> tuple[Component, dict[str, Any]]:
         options = dict(table)
         name = options.pop("use", None)
         if not isinstance(name, str):
             raise LdmkitError(
                 f'{where} lacks use = "NAME": the {_spoken(kind)}, one of {", ".join(self.names(kind)) or "none"}'
             )
-        return self.get(kind, name, where=where), options
+        component = self.get(kind, name, where=where)
+        return component, component.options.check(options, where=where, owner=f'the {_spoken(kind)} "{name}"')
 
 
 def _spoken(kind: str) -> str:
@@ -226,17 +209,15 @@ def _collect(module: Any, plugin: Plugin, kinds: Collection[str]) -> list[Compon
     trial.register(module)
     trial.check_pending()  # a hook that is spelt wrong would otherwise be silently ignored
     components = []
-    for kind, hook in KINDS.items():
-        if kind not in kinds:
-            continue
-        for factories in getattr(trial.hook, hook)():
-            if not isinstance(factories, Mapping):
-                raise TypeError(f"{hook}() must return a mapping of name to class or function, not {factories!r}")
+    for kind in filter(kinds.__contains__, KINDS):
+        for factories in getattr(trial.hook, KINDS[kind])():
+            if not isinstance(factories, Mapping) or not all(
+                isinstance(name, str) and name and callable(factory) for name, factory in factories.items()
+            ):
+                raise TypeError(
+                    f"{KINDS[kind]}() must return a mapping of name to class or function, not {factories!r}"
+                )
             for name, factory in factories.items():
-                if not isinstance(name, str) or not name or not callable(factory):
-                    raise TypeError(
-                        f"{hook}() must return a mapping of name to class or function: {name!r}: {factory!r}"
-                    )
                 components.append(Component(kind, name, factory, plugin, Options.of(factory)))
     return components
 

@@ -29,15 +29,6 @@ class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
         return torch.tensor(prepare(self.pictures[index].load(), self.size, self.crop))
 
 
-class _Batches(torch.utils.data.Sampler[list[int]]):
-    def __init__(self, batches: Iterable[Batch]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches:
-            yield [int(i) for i in batch]
-
-
 def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
     """(B, 3, size, size) float pixels in [-1, 1] for each batch of positions in `pictures`.
 
@@ -49,7 +40,7 @@ def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[B
         loaded = iter(
             DataLoader(
                 _Prepared(pictures, data),
-                batch_sampler=_Batches(batches),
+                batch_sampler=([int(i) for i in batch] for batch in batches),
                 num_workers=data.num_workers,
                 worker_init_fn=_ignore_interrupt,
                 generator=torch.Generator(),  # its own: a worker's seed must not come out of the global stream

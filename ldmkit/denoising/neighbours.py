@@ -100,7 +100,7 @@ class Neighbours:
             f"{copies} of {num_samples} samples are nearly copies of training pictures: less than half as far from "
             "one as held-out pictures usually are (grid `neighbours` shows each beside its own; samples' median "
             f"distance is {metrics['neighbour_ratio']:.2f} of theirs). More pictures, fewer steps, dropout or a "
-            "smaller network help against learning by heart"
+            "smaller network help against memorisation"
         )
 
     def _latents(self, indices: np.ndarray, mirrored: bool) -> torch.Tensor:

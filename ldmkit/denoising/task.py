@@ -1,5 +1,7 @@
 """What `train-unet` and `train-t2i` share: the denoising loss, its held-out value and the sample grids."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -7,16 +9,17 @@ import numpy as np
 import torch
 
 from ldmkit.caches.sets import LatentSet
+from ldmkit.denoising.conditioning import Conditioning
 from ldmkit.denoising.neighbours import Neighbours
-from ldmkit.diffusion.process import add_noise, make_schedule, target
+from ldmkit.diffusion.process import NoiseSchedule, add_noise, target
 from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.diffusion.weighting import draw_timesteps, loss_weight
-from ldmkit.recipe.training import UNetTraining
-from ldmkit.run.networks import load_autoencoder
+from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.recipe.sections import Diffusion
 from ldmkit.run.randomness import derive, numpy_generator
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import emas_of
-from ldmkit.training.loop import Trainer
+from ldmkit.training.engine import Engine
 from ldmkit.training.plots import grid
 from ldmkit.training.task import Metrics
 
@@ -27,91 +30,27 @@ MIN_EVALUATED = 128
 NUM_PREVIEWS = 16
 
 
-class DenoisingTask:
-    """One U-Net learning to denoise cached latents, Ho et al. 2020, alg. 1. Subclasses bring the text."""
+class DenoisingLoss:
+    """Weighted mean squared error of what a network predicts, in float32 whatever it computes in within `autocast`."""
 
     def __init__(
-        self,
-        workspace: Workspace,
-        trainer: Trainer,
-        section: UNetTraining,
-        network: torch.nn.Module,
-        latents: LatentSet,
-        train: np.ndarray,
-        held_out: np.ndarray,
+        self, diffusion: Diffusion, schedule: NoiseSchedule, autocast: Callable[[], AbstractContextManager[object]]
     ) -> None:
-        network.to(memory_format=torch.channels_last)
-        self.trainer = trainer
-        self.recipe = workspace.recipe
-        self.latents = latents
-        self.train = train
-        # Shuffled: pictures are in the order of their names, which often go by subject.
-        self.held_out = numpy_generator(trainer.seed, "held-out-order", 0).permutation(held_out)[:MAX_HELD_OUT]
-        self.neighbours = Neighbours(latents, train, self.held_out, seed=trainer.seed, device=trainer.device)
-        if len(self.neighbours.train) < len(train):
-            workspace.reporter.line(
-                f"{trainer.part.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
-                "training pictures, chosen at random"
-            )
-        self.schedule = make_schedule(**self.recipe.diffusion.schedule_options())
-        self.sampler = workspace.registry.build("sampler", self.recipe.sampler.table(), where="[sampler]")
-        self.autoencoder = load_autoencoder(self.recipe, workspace.folder("vae"))
-        self.emas = emas_of(network, section.ema_decays, trainer.device)
-        self.memory: dict[str, Any] = {}
-        if trainer.compiles:
-            network.compile()  # in place: the keys of the state dict stay as they are
-        optimizer = trainer.optimizer(network.parameters(), section.learning_rate)
-        self.model, self.optimizer = trainer.accelerator.prepare(network, optimizer)
-        self.modules: dict[str, torch.nn.Module] = {"model": network}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"model": self.optimizer}
-        self.learning_rates = {"model": section.learning_rate}
+        self.diffusion = diffusion
+        self.schedule = schedule
+        self.autocast = autocast
 
-    def text(self, indices: np.ndarray, step: int | None) -> Text:
-        """Text of these pictures; with a step, that step's caption dropout is applied to the whole batch."""
-        return ()
-
-    def preview_text(self) -> tuple[Text, Text] | None:
-        """(prompts, empty prompts) of the sample grids; None draws without text."""
-        return None
-
-    def train_step(self, step: int) -> dict[str, torch.Tensor]:
-        trainer, diffusion = self.trainer, self.recipe.diffusion
-        noise = trainer.noise("noise", step, self.latents.shape)
-        posterior_noise = trainer.noise("posterior", step, self.latents.shape)
-        t = draw_timesteps(trainer.uniform("timestep", step), self.schedule, diffusion.timesteps)
-        mirrored = trainer.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
-        with trainer.waiting():
-            indices = self.train[trainer.positions(step)]
-            text = self.text(indices, step)
-        self.model.train()
-        total = torch.zeros((), device=trainer.device)
-        for part, last in trainer.micro_batches():
-            with trainer.waiting():
-                x0 = self.latents.batch(indices[part], mirrored[part], posterior_noise[part])
-            with trainer.exchange(self.model, last=last):
-                loss = self._losses(self.model, x0, t[part], noise[part], tuple(x[part] for x in text)).mean()
-                trainer.check_finite(loss, partial(self._suspects, indices[part], x0))
-                trainer.backward(loss)
-            total = total + loss.detach() / trainer.section.grad_accumulation
-        norm = trainer.step_optimizer(self.optimizer, self.model.parameters(), partial(self.latents.names, indices))
-        return {"loss": total, "grad_norm": norm}
-
-    def _suspects(self, indices: np.ndarray, x0: torch.Tensor) -> list[str]:
-        """Names of the pictures whose latents are not finite, or else of all."""
-        bad = (~torch.isfinite(x0)).flatten(1).any(1).cpu().numpy()
-        return self.latents.names(indices[bad] if bad.any() else indices)
-
-    def _losses(
+    def __call__(
         self, network: torch.nn.Module, x0: torch.Tensor, t: np.ndarray, noise: torch.Tensor, text: Text
     ) -> torch.Tensor:
-        """(B,) weighted mean squared error of the prediction for each picture, in float32 whatever the precision."""
-        diffusion = self.recipe.diffusion
+        """(B,) losses of the pictures `x0` (B, C, h, w) at the timesteps `t` (B,)."""
+        diffusion = self.diffusion
         alpha, sigma = (
             torch.from_numpy(np.asarray(f(t), dtype=np.float32)).to(x0.device)[:, None, None, None]
             for f in (self.schedule.alpha, self.schedule.sigma)
         )
         x_t = add_noise(x0, noise, alpha, sigma)
-        with self.trainer.accelerator.autocast():
+        with self.autocast():
             output = network(x_t, torch.from_numpy(t.astype(np.float32)).to(x0.device), *text)
         error = (output.float() - target(diffusion.prediction, x0, noise, alpha, sigma)) ** 2
         weight = loss_weight(
@@ -125,6 +64,75 @@ class DenoisingTask:
         )
         losses: torch.Tensor = (weight * error).flatten(1).mean(1)
         return losses
+
+
+class DenoisingTask:
+    """One network learning to denoise cached latents under a conditioning, Ho et al. 2020, alg. 1."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        engine: Engine,
+        network: torch.nn.Module,
+        conditioning: Conditioning,
+        latents: LatentSet,
+        train: np.ndarray,
+        held_out: np.ndarray,
+        *,
+        schedule: NoiseSchedule,
+        autoencoder: AutoencoderKL,
+    ) -> None:
+        """`train`, `held_out`: indices of pictures in `latents`, which the `autoencoder` decodes in sample grids."""
+        recipe = workspace.recipe
+        network.to(memory_format=torch.channels_last)
+        self.engine = engine
+        self.recipe = recipe
+        self.conditioning = conditioning
+        self.latents = latents
+        self.train = train
+        # Shuffled: pictures are in the order of their names, which often go by subject.
+        self.held_out = numpy_generator(engine.seed, "held-out-order", 0).permutation(held_out)[:MAX_HELD_OUT]
+        self.previewed = np.resize((self.held_out if len(self.held_out) else train)[:NUM_PREVIEWS], NUM_PREVIEWS)
+        """(16,) pictures whose conditioning the sample grids have"""
+        self.neighbours = Neighbours(latents, train, self.held_out, seed=engine.seed, device=engine.device)
+        if len(self.neighbours.train) < len(train):
+            workspace.reporter.line(
+                f"{engine.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
+                "training pictures, chosen at random"
+            )
+        self.loss = DenoisingLoss(recipe.diffusion, schedule, engine.autocast)
+        self.memory: dict[str, Any] = {}
+        self.modules: dict[str, torch.nn.Module] = {"model": network}
+        self.emas = emas_of(network, engine.section.ema_decays, engine.device)
+        self.model = engine.add("model", network)
+        self.sampler = workspace.registry.build("sampler", recipe.sampler.table(), where="[sampler]")
+        self.autoencoder = autoencoder
+
+    def train_step(self, step: int) -> dict[str, torch.Tensor]:
+        engine = self.engine
+        noise = engine.noise("noise", step, self.latents.shape)
+        posterior_noise = engine.noise("posterior", step, self.latents.shape)
+        t = draw_timesteps(engine.uniform("timestep", step), self.loss.schedule, self.recipe.diffusion.timesteps)
+        mirrored = engine.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
+        with engine.clock.waiting():
+            indices = self.train[engine.positions(step)]
+            text = self.conditioning.batch(indices, step)
+        self.model.train()
+        total = torch.zeros((), device=engine.device)
+        for part, last in engine.micro_batches():
+            with engine.clock.waiting():
+                x0 = self.latents.batch(indices[part], mirrored[part], posterior_noise[part])
+            with engine.exchange(self.model, last=last):
+                loss = self.loss(self.model, x0, t[part], noise[part], tuple(x[part] for x in text)).mean()
+                engine.check_finite(loss, partial(self._suspects, indices[part], x0))
+                engine.backward(loss)
+            total = total + loss.detach() / engine.section.grad_accumulation
+        return {"loss": total, "grad_norm": engine.step("model", partial(self.latents.names, indices))}
+
+    def _suspects(self, indices: np.ndarray, x0: torch.Tensor) -> list[str]:
+        """Names of the pictures whose latents are not finite, or else of all."""
+        bad = (~torch.isfinite(x0)).flatten(1).any(1).cpu().numpy()
+        return self.latents.names(indices[bad] if bad.any() else indices)
 
     @torch.no_grad()
     def evaluate(self) -> Metrics:
@@ -150,18 +158,19 @@ class DenoisingTask:
         """
         repeats = -(-MIN_EVALUATED // len(self.held_out))
         pictures = np.tile(self.held_out, repeats)
-        t = draw_timesteps((np.arange(len(pictures)) + 0.5) / len(pictures), self.schedule, "uniform")
-        generator = torch.Generator(self.trainer.device).manual_seed(derive(self.trainer.seed, "held-out", 0))
+        t = draw_timesteps((np.arange(len(pictures)) + 0.5) / len(pictures), self.loss.schedule, "uniform")
+        generator = torch.Generator(self.engine.device).manual_seed(derive(self.engine.seed, "held-out", 0))
         network.eval()
         losses = []
         for i in range(0, len(pictures), 128):
             indices = pictures[i : i + 128]
-            x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.trainer.device)
+            x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.engine.device)
             noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-            losses.append(self._losses(network, x0, t[i : i + 128], noise, self.text(indices, None)).cpu().numpy())
+            text = self.conditioning.batch(indices, None)
+            losses.append(self.loss(network, x0, t[i : i + 128], noise, text).cpu().numpy())
         return np.concatenate(losses).astype(np.float64)
 
-    def judge(self, step: int, metrics: Metrics) -> list[str]:
+    def review(self, step: int, metrics: Metrics) -> list[str]:
         """Warns of memorised samples, again only where they have become more."""
         line = self.neighbours.warning(metrics, NUM_PREVIEWS)
         if line is None or metrics["neighbour_copies"] <= self.memory.get("copies_told", 0.0):
@@ -188,9 +197,9 @@ class DenoisingTask:
 
     def _sample(self, network: torch.nn.Module) -> torch.Tensor:
         """(16, C, h, w) normalised latents at fixed seeds."""
-        device = self.trainer.device
+        device = self.engine.device
         network.eval()
-        generator = torch.Generator(device).manual_seed(derive(self.trainer.seed, "preview", 0))
+        generator = torch.Generator(device).manual_seed(derive(self.engine.seed, "preview", 0))
 
         def randn_like(x: torch.Tensor) -> torch.Tensor:
             return torch.randn(x.shape, generator=generator, device=device)
@@ -200,17 +209,17 @@ class DenoisingTask:
             network,
             x_T,
             sampler=self.sampler,
-            schedule=self.schedule,
+            schedule=self.loss.schedule,
             prediction=self.recipe.diffusion.prediction,
             randn_like=randn_like,
-            text=self.preview_text(),
+            text=self.conditioning.previews(self.previewed),
             guidance_scale=self.recipe.sampler.guidance_scale,
-            autocast=self.trainer.accelerator.autocast,
+            autocast=self.engine.autocast,
         )
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) normalised latents to (B, 3, H, W) pixels."""
-        device = self.trainer.device
+        device = self.engine.device
         mean, std = self.latents.channel_mean.to(device), self.latents.channel_std.to(device)
         pixels: torch.Tensor = self.autoencoder.to(device).decode(latents.to(device) * std + mean)
         return pixels

@@ -9,7 +9,7 @@ Throughout, x_t = alpha * x0 + sigma * noise. Where papers differ:
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -126,11 +126,9 @@ def make_schedule(
 
     zero_terminal_snr moves the last timestep of a VP schedule to pure noise (Lin et al. 2023, alg. 1).
 
-    Raises: LdmkitError for an unknown name, num_timesteps below 1 (below 2 with zero_terminal_snr),
-        or betas that don't satisfy 0 < beta_start <= beta_end < 1.
+    Raises: LdmkitError for num_timesteps below 1 (below 2 with zero_terminal_snr), or betas that don't satisfy
+        0 < beta_start <= beta_end < 1.
     """
-    if name not in get_args(ScheduleName):
-        raise LdmkitError(unknown("schedule", name, ScheduleName))
     if num_timesteps < 1 + zero_terminal_snr:
         raise LdmkitError(
             f"diffusion: num_timesteps = {num_timesteps} is too few; at least {1 + zero_terminal_snr} needed"
@@ -176,20 +174,6 @@ def noised_to(schedule: NoiseSchedule, strength: float) -> NoiseSchedule:
     return VPSchedule(schedule.name, left, schedule.betas[:left], schedule.alphas_cumprod[:left])
 
 
-def check_prediction(prediction: Prediction, schedule: Schedule) -> None:
-    """Raises LdmkitError where `prediction` is unknown, or is "eps" on a schedule that starts from pure noise.
-
-    There alpha is 0, x_t holds nothing of x0, and (x_t - sigma * eps) / alpha is undefined (Lin et al. 2023, sec. 3.3).
-    """
-    if prediction not in get_args(Prediction):
-        raise LdmkitError(unknown("prediction", prediction, Prediction))
-    if prediction == "eps" and schedule.grid(1)[1][0] == 0:
-        raise LdmkitError(
-            "diffusion: prediction = 'eps' does not work with a schedule that starts from pure noise "
-            "('flow', or zero_terminal_snr = true); choose prediction 'v', 'flow' or 'x0'"
-        )
-
-
 def add_noise(x0: Array, noise: Array, alpha: Array, sigma: Array) -> Array:
     """x_t = alpha * x0 + sigma * noise; alpha and sigma broadcast against x0, such as (B, 1, 1, 1)."""
     return alpha * x0 + sigma * noise
@@ -210,13 +194,12 @@ def target(prediction: Prediction, x0: Array, noise: Array, alpha: Array, sigma:
             return alpha * noise - sigma * x0
         case "flow":
             return noise - x0
-    raise LdmkitError(unknown("prediction", prediction, Prediction))
 
 
 def to_x0(prediction: Prediction, output: Array, x_t: Array, alpha: Array, sigma: Array) -> Array:
     """The x0 that the U-Net's output stands for, shaped like x_t; alpha and sigma broadcast against it.
 
-    Holds for any alpha and sigma, VP or not, save that eps needs alpha > 0: see `check_prediction`.
+    Holds for any alpha and sigma, VP or not, save that eps needs alpha > 0 (Lin et al. 2023, sec. 3.3).
     """
     match prediction:
         case "eps":
@@ -227,26 +210,3 @@ def to_x0(prediction: Prediction, output: Array, x_t: Array, alpha: Array, sigma
             return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
         case "flow":
             return (x_t - sigma * output) / (alpha + sigma)
-    raise LdmkitError(unknown("prediction", prediction, Prediction))
-
-
-def to_noise(prediction: Prediction, output: Array, x_t: Array, alpha: Array, sigma: Array) -> Array:
-    """The noise that the U-Net's output stands for, shaped like x_t; alpha and sigma broadcast against it.
-
-    Holds for any alpha and sigma, save that x0 needs sigma > 0.
-    """
-    match prediction:
-        case "eps":
-            return output
-        case "x0":
-            return (x_t - alpha * output) / sigma
-        case "v":
-            return (sigma * x_t + alpha * output) / (alpha**2 + sigma**2)
-        case "flow":
-            return (x_t + alpha * output) / (alpha + sigma)
-    raise LdmkitError(unknown("prediction", prediction, Prediction))
-
-
-def unknown(what: str, name: str, allowed: Any) -> str:
-    """Message for a user who named none of the choices of the Literal `allowed`."""
-    return f"diffusion: unknown {what} '{name}'; choose one of {', '.join(get_args(allowed))}"

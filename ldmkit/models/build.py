@@ -4,8 +4,7 @@ import torch
 
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.text_to_image import TextToImage
-from ldmkit.models.unet import UNet
+from ldmkit.models.unet import TextToImage, UNet
 from ldmkit.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ from ldmkit.data.pictures import Entry, PictureIndex
 from ldmkit.errors import LdmkitError
 from ldmkit.plan.probe import empty
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import processes
+from ldmkit.training.device import processes
 
 ON_CPU, ON_GPU = 4, 64
 """pictures that are timed; a GPU captions many at once"""

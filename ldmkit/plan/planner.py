@@ -45,7 +45,7 @@ from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import Part
 from ldmkit.run.parts import PARTS, behind
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import processes
+from ldmkit.training.device import processes
 from ldmkit.vae.train import train_vae
 
 
@@ -75,23 +75,21 @@ class Planner:
     def rows(self) -> Iterator[Row]:
         """A row for each part, in order; for the autoencoder one more where losses start later."""
         caches = {"captions": self._captions, "latents": self._latents, "text": self._text}
-        others = {"unet": self._unet, "t2i": self._t2i, "bundle": self._bundle}
-        measures: dict[str, Callable[[], Row]] = {**caches, **others}
+        measures = {**caches, "unet": self._unet, "t2i": self._t2i, "bundle": self._bundle}
         failed: list[str] = []
         for name, spec in PARTS.items():
             lacking = [f"the {each}" for each in spec.needs if each in failed]
-            if lacking:
-                reason = f"it needs {' and '.join(lacking)}"
-                yield Row(stage=spec.label, state="cannot run", reason=reason, seconds=None)
+            if lacking or name not in (*measures, "vae"):
+                reason = f"it needs {' and '.join(lacking)}" if lacking else ""
+                yield Row(stage=spec.label, state="cannot run" if lacking else "to do", reason=reason, seconds=None)
             elif name == "vae":
                 yield from self._guarded(spec.label, (name,), self._vae)
                 self._untrained_autoencoder()
             else:
-                unknown = Row(stage=spec.label, state="to do", seconds=None)
                 needed = name in caches and self._to_do(*behind(name))
-                row = self._one(spec.label, (name,), measures.get(name, lambda row=unknown: row), needed=needed)
+                row = self._one(spec.label, (name,), measures[name], needed=needed)
                 yield row
-                if row.state == "cannot run" and not spec.trained:
+                if row.state == "cannot run" and name in ("latents", "text"):  # captions have a stand-in
                     failed.append(name)
 
     # --- what each row has in common ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
 from ldmkit.report import Bar, Reporter
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.engine import processes
+from ldmkit.training.device import processes
 
 Stage = Callable[[Workspace], Any]
 

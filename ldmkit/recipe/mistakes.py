@@ -3,30 +3,24 @@
 import json
 from collections.abc import Iterator, Mapping
 from datetime import date, time
-from typing import TYPE_CHECKING, Any, get_args
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from ldmkit.components.options import Option, Options, did_you_mean
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.base import Component
 from ldmkit.recipe.sections import COMPONENTS, Recipe
-from ldmkit.recipe.training import VaeLoss
+from ldmkit.recipe.training import Component, VaeLoss
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
 
 
+@cache
 def keys_of(model: type[BaseModel]) -> dict[str, Option]:
     """The keys that a table declares, with type, range, default and description in words."""
-    described = Options(model, {name: name for name in model.model_fields}).describe()
-    return {key.name: key._replace(type=key.type.replace("boolean", "true or false")) for key in described}
-
-
-def wanted(key: Option) -> str:
-    """What a value of this key may be, in words: `integer > 0`."""
-    kind = "" if key.constraints.startswith("one of") else key.type
-    return (", " if kind.startswith("list") else " ").join(filter(None, [kind, key.constraints]))
+    return Options(model, {name: name for name in model.model_fields}).described
 
 
 def component_at(place: tuple[str, ...]) -> type[Component] | None:
@@ -50,34 +44,18 @@ def schema_mistakes(error: ValidationError) -> Iterator[tuple[tuple[str, ...], s
         if names and names in seen:
             continue
         seen.add(names)
+        keys = keys_of(model) if (model := _model_at(names[:-1])) is not None else {}
         if item["type"] == "value_error":  # a rule of our own, whose words say which keys
-            where = _table(names)
-            for line in str(item["ctx"]["error"]).splitlines():
-                yield names, f"{where} {line}".strip()
-            continue
-        if item["type"] == "extra_forbidden":
-            model = _model_at(names[:-1])
-            yield names, unknown_key(names[:-1], names[-1], list(model.model_fields) if model else [])
-            continue
-        if not names:
+            yield from ((names, f"{_table(names)} {line}".strip()) for line in str(item["ctx"]["error"]).splitlines())
+        elif not names:
             yield names, f"not a recipe: {item['msg']}"
-            continue
-        model = _model_at(names[:-1])
-        described = keys_of(model) if model is not None else {}
-        key = described.get(names[-1])
-        allowed = f"{wanted(key)} ({key.description})" if key else "a table"
-        where = _table(names[:-1])
-        if item["type"] == "missing" and len(names) == len(item["loc"]):  # else an entry of a list is
-            if where:
-                yield names, f'{where} lacks the key "{names[-1]}": {allowed}'
-            else:
-                yield names, f"the section [{names[-1]}] is missing: {Recipe.model_fields[names[-1]].description}"
-            continue
-        near = did_you_mean(str(item["input"]), _choices(model, names[-1]))
-        inside = [] if item["type"] == "missing" else [f"[{part}]" for part in item["loc"] if isinstance(part, int)]
-        place = "".join([names[-1], *inside])
-        value = json.dumps(item["input"], ensure_ascii=False, default=str)
-        yield names, f"{where} {place} = {value} is not allowed{near}: it takes {allowed}".strip()
+        elif item["type"] == "extra_forbidden":
+            yield names, unknown_key(names[:-1], names[-1], list(keys))
+        elif item["type"] == "missing" and len(item["loc"]) == 1:
+            yield names, f"the section [{names[-1]}] is missing: {Recipe.model_fields[names[-1]].description}"
+        else:
+            key = keys.get(names[-1], Option(names[-1], "a table", None, "", "", True))  # the name of a loss is free
+            yield names, key.refusal(item, where=_table(names[:-1]))
 
 
 def unknown_key(table: tuple[str, ...], key: str, known: list[str]) -> str:
@@ -116,7 +94,7 @@ def _component(
         return
     where = _table(place)
     try:
-        options = [option.name for option in registry.options(kind, use)]
+        options = registry.get(kind, use).options.fields
     except LdmkitError as error:
         yield (*place, "use"), f"{where} {error}"
         return
@@ -161,12 +139,6 @@ def _model_at(names: tuple[str, ...]) -> type[BaseModel] | None:
         annotation = field.annotation if field is not None else None
         model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     return model
-
-
-def _choices(model: type[BaseModel] | None, key: str) -> list[str]:
-    """The words of a key that takes one of a few."""
-    field = model.model_fields.get(key) if model is not None else None
-    return [word for word in get_args(field.annotation) if isinstance(word, str)] if field is not None else []
 
 
 def _sections(model: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:

@@ -1,14 +1,15 @@
 """Recipes as text: a commented template, the resolved recipe, the JSON Schema."""
 
 import json
-import re
-from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from typing import TYPE_CHECKING, Any
 
+import tomlkit
 from pydantic import BaseModel
 
 from ldmkit.components.options import Option
-from ldmkit.recipe.mistakes import keys_of, wanted
+from ldmkit.recipe.mistakes import keys_of
 from ldmkit.recipe.sections import Recipe, component_tables
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ START: dict[str, Any] = {
 """what a new recipe sets; the rest stays at its default, shown in comments"""
 
 _KINDS = {"Caption": "captioner", "Text": "text_encoder", "VaeLoss": "loss", "SamplerChoice": "sampler"}
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def to_toml(recipe: Recipe, registry: "Registry | None" = None) -> str:
@@ -31,12 +31,14 @@ def to_toml(recipe: Recipe, registry: "Registry | None" = None) -> str:
 
     With the plugins, the options of each component that the recipe leaves at their default are shown as comments.
     """
-    defaults: dict[str, list[str]] = {}
+    document: Any = tomlkit.item(recipe.model_dump(mode="json", exclude_none=True))
     for where, kind, table in component_tables(recipe) if registry is not None else []:
         assert registry is not None
-        left = [option for option in registry.options(kind, table["use"]) if option.name not in table]
-        defaults[where] = [f"# {o.name} = {_value(o.default)}" for o in left if o.default is not None]
-    return "\n".join(_tables(recipe.model_dump(mode="json", exclude_none=True), (), defaults)).strip() + "\n"
+        section = reduce(getitem, where.split(".", 2), document)
+        for option in registry.get(kind, table["use"]).options.described.values():
+            if option.name not in table and option.default is not None:
+                section.add(tomlkit.comment(f"{option.name} = {_value(option.default)}"))
+    return str(document.as_string()).strip() + "\n"
 
 
 def template() -> str:
@@ -77,7 +79,7 @@ def json_schema(registry: "Registry") -> dict[str, Any]:
         use["enum"] = registry.names(kind)
         table["allOf"] = []
         for name in use["enum"]:
-            options = registry.option_schema(kind, name)
+            options = registry.get(kind, name).options.schema
             definitions |= options.get("$defs", {})
             # A table without `use` takes the section's default component.
             named = {} if name == use.get("default") else {"required": ["use"]}
@@ -91,36 +93,12 @@ def json_schema(registry: "Registry") -> dict[str, Any]:
 
 def _explained(key: Option, chosen: Any) -> list[str]:
     """`# what it means [what is allowed]`, then the key, commented out unless it is chosen."""
-    comment = f"# {key.description} [{wanted(key)}]"
+    comment = f"# {key.description} [{key.wanted}]"
     if chosen is not None:
         return [comment, f"{key.name} = {_value(chosen)}"]
     return [comment, f"# {key.name} =" + ("" if key.default is None else f" {_value(key.default)}")]
 
 
-def _tables(table: dict[str, Any], place: tuple[str, ...], defaults: dict[str, list[str]]) -> list[str]:
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    lines += defaults.get(".".join(place), [])
-    for key, value in table.items():
-        if isinstance(value, dict):
-            inner = _tables(value, (*place, key), defaults)
-            # A table of tables needs no header of its own; an empty one would be lost without.
-            header = not value or any(not isinstance(v, dict) for v in value.values())
-            lines += (["", f"[{'.'.join(map(_key, (*place, key)))}]"] if header else []) + inner
-    return lines
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _value(key)
-
-
 def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    if isinstance(value, int | float):
-        return repr(value)
-    # TOML's strings are JSON's, but for DEL, which has to be escaped.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    """One value in TOML's words; taken out of a list of lists, where a table is an inline one."""
+    return tomlkit.item([[json.loads(json.dumps(value, default=str))]]).as_string()[2:-2]

@@ -1,10 +1,45 @@
-"""The recipe's tables of the stages that train: every key with its unit, its range and what it means."""
+"""What every table of a recipe is, and the tables of the stages that train: each key with its range and words."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
-from ldmkit.recipe.base import NO_RESULT, Channels, Component, PositiveInt, Section
+# Marks keys that change what is printed or how fast, never the result: they are left out of fingerprints.
+NO_RESULT: JsonDict = {"affects_result": False}
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+
+_NETWORK = {"channels", "num_res_blocks", "attention_levels", "norm_groups", "dropout"}
+"""the keys that the autoencoder and the U-Nets are built from alike"""
+
+
+class Section(BaseModel):
+    """A frozen table whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def fingerprint_keys(self) -> dict[str, Any]:
+        """The keys that affect the result, as JSON values."""
+        dropped = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra.get("affects_result", True)
+        }
+        return self.model_dump(mode="json", exclude=dropped)
+
+
+class Component(Section):
+    """A plugin's component by name; every key that is not declared here is one of its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    use: str = Field(description="name of the component; `ldmkit plugins` lists them")
+
+    def table(self) -> dict[str, Any]:
+        """`use` and the component's own options, as the registry takes them."""
+        return {"use": self.use, **(self.model_extra or {})}
 
 
 class Training(Section):
@@ -134,16 +169,7 @@ class Vae(Training):
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `AutoencoderKL`."""
-        names = (
-            "channels",
-            "latent_channels",
-            "num_res_blocks",
-            "attention_levels",
-            "norm_groups",
-            "dropout",
-            "patch_size",
-        )
-        return {name: getattr(self, name) for name in names}
+        return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size"})
 
 
 class UNetTraining(Training):
@@ -158,8 +184,7 @@ class UNetTraining(Training):
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `UNet`, without those of the text."""
-        names = ("channels", "num_res_blocks", "attention_levels", "time_dim", "norm_groups", "dropout")
-        return {name: getattr(self, name) for name in names}
+        return self.model_dump(include=_NETWORK | {"time_dim"})
 
 
 class T2I(UNetTraining):
@@ -168,4 +193,4 @@ class T2I(UNetTraining):
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty one")
 
     def network(self) -> dict[str, Any]:
-        return {**super().network(), "num_heads": self.num_heads, "mask_padding": self.mask_padding}
+        return super().network() | self.model_dump(include={"num_heads", "mask_padding"})

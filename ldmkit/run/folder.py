@@ -206,13 +206,14 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.rows = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one line."""
+        self.rows.append({"step": step, **metrics})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps(self.rows[-1]) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -69,8 +69,9 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def load_autoencoder(recipe: Recipe, folder: Path) -> AutoencoderKL:
     """The trained autoencoder, frozen, in eval mode."""
+    weights = trained_weights(folder)
     autoencoder = build_autoencoder(recipe)
-    autoencoder.load_state_dict(trained_weights(folder))
+    autoencoder.load_state_dict(weights)
     return autoencoder.requires_grad_(False).eval()
 
 

@@ -7,10 +7,7 @@ from copy import deepcopy
 from types import TracebackType
 from typing import Any, Self
 
-from accelerate import Accelerator
-
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.training import Training
 from ldmkit.run.checkpoint import (
     Keep,
     Tensors,
@@ -21,7 +18,8 @@ from ldmkit.run.checkpoint import (
     save_checkpoint,
 )
 from ldmkit.run.folder import Part, differences
-from ldmkit.training.engine import environment
+from ldmkit.training.device import environment
+from ldmkit.training.engine import Engine
 from ldmkit.training.task import Metrics, Task
 
 _PATIENCE = 2.0
@@ -35,42 +33,50 @@ class Checkpoints:
     before that is done. What goes wrong there is raised at the next step. Leaving the block waits for the thread.
     """
 
-    def __init__(self, part: Part, section: Training, task: Task, accelerator: Accelerator) -> None:
+    def __init__(self, part: Part, engine: Engine, task: Task) -> None:
         self.part = part
-        self.section = section
+        self.engine = engine
         self.task = task
-        self.accelerator = accelerator
         self.folder = part.folder / "checkpoints"
         self.best: float | None = None
         """lowest held-out loss that was saved"""
+        section = engine.section
         self._keep = Keep(last=section.keep_checkpoints, every=section.keep_every, best=section.keep_best)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def resume(self) -> dict[str, Any] | None:
-        """Loads the newest good checkpoint into the task; returns its state, None where there is none.
+    def resume(self) -> tuple[int, float, list[str]]:
+        """Loads the newest good checkpoint into the task; returns its step, the seconds that it took and `differences`.
 
-        Raises LdmkitError where it is another recipe's.
+        These are `key: then -> now` for all that keeps the resumed run from the bits that its own would have computed.
+        Without a checkpoint (0, 0.0, []). Raises LdmkitError where it is another recipe's.
         """
         newest = load_newest(self.folder)
         if newest is None:
-            return None
+            return 0, 0.0, []
         tensors, state = newest
-        task = self.task
-        self._refuse_strangers(state)
+        task, scaler = self.task, self.engine.scaler
+        if state["fingerprint"] != self.part.fingerprint:
+            changed = differences(state.get("inputs", {}), self.part.inputs)
+            raise LdmkitError(
+                f"{self.folder}: its newest checkpoint is another recipe's ({'; '.join(changed)}); "
+                "move the folder away, or go back to that recipe. To start from its weights alone, give the "
+                "ema.safetensors of a checkpoint moved away to --init-from"
+            )
         for name, module in task.modules.items():
             module.load_state_dict(tensors[name])
-        for name, optimizer in task.optimizers.items():
+        for name, optimizer in self.engine.optimizers.items():
             restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
         for name, average in task.emas.items():
             average.module.load_state_dict(tensors[name])
             average.n_averaged.fill_(state["num_averaged"])
         task.memory.clear()
         task.memory.update(state["memory"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         self.best = state.get("best")
-        return state
+        now = {key: value for key, value in environment(self.engine.precision).items() if key in state}
+        return state["step"], state["seconds"], differences({key: state[key] for key in now}, now)
 
     def is_better(self, evaluated: Metrics) -> bool:
         """Whether the held-out loss is lower than that of every checkpoint so far."""
@@ -83,14 +89,14 @@ class Checkpoints:
         loss = held_out_loss(evaluated)
         if self.is_better(evaluated):
             self.best = loss
-        if not self.accelerator.is_main_process:
+        if not self.engine.processes.is_main_process:
             return
-        task, scaler = self.task, self.accelerator.scaler
+        task, scaler, optimizers = self.task, self.engine.scaler, self.engine.optimizers
         tensors: dict[str, Tensors] = {name: copied(module.state_dict()) for name, module in task.modules.items()}
-        tensors |= {f"optimizer_{name}": copied(flatten_optimizer(each)) for name, each in task.optimizers.items()}
+        tensors |= {f"optimizer_{name}": copied(flatten_optimizer(each)) for name, each in optimizers.items()}
         tensors |= {name: copied(average.module.state_dict()) for name, average in task.emas.items()}
         state = {
-            **environment(self.accelerator),
+            **environment(self.engine.precision),
             "seconds": seconds,
             "fingerprint": self.part.fingerprint,
             "inputs": self.part.inputs,
@@ -119,7 +125,7 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
         self.check()
-        self.accelerator.wait_for_everyone()
+        self.engine.processes.wait_for_everyone()
 
     def __enter__(self) -> Self:
         return self
@@ -130,7 +136,7 @@ class Checkpoints:
         if kind is None:
             self.join()
         elif self._thread is not None:
-            # The error that ends the stage is told, and not what else went wrong.
+            # The error that ends the stage is shown, and not what else went wrong.
             self._thread.join(None if issubclass(kind, Exception) else _PATIENCE)
 
     def _write(self, log: int, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
@@ -142,22 +148,7 @@ class Checkpoints:
         finally:
             os.close(log)
 
-    def _refuse_strangers(self, state: Mapping[str, Any]) -> None:
-        if state["fingerprint"] != self.part.fingerprint:
-            found = differences(state.get("inputs", {}), self.part.inputs)
-            raise LdmkitError(
-                f"{self.folder}: its newest checkpoint is another recipe's ({'; '.join(found)}); "
-                "move the folder away, or go back to that recipe. To start from its weights alone, give the "
-                "ema.safetensors of a checkpoint moved away to --init-from"
-            )
-
 
 def held_out_loss(evaluated: Metrics) -> float | None:
     """What `keep_best` goes by: of the first average, where there is one."""
     return evaluated.get("held_out_loss_ema", evaluated.get("held_out_loss"))
-
-
-def unlike(state: Mapping[str, Any], accelerator: Accelerator) -> list[str]:
-    """`key: then -> now` for all that keeps a resumed run from the bits that the checkpoint's run would compute."""
-    now = environment(accelerator)
-    return differences({key: state[key] for key in now if key in state}, {key: now[key] for key in now if key in state})

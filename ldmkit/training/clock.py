@@ -1,8 +1,14 @@
 """What a training stage's time goes into."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ldmkit.recipe.sections import Data
+
+MAX_WAIT = 0.05
+"""share of the time spent waiting for data that is worth a word"""
 
 
 class Clock:
@@ -23,7 +29,10 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The block's time counts as waiting; blocks do not nest."""
+        """The block's time counts as waiting, as that around fetching a batch does; blocks do not nest.
+
+        On a GPU an upper bound: it may be busy with the step before meanwhile.
+        """
         entered = time.monotonic()
         try:
             yield
@@ -40,3 +49,15 @@ class Clock:
     def share(self) -> float:
         """Share of the time since `start` that was waiting, in [0, 1]."""
         return self._waited / max(time.monotonic() - self._began, 1e-9)
+
+    def advice(self, stage: str, data: Data) -> str | None:
+        """How long the network waited for data and what would change that; None where it is not worth a word."""
+        if (share := self.share()) <= MAX_WAIT:
+            return None
+        advice = "the cached latents are read slowly; keep the run on a faster disk"
+        if stage == "vae":
+            advice = (
+                f"a higher data.num_workers (now {data.num_workers}; this machine has {os.cpu_count() or 1} cores) "
+                "decodes more at once"
+            )
+        return f"{share:.0%} of the time went into waiting for data: {advice}"

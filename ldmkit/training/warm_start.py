@@ -68,7 +68,8 @@ def load_start(workspace: Workspace, part: str, network: nn.Module) -> None:
     if not any(name.startswith(_TEXT) for name in tensors) and any(name.startswith(_TEXT) for name in own):
         own = {name: tensor for name, tensor in own.items() if not name.startswith(_TEXT)}
         workspace.reporter.line(f"{part}: {start.source} holds no text encoder: this one's first weights are random")
-    _refuse_misfit(start, _shapes(tensors), _shapes(own))
+    found, wanted = _shapes(tensors), _shapes(own)
+    _refuse_misfit(start, found, wanted)
     network.load_state_dict(tensors, strict=False)  # what is missing is a text encoder that starts anew
 
 

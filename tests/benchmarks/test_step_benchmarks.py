@@ -4,8 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,16 +15,14 @@ from torch import Tensor, nn
 
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.components.registry import Registry
-from ldmkit.denoising.task import DenoisingTask
+from ldmkit.denoising.task import DenoisingLoss
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.convert import convert_checkpoint
+from ldmkit.models.convert import SEED_DISCRIMINATOR, SEED_UNET_T2I, SEED_VAE, convert_checkpoint
 from ldmkit.models.discriminator import PatchDiscriminator
-from ldmkit.models.presets import SEED_DISCRIMINATOR, SEED_UNET_T2I, SEED_VAE
 from ldmkit.models.unet import UNet
 from ldmkit.recipe import load_recipe
-from ldmkit.training.engine import start_engine
-from ldmkit.vae.adaptive_weight import adaptive_weight
+from ldmkit.vae.adversarial import adaptive_weight
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -50,11 +48,9 @@ def test_text_unet_and_its_loss(tmp_path: Path) -> None:
     ours.load_state_dict(load_file(converted))
     x0, noise, context, t = draw(3, 4, 16, 16), draw(3, 4, 16, 16, seed=2), draw(3, 77, 768, seed=3), [0, 400, 999]
 
-    task = object.__new__(DenoisingTask)
-    task.recipe = load_recipe(REPOSITORY / "recipes" / "cats-seed.toml")
-    task.schedule = make_schedule(**task.recipe.diffusion.schedule_options())
-    task.trainer = SimpleNamespace(accelerator=start_engine("fp32"))  # type: ignore[assignment]
-    expected = task._losses(ours, x0, np.array(t, dtype=np.float64), noise, (context,)).mean()
+    diffusion = load_recipe(REPOSITORY / "recipes" / "cats-seed.toml").diffusion
+    loss = DenoisingLoss(diffusion, make_schedule(**diffusion.schedule_options()), nullcontext)
+    expected = loss(ours, x0, np.array(t, dtype=np.float64), noise, (context,)).mean()
     found = eps_loss(theirs, x0, context, torch.tensor(t), noise, alphas_cumprod())
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
     assert abs(found.item() - 1) > 0.01, "an output near zero would prove nothing"

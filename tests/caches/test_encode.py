@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ldmkit.caches.sets import LatentSet, TextSet
-from ldmkit.denoising.train_t2i import TextDenoisingTask
+from ldmkit.denoising.conditioning import Captions
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Latents
 from ldmkit.run.networks import load_autoencoder
@@ -130,9 +130,7 @@ def test_text(trained: Any) -> None:
 
 
 def test_share_of_dropped_captions(trained: Any) -> None:
-    task = object.__new__(TextDenoisingTask)
-    task.texts = TextSet(trained.run / "text")
-    task.recipe = trained.pipeline("t2i.caption_dropout=0.25").recipe
+    texts = TextSet(trained.run / "text")
     rng = np.random.default_rng(0)
     asked = []
 
@@ -140,12 +138,13 @@ def test_share_of_dropped_captions(trained: Any) -> None:
         asked.append((purpose, step))
         return rng.random(20)
 
-    task.trainer = SimpleNamespace(uniform=uniform, device=torch.device("cpu"))  # type: ignore[assignment]
+    engine: Any = SimpleNamespace(uniform=uniform, device=torch.device("cpu"))
+    captions = Captions(texts, engine, dropout=0.25)
     indices = np.arange(20)
-    (kept, _), (empty, _) = task.text(indices, None), task.texts.batch(np.zeros(20, np.int64), torch.device("cpu"))
+    (kept, _), (empty, _) = captions.batch(indices, None), texts.batch(np.zeros(20, np.int64), torch.device("cpu"))
     dropped = []
     for step in range(200):
-        ids, _mask = task.text(indices, step)
+        ids, _mask = captions.batch(indices, step)
         is_empty = (ids == empty).all(1)
         assert torch.equal(ids[~is_empty], kept[~is_empty])
         dropped.append(is_empty.float().mean())

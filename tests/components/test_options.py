@@ -51,19 +51,19 @@ def test_option_may_be_called_like_an_attribute_of_pydantic(tall: Registry) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("steps = 0", "[sampler] steps = 0 is not allowed: the sampler \"tall\" wants integer > 0 (denoising steps)"),
+        ("steps = 0", "[sampler] steps = 0 is not allowed: the sampler \"tall\" takes integer > 0 (denoising steps)"),
         ("steps = 2.0", "[sampler] steps = 2.0 is not allowed"),
         ("steps = true", "[sampler] steps = true is not allowed"),
         ('steps = "9"', '[sampler] steps = "9" is not allowed'),
-        ("eta = 1.5", "wants float >= 0, <= 1"),
+        ("eta = 1.5", "takes float >= 0, <= 1"),
         ("eta = nan", "[sampler] eta = NaN is not allowed"),
         ("gain = inf", "[sampler] gain = Infinity is not allowed"),
         ('form = "squar"', '[sampler] form = "squar" is not allowed (did you mean "square"?)'),
         ('form = "squar"', 'one of "round", "square"'),
-        ("widths = [1, 0]", "[sampler] widths[1] = 0 is not allowed: the sampler \"tall\" wants list of integer > 0"),
-        ("pair = [1]", "wants list of integer, float 2 items"),
-        ("copy = 1", "wants boolean"),
-        ('word = ""', "wants string not empty"),
+        ("widths = [1, 0]", "[sampler] widths[1] = 0 is not allowed: the sampler \"tall\" takes list of integer > 0"),
+        ("pair = [1]", "takes list of integer, float, 2 items"),
+        ("copy = 1", "takes true or false"),
+        ('word = ""', "takes string not empty"),
         ("step = 3", 'has the unknown option "step" (did you mean "steps"?): the sampler "tall" takes word, steps'),
     ],
 )  # fmt: skip
@@ -77,7 +77,7 @@ def test_wrong_option_is_named_with_what_is_allowed(tall: Registry, change: str,
     if change not in ("eta = nan", "gain = inf", "steps = 2.0"):
         del table["use"]
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(table, tall.option_schema("sampler", "tall"))
+            jsonschema.validate(table, tall.get("sampler", "tall").options.schema)
 
 
 def test_every_mistake_of_a_table_is_told_at_once(tall: Registry) -> None:
@@ -85,7 +85,7 @@ def test_every_mistake_of_a_table_is_told_at_once(tall: Registry) -> None:
         tall.check("sampler", {"use": "tall", "steps": 0, "etta": 1}, where="[sampler]")
     lines = str(raised.value).splitlines()
     assert len(lines) == 3
-    assert any('lacks the option "word"' in line for line in lines)
+    assert any('lacks the key "word"' in line for line in lines)
 
 
 @pytest.mark.parametrize("table", [{}, {"use": 3}])
@@ -102,7 +102,7 @@ def test_unknown_name_and_unknown_kind(tall: Registry) -> None:
 
 
 def test_options_in_words_and_schema(tall: Registry) -> None:
-    options = {option.name: option for option in tall.options("sampler", "tall")}
+    options = tall.get("sampler", "tall").options.described
     assert list(options) == ["word", "steps", "eta", "form", "widths", "pair", "weights", "copy", "gain"]
     assert options["steps"] == ("steps", "integer", 50, "> 0", "denoising steps", False)
     assert options["eta"][1:4] == ("float", 0.0, ">= 0, <= 1")
@@ -111,6 +111,6 @@ def test_options_in_words_and_schema(tall: Registry) -> None:
     assert options["weights"][1:3] == ("string", None)
     assert options["word"].required
     assert tall.get("sampler", "tall").summary == "Takes every form of option."
-    schema = tall.option_schema("sampler", "tall")
+    schema = tall.get("sampler", "tall").options.schema
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate({"word": "x", "eta": 1, "widths": [2], "weights": "a"}, schema)

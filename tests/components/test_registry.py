@@ -63,7 +63,7 @@ class Walk:
 def test_installed_plugin_is_found_with_its_package(install: Install) -> None:
     install("third_walk", sampler_code("third"), distribution="third-party", version="2.1")
     component = Registry.load().get("sampler", "third")
-    assert (component.kind, component.name, component.distribution, component.version) == (
+    assert (component.kind, component.name, component.plugin.distribution, component.plugin.version) == (
         "sampler",
         "third",
         "third-party",
@@ -123,7 +123,7 @@ def test_file_plugin_leaves_sys_path_alone_and_has_a_module_of_its_own(tmp_path:
     assert sys.path == before
     one, two = (registry.get("sampler", name) for name in ("one", "two"))
     assert one.factory.__module__ != two.factory.__module__
-    assert one.distribution == str(first.resolve())
+    assert one.plugin.distribution == str(first.resolve())
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_plugins_that_ship_load_from_the_entry_points_of_pyproject(
     for kind in KINDS:
         assert ours[kind] <= set(registry.names(kind))
         for name in ours[kind]:
-            assert registry.get(kind, name).version == "9"
+            assert registry.get(kind, name).plugin.version == "9"
             assert registry.get(kind, name).summary
-            assert all(option.description for option in registry.options(kind, name))
+            assert all(option.description for option in registry.get(kind, name).options.described.values())
 
 
 def test_docs_tell_of_every_hook_and_every_kind_and_show_the_example_as_it_is() -> None:

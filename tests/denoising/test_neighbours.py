@@ -13,11 +13,14 @@ from scipy.stats import binom
 
 from ldmkit.caches.sets import LatentSet
 from ldmkit.denoising import neighbours
+from ldmkit.denoising.conditioning import NoText
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.denoising.task import DenoisingTask
+from ldmkit.diffusion.process import make_schedule
 from ldmkit.run.folder import read_metrics
+from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.loop import Trainer
+from ldmkit.training.engine import Engine
 
 SHAPE = (2, 4, 4)
 
@@ -141,12 +144,25 @@ def parrot_task(trained: Any, x0: torch.Tensor) -> DenoisingTask:
     )
     section = pipeline.recipe.unet.model_copy(update={"precision": "fp32"})
     train, held_out = workspace.split()
-    trainer = Trainer(workspace, workspace.parts["unet"], section, num_samples=len(train), seed=0)
+    engine = Engine("unet", section, num_samples=len(train), seed=0)
     latents = LatentSet(workspace.folder("latents"), pipeline.recipe.latents, 0)
-    return DenoisingTask(workspace, trainer, section, Parrot(x0), latents, train, held_out)
+    recipe = workspace.recipe
+    schedule = make_schedule(**recipe.diffusion.schedule_options())
+    autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
+    return DenoisingTask(
+        workspace,
+        engine,
+        Parrot(x0),
+        NoText(),
+        latents,
+        train,
+        held_out,
+        schedule=schedule,
+        autoencoder=autoencoder,
+    )
 
 
-def test_network_that_knows_the_set_by_heart(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_that_memorised_the_set(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train = trained.pipeline().index.split(0.2, 0)[0]
     latents = LatentSet(trained.run / "latents", trained.pipeline().recipe.latents, 0)
     x0 = latents.batch(np.resize(train, 16), np.arange(16) % 2 == 1, None)
@@ -165,9 +181,9 @@ def test_network_that_knows_the_set_by_heart(trained: Any, monkeypatch: pytest.M
     assert metrics["neighbour_ratio"] < 1e-3
     assert metrics["neighbour_copies"] == 1
     assert json.loads(json.dumps(task.memory)) == task.memory
-    (line,) = task.judge(8, metrics)
+    (line,) = task.review(8, metrics)
     assert "16 of 16 samples are nearly copies" in line
-    assert task.judge(12, metrics) == []  # told once
+    assert task.review(12, metrics) == []  # reported once
     assert task.evaluate() == metrics
 
 
@@ -178,7 +194,7 @@ def test_network_that_draws_something_new(trained: Any) -> None:
     task.draw(8)
     metrics = task.evaluate()
     assert metrics["neighbour_ratio"] > 0.5
-    assert task.judge(8, metrics) == []
+    assert task.review(8, metrics) == []
 
 
 @pytest.mark.parametrize("part", ["unet", "t2i"])
@@ -198,11 +214,11 @@ def test_trained_run_shows_neighbours(part: str, trained: Any) -> None:
     assert {"neighbour_ratio", "neighbour_copies", "neighbour_copies_held_out"} <= set(last)  # of the same step's grid
 
 
-def test_only_a_large_set_is_told_of(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr("ldmkit.report.Reporter.line", lambda self, text: told.append(text))
+def test_only_of_a_large_set_a_part_is_reported(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("ldmkit.report.Reporter.line", lambda self, text: lines.append(text))
     parrot_task(trained, torch.zeros(1))
-    assert told == []
+    assert lines == []
     monkeypatch.setattr(neighbours, "MAX_TRAIN", 7)
     parrot_task(trained, torch.zeros(1))
-    assert told == ["unet: samples are compared with 7 of the 18 training pictures, chosen at random"]
+    assert lines == ["unet: samples are compared with 7 of the 18 training pictures, chosen at random"]

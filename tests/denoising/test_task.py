@@ -1,5 +1,6 @@
 """The denoising loss, guidance and held-out loss against formulas written here; the parts that draw and load."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,21 +11,23 @@ import torch
 from PIL import Image
 
 from ldmkit.data.batches import picture_batches
-from ldmkit.denoising.task import MIN_EVALUATED, DenoisingTask
+from ldmkit.denoising.task import MIN_EVALUATED, DenoisingLoss, DenoisingTask
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.diffusion.torch_sampling import draw_latents
-from ldmkit.errors import LdmkitError
 from ldmkit.run.networks import trained_weights
-from ldmkit.training.engine import start_engine
 from ldmkit.training.plots import grid, plot_losses, to_uint8
 
 
-def task(workshop: Any, *overrides: str) -> DenoisingTask:
-    """A task without networks: its formulas alone."""
+def loss(workshop: Any, *overrides: str) -> DenoisingLoss:
+    diffusion = workshop.pipeline(*overrides).recipe.diffusion
+    return DenoisingLoss(diffusion, make_schedule(**diffusion.schedule_options()), nullcontext)
+
+
+def task(workshop: Any) -> DenoisingTask:
+    """A task without networks: its evaluation alone."""
     made = object.__new__(DenoisingTask)
-    made.recipe = workshop.pipeline(*overrides).recipe
-    made.schedule = make_schedule(**made.recipe.diffusion.schedule_options())
-    made.trainer = SimpleNamespace(accelerator=start_engine("fp32"), device=torch.device("cpu"), seed=0)  # type: ignore[assignment]
+    made.loss = loss(workshop)
+    made.engine = SimpleNamespace(device=torch.device("cpu"), seed=0)  # type: ignore[assignment]
     made.memory = {}
     return made
 
@@ -48,7 +51,7 @@ NOISE = torch.randn(2, 2, 2, 2, generator=torch.Generator().manual_seed(0))
 
 def test_flow_loss(workshop: Any) -> None:
     network, t = Constant(0.25), np.array([250.0, 900.0])
-    losses = task(workshop)._losses(network, X0, t, NOISE, ())
+    losses = loss(workshop)(network, X0, t, NOISE, ())
     torch.testing.assert_close(losses, ((0.25 - (NOISE - X0)) ** 2).mean((1, 2, 3)))
     x_t, times = network.asked[0]
     sigma = torch.tensor([0.25, 0.9]).reshape(2, 1, 1, 1)
@@ -65,7 +68,7 @@ def test_weighted_v_loss(weighting: str, workshop: Any) -> None:
     options = ("min_snr_gamma=2.5", "p2_k=0.5", "p2_gamma=0.7")
     chosen = ("schedule='linear'", "prediction='v'", f"weighting='{weighting}'", *options)
     network, t = Constant(0.25), np.array([10.0, 700.0])
-    losses = task(workshop, *(f"diffusion.{key}" for key in chosen))._losses(network, X0, t, NOISE, ())
+    losses = loss(workshop, *(f"diffusion.{key}" for key in chosen))(network, X0, t, NOISE, ())
     bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[10, 700]]
     alpha, sigma = (torch.from_numpy(np.sqrt(x)).float().reshape(2, 1, 1, 1) for x in (bar, 1 - bar))
     snr = torch.from_numpy(bar / (1 - bar)).float()
@@ -111,7 +114,7 @@ def test_held_out_loss_by_timestep(averaged: bool, num_held_out: int, repeats: i
     made = task(workshop)
     made.held_out = np.arange(num_held_out)[::-1].copy()
     made.latents = SimpleNamespace(batch=lambda indices, *_: torch.from_numpy(x0[indices, 0]).float())  # type: ignore[assignment]
-    made.text = lambda indices, step: (torch.from_numpy(indices),)  # type: ignore[method-assign]
+    made.conditioning = SimpleNamespace(batch=lambda indices, step: (torch.from_numpy(indices),))  # type: ignore[assignment]
     raw, average = Picky(0.01), Picky(0.001)
     made.modules = {"model": raw}
     made.emas = {"ema": SimpleNamespace(module=average), "ema_0.9": SimpleNamespace(module=raw)} if averaged else {}  # type: ignore[dict-item]
@@ -145,14 +148,6 @@ def test_nothing_held_out(workshop: Any) -> None:
     made = task(workshop)
     made.held_out = np.array([], dtype=np.int64)
     assert made.evaluate() == {}
-
-
-def test_precision_of_the_engine() -> None:
-    for precision, expected in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):  # stages may differ
-        assert start_engine(precision).mixed_precision == expected
-    if not torch.cuda.is_available():
-        with pytest.raises(LdmkitError, match=r'precision = "fp16" needs a GPU'):
-            start_engine("fp16")
 
 
 def test_trained_weights(trained: Any, tmp_path: Path) -> None:

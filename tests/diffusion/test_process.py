@@ -9,15 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from ldmkit.diffusion.process import (
-    Prediction,
-    add_noise,
-    check_prediction,
-    make_schedule,
-    target,
-    to_noise,
-    to_x0,
-)
+from ldmkit.diffusion.process import Prediction, add_noise, make_schedule, target, to_x0
 from ldmkit.errors import LdmkitError
 
 PREDICTIONS = get_args(Prediction)
@@ -114,7 +106,7 @@ def test_x0_is_what_diffusers_reads_from_an_output(prediction, theirs, diffusers
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_perfect_output_gives_back_x0_and_noise(prediction, name, library):
+def test_a_perfect_output_gives_back_x0(prediction, name, library):
     schedule = make_schedule(name)
     t = np.array([1, 300, 900])
     arrays = [draws(3, 4, 2, 2), draws(3, 4, 2, 2, seed=1)]
@@ -123,7 +115,6 @@ def test_a_perfect_output_gives_back_x0_and_noise(prediction, name, library):
     x_t = add_noise(x0, noise, alpha, sigma)
     output = target(prediction, x0, noise, alpha, sigma)
     np.testing.assert_allclose(to_x0(prediction, output, x_t, alpha, sigma), x0, atol=1e-10)
-    np.testing.assert_allclose(to_noise(prediction, output, x_t, alpha, sigma), noise, atol=1e-10)
 
 
 def test_flow_target_is_the_velocity_of_the_path():
@@ -133,21 +124,9 @@ def test_flow_target_is_the_velocity_of_the_path():
     np.testing.assert_allclose(target("flow", x0, noise, 0.6, 0.4), (after - before) / (2 * dt) * 1000, rtol=1e-6)
 
 
-def test_eps_is_refused_where_a_schedule_starts_from_pure_noise():
-    for name, zero_terminal_snr in [("flow", False), ("cosine", True), ("linear", True)]:
-        schedule = make_schedule(name, zero_terminal_snr=zero_terminal_snr)
-        for prediction in ("x0", "v", "flow"):
-            check_prediction(prediction, schedule)
-        with pytest.raises(LdmkitError, match=r"prediction = 'eps' .*choose prediction 'v', 'flow' or 'x0'"):
-            check_prediction("eps", schedule)
-    for prediction in PREDICTIONS:
-        check_prediction(prediction, make_schedule("cosine"))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_schedule("sigmoid"), "unknown schedule 'sigmoid'; choose one of linear, scaled_linear, cosine"),
         (lambda: make_schedule("linear", num_timesteps=0), "num_timesteps = 0 is too few; at least 1"),
         (lambda: make_schedule("cosine", num_timesteps=1, zero_terminal_snr=True), "at least 2"),
         (lambda: make_schedule("linear", beta_start=0.5), "beta_start = 0.5 and beta_end = 0.02 are not possible"),
@@ -155,10 +134,6 @@ def test_eps_is_refused_where_a_schedule_starts_from_pure_noise():
         (lambda: make_schedule("linear").grid(0), "steps must lie in 1 to 1000"),
         (lambda: make_schedule("linear").grid(1001), "steps must lie in 1 to 1000"),
         (lambda: make_schedule("flow").grid(0), "at least 1"),
-        (lambda: target("velocity", 1, 1, 1, 1), "unknown prediction 'velocity'; choose one of eps, x0, v, flow"),
-        (lambda: to_x0("velocity", 1, 1, 1, 1), "unknown prediction 'velocity'"),
-        (lambda: to_noise("velocity", 1, 1, 1, 1), "unknown prediction 'velocity'"),
-        (lambda: check_prediction("velocity", make_schedule("flow")), "unknown prediction 'velocity'"),
     ],
 )
 def test_mistakes_say_what_is_allowed(call, message):

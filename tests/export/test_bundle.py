@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ from ldmkit.export import networks as export_networks
 from ldmkit.export.bundle import export_bundle
 from ldmkit.export.certify import certify, rounded_bundle
 from ldmkit.export.half import to_half, weights_to_half
+from ldmkit.export.model import Model, latent_of
 from ldmkit.export.networks import Network, on_cpu
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
+from ldmkit.recipe.sections import Export
+from ldmkit.run.networks import RunNetworks
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.manifest import Latent, file_entry
+from ldmkit.runtime.manifest import Defaults, Latent, Schedule, file_entry
 from ldmkit.runtime.verify import verify
 
 MEAN, STD = (0.3, -0.2), (1.5, 0.5)
@@ -53,14 +57,31 @@ class Toy:
     """What was exported, and where."""
 
     folder: Path
-    options: dict[str, Any]
+    model: Model
     lines: list[str]
 
     def __getattr__(self, name: str) -> Any:
-        return self.options[name]
+        return getattr(self.model.networks, name)
+
+    def export(self, folder: Path, *, progress: Callable[[str], None] | None = None, **changes: Any) -> None:
+        """Once more, with these keys of [export] changed."""
+        export_toy(folder, self.model, progress, **changes)
 
     def session(self, name: str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(self.folder / name, providers=["CPUExecutionProvider"])
+
+
+def export_toy(folder: Path, model: Model, progress: Callable[[str], None] | None, **changes: Any) -> None:
+    export_bundle(
+        folder,
+        model,
+        Export(encoder=True).model_copy(update=changes),
+        recipe={"vae": {"channels": [8, 16]}},
+        fingerprint="f" * 8,
+        notes={"steps": 0, "command": "pytest"},
+        preview_prompts=PROMPTS,
+        progress=progress,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,36 +94,28 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     unet: dict[str, Any] = {"in_channels": 2, "channels": (8, 16), "num_res_blocks": 1, "attention_levels": (1,)}
     unet |= {"norm_groups": 4, "time_dim": 16, "num_heads": 2}
     autoencoder = AutoencoderKL((8, 16), latent_channels=2, num_res_blocks=1, norm_groups=4)
-    options: dict[str, Any] = {
-        "name": "tiny",
-        "autoencoder": randomised(autoencoder),
-        "latent_mean": MEAN,
-        "latent_std": STD,
-        "unet": randomised(UNet(**unet)),
-        "unet_t2i": randomised(UNet(**unet, context_dim=8)),
-        "text_module": randomised(encoder.load_module(tokenizer)),
-        "tokenizer": tokenizer,
-        "schedule_options": {
-            "name": "flow",
-            "num_timesteps": 1000,
-            "beta_start": 1e-4,
-            "beta_end": 0.02,
-            "zero_terminal_snr": False,
-        },
-        "prediction": "flow",
-        "latent_size": 4,
-        "picture_size": 8,
-        "defaults": {"sampler": "euler", "steps": STEPS, "guidance_scale": SCALE},
-        "recipe": {"vae": {"channels": [8, 16]}},
-        "fingerprint": "f" * 8,
-        "notes": {"steps": 0, "command": "pytest"},
-        "preview_prompts": PROMPTS,
-        "with_encoder": True,
-    }
+    networks = RunNetworks(
+        autoencoder=randomised(autoencoder),
+        latent_mean=torch.tensor(MEAN),
+        latent_std=torch.tensor(STD),
+        unet=randomised(UNet(**unet)),
+        unet_t2i=randomised(UNet(**unet, context_dim=8)),
+        text_module=randomised(encoder.load_module(tokenizer)),
+        tokenizer=tokenizer,
+    )
+    model = Model(
+        networks=networks,
+        name="tiny",
+        schedule=Schedule(name="flow", num_timesteps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False),
+        prediction="flow",
+        latent=latent_of(networks, 4),
+        picture_size=8,
+        defaults=Defaults(sampler="euler", steps=STEPS, guidance_scale=SCALE),
+    )
     folder = tmp_path_factory.mktemp("exports") / "tiny"
     lines: list[str] = []
-    export_bundle(folder, **options, progress=lines.append)
-    return Toy(folder, options, lines)
+    export_toy(folder, model, lines.append)
+    return Toy(folder, model, lines)
 
 
 def test_the_bundle_is_whole(toy: Toy) -> None:
@@ -325,33 +338,29 @@ def test_the_old_bundle_stays_until_the_new_is_whole(toy: Toy, tmp_path: Path, m
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "manifest.json").write_text("old")
-    options = {**toy.options, "unet": None, "unet_t2i": None}
-    with pytest.raises(LdmkitError, match="no trained U-Net"):
-        export_bundle(folder, **options)
     # One graph only, and that one fails its comparison.
     monkeypatch.setattr(export_networks, "decoder", rectified)
     with pytest.raises(LdmkitError, match=r"vae_decoder\.onnx: .* differs"):
-        export_bundle(folder, **{**toy.options, "tolerance": -1.0})
+        toy.export(folder, tolerance=-1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
     assert (folder / "manifest.json").read_text() == "old"
 
 
 @pytest.mark.parametrize("first", ["tokenizer.json", "vae_decoder.onnx"])
-def test_disk_full(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+def test_disk_full(toy: Toy, tmp_path: Path, first: str) -> None:
     """At the first file, a graph or not: one line, the earlier bundle intact, nothing left."""
     folder = tmp_path / "tiny"
     shutil.copytree(toy.folder, folder)
-    monkeypatch.setattr(export_networks, "decoder", rectified)
     lines: list[str] = []
-    options = {**toy.options, "progress": lines.append} | ({"unet_t2i": None} if first.endswith(".onnx") else {})
+    tokenizer = len(toy.tokenizer.to_str(pretty=True).encode())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (tokenizer - (first == "tokenizer.json"), limits[1]))
     try:
         with (
             pytest.raises(LdmkitError, match=r"/tiny: cannot be written: File too large\. What was saved"),
             no_room(folder),
         ):
-            export_bundle(folder, **options)
+            toy.export(folder, progress=lines.append)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert lines == ([f"{first}: exporting"] if first.endswith(".onnx") else [])
@@ -368,7 +377,7 @@ def test_asked_to_stop(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     (tmp_path / "tiny").mkdir()
     with pytest.raises(Interrupted, match="export: nothing was written to") as stopped:
-        export_bundle(tmp_path / "tiny", **{**toy.options, "with_encoder": False}, progress=tell)
+        toy.export(tmp_path / "tiny", encoder=False, progress=tell)
     assert stopped.value.exit_code == 143
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
     assert not any((tmp_path / "tiny").iterdir())
@@ -377,7 +386,7 @@ def test_asked_to_stop(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_no_part_of_a_bundle_is_not_overwritten(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(LdmkitError, match=r"holds thesis\.tex, which is no part of a bundle"):
-        export_bundle(tmp_path, **toy.options)
+        toy.export(tmp_path)
     with pytest.raises(LdmkitError, match="is not a folder"):
-        export_bundle(tmp_path / "thesis.tex", **toy.options)
+        toy.export(tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "mine"

@@ -35,16 +35,10 @@ KILLER = """
 import json, os, signal, sys
 from pathlib import Path
 from ldmkit.export.folder import new_bundle
+from tests.strike import strike_at
 
 def child(strike):
-    touched = 0
-    def watch(event, arguments):
-        nonlocal touched
-        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir") and "exports" in str(arguments[0]):
-            touched += 1
-            if touched == strike:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(watch)
+    strike_at(strike, "exports", signal.SIGKILL)
     with new_bundle(Path("exports/cats")) as folder:
         for name in ("manifest.json", "unet.onnx", "vae_decoder.onnx"):
             (folder / name).write_text("2" * 1000)

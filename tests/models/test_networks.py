@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL, Posterior
 from ldmkit.models.blocks import Attention, ResidualBlock, timestep_embedding
+from ldmkit.models.convert import SEED_DISCRIMINATOR, SEED_UNET, SEED_UNET_T2I, SEED_VAE
 from ldmkit.models.discriminator import PatchDiscriminator
-from ldmkit.models.presets import SEED_DISCRIMINATOR, SEED_UNET, SEED_UNET_T2I, SEED_VAE
 from ldmkit.models.unet import UNet
 
 TEXT: dict[str, Any] = {"channels": (8, 8, 16), "attention_levels": (2,), "context_dim": 6, "num_heads": 2}

@@ -1,5 +1,7 @@
 """What the samplers' tests let them walk: a fixed network, fixed noise, and a record of the calls."""
 
+from itertools import product
+
 import numpy as np
 import torch
 
@@ -29,6 +31,18 @@ def ours(sampler, schedule, prediction, seed=0):
 
 def agree(a, b):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def in_all(check, **choices):
+    """Calls `check` with every combination of the choices, and lists each one that it fails with."""
+    failed = []
+    for values in product(*choices.values()):
+        combination = dict(zip(choices, values, strict=True))
+        try:
+            check(**combination)
+        except AssertionError as error:
+            failed.append(f"{combination}: {error}")
+    assert not failed, "\n\n".join(failed)
 
 
 class Recorder:

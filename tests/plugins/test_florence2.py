@@ -242,7 +242,7 @@ def test_weights_of_another_format(folder: Path, tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     tensors = {f"other.{key}": value for key, value in load_file(weights).items()}
     save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(LdmkitError, match=r"lack .* of the tensors .*florence-community/Florence-2-large"):
+    with pytest.raises(LdmkitError, match=r"lack .* of the network's tensors.*florence-community/Florence-2-large"):
         Florence2(model=str(tmp_path), device="cpu").caption(pictures("red"))
 
 

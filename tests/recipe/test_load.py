@@ -170,7 +170,7 @@ def test_set_replaces_what_it_makes_meaningless(cats: Path, registry: Registry) 
         (["vae.guard.weight_factor=1"], "[vae.guard] weight_factor = 1 is not allowed: it takes float >= 0, < 1"),
         (
             ["vae.losses.gan.channels=[8, 0]"],
-            '[vae.losses.gan] channels[1] = 0 is not allowed: the loss "patchgan" wants list of integer > 0',
+            '[vae.losses.gan] channels[1] = 0 is not allowed: the loss "patchgan" takes list of integer > 0',
         ),
         (["vae.losses.gan.channels=[8, 0]"], "(from --set vae.losses.gan.channels=[8, 0])"),
         (["vae.guard=3"], "[vae] guard = 3 is not allowed: it takes table"),

@@ -11,9 +11,8 @@ import pytest
 
 from ldmkit.components.registry import Registry
 from ldmkit.recipe import Recipe, RecipeFile, load_recipe
-from ldmkit.recipe.base import Section
 from ldmkit.recipe.template import template, to_toml
-from ldmkit.recipe.training import VaeLoss
+from ldmkit.recipe.training import Section, VaeLoss
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: what a step waits for, what it is told, and whose checkpoint is refused."""
+"""Checkpoints written beside training: what a step waits for, what it raises, and whose checkpoint is refused."""
 
 import threading
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import UNetTraining
 from ldmkit.run.checkpoint import load_newest
 from ldmkit.run.folder import Part
-from ldmkit.training import checkpointing, engine
-from ldmkit.training.checkpointing import Checkpoints, unlike
-from ldmkit.training.engine import start_engine
+from ldmkit.training import checkpointing, device
+from ldmkit.training.checkpointing import Checkpoints
+from ldmkit.training.engine import Engine
 
 INPUTS = {"latents": "a" * 64, "unet": {"steps": 8, "channels": [4, 8]}, "diffusion": {"schedule": "flow"}}
 
@@ -23,11 +23,12 @@ INPUTS = {"latents": "a" * 64, "unet": {"steps": 8, "channels": [4, 8]}, "diffus
 def checkpoints(folder: Path, inputs: Any = INPUTS, **section: Any) -> Checkpoints:
     """Of a network of two weights."""
     model = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.AdamW(model.parameters())
-    task: Any = SimpleNamespace(modules={"model": model}, optimizers={"model": optimizer}, emas={}, memory={"a": [1]})
+    engine = Engine("unet", UNetTraining(steps=8, precision="fp32", **section), num_samples=32, seed=0)
+    engine.add("model", model)
+    task: Any = SimpleNamespace(modules={"model": model}, emas={}, memory={"a": [1]})
     part = Part(folder, "unet", inputs)
     part.folder.mkdir(exist_ok=True)
-    return Checkpoints(part, UNetTraining(steps=8, **section), task, start_engine("fp32"))
+    return Checkpoints(part, engine, task)
 
 
 def save_and_raise(saved: Checkpoints, error: BaseException) -> None:
@@ -38,7 +39,7 @@ def save_and_raise(saved: Checkpoints, error: BaseException) -> None:
 
 
 class Disk:
-    """Stands before the real saving: lets nothing through until it is told to."""
+    """Stands before the real saving: lets nothing through until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
@@ -95,7 +96,7 @@ def test_never_two_at_once(disk: Disk, tmp_path: Path) -> None:
     assert sorted(path.name for path in saved.folder.iterdir()) == ["step_00000001", "step_00000002"]
 
 
-def test_what_goes_wrong_is_told_at_the_next_step_and_once(disk: Disk, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_raised_at_the_next_step_and_once(disk: Disk, tmp_path: Path) -> None:
     disk.open.set()
     disk.error = LdmkitError("no room")
     with checkpoints(tmp_path / "unet") as saved:
@@ -128,7 +129,7 @@ def test_an_error_waits_for_the_save_and_a_second_signal_does_not(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "words"),
     [
         ({"latents": "b" * 64}, "latents changed"),
         ({"unet": {"steps": 9, "channels": [4, 8]}}, "unet.steps: 8 -> 9"),
@@ -137,29 +138,30 @@ def test_an_error_waits_for_the_save_and_a_second_signal_does_not(
         ({"text": "c" * 64}, "text changed"),
     ],
 )
-def test_another_recipes_checkpoint_is_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_another_recipes_checkpoint_is_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with checkpoints(tmp_path / "unet") as saved:
         saved.save(1, seconds=0.0, evaluated={})
     other = checkpoints(tmp_path / "unet", {**INPUTS, **change})
     before = other.task.modules["model"].weight.detach().clone()
-    with pytest.raises(LdmkitError, match=rf"its newest checkpoint is another recipe's \({told}\).* --init-from"):
+    with pytest.raises(LdmkitError, match=rf"its newest checkpoint is another recipe's \({words}\).* --init-from"):
         other.resume()
     assert torch.equal(other.task.modules["model"].weight, before)
     same = checkpoints(tmp_path / "unet")
-    assert same.resume() is not None
+    assert same.resume()[0] == 1
 
 
-def test_what_is_told_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_differs_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with checkpoints(tmp_path / "unet") as saved:
         saved.save(1, seconds=0.0, evaluated={})
-    state = saved.resume()
-    assert state is not None
-    assert unlike(state, saved.accelerator) == []
-    assert set(state) >= {"device", "precision", "deterministic", "threads", "world_size", "torch", "seconds"}
-    monkeypatch.setattr(engine, "_cpu", lambda: "another, AVX2")
+    step, _, differences = saved.resume()
+    assert (step, differences) == (1, [])
+    newest = load_newest(saved.folder)
+    assert newest is not None
+    assert set(newest[1]) >= {"device", "precision", "deterministic", "threads", "world_size", "torch", "seconds"}
+    monkeypatch.setattr(device, "_cpu", lambda: "another, AVX2")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 48)
-    monkeypatch.setattr(torch, "__version__", "2.0")
-    found = [line.partition(":")[0] for line in unlike(state, saved.accelerator)]
+    monkeypatch.setattr(torch, "__version__", "2.0.0")
+    found = [line.partition(":")[0] for line in saved.resume()[2]]
     assert found == ["device", "threads", "torch"]
 
 

@@ -1,10 +1,39 @@
-"""Which memory layout a network gets, and that the layout changes its numbers by rounding alone."""
+"""Which precision and memory layout a network gets, and that the layout changes its numbers by rounding alone."""
 
 import pytest
 import torch
 
+from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.training.engine import memory_format
+from ldmkit.recipe.training import UNetTraining
+from ldmkit.training.device import environment, memory_format, resolve_precision
+from ldmkit.training.engine import Engine
+
+
+def test_engines_of_one_process_differ_in_precision() -> None:
+    """Each network computes in its own engine's and gives float32, in whatever order they were made and are called."""
+    engines, seen = {}, {}
+    for precision in ("fp32", "bf16", "fp32 again"):
+        engine = Engine("unet", UNetTraining(steps=8, precision=precision[:4].strip()), num_samples=32, seed=0)
+        network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        network[0].register_forward_hook(
+            lambda _module, _inputs, output, key=precision: seen.update({key: output.dtype})
+        )
+        engines[precision] = engine, engine.add("model", network)
+    for engine, model in reversed(list(engines.values())):
+        assert model(torch.ones(1, 2, device=engine.device)).dtype == torch.float32
+    assert seen == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp32 again": torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
+def test_half_precision_that_needs_a_gpu() -> None:
+    with pytest.raises(LdmkitError, match=r'precision = "fp16" needs a GPU'):
+        resolve_precision("fp16")
+
+
+def test_checkpoints_keep_their_words_for_precision() -> None:
+    """Those of runs made before say `no`, and are compared with."""
+    assert [environment(precision)["precision"] for precision in ("fp32", "bf16", "fp16")] == ["no", "bf16", "fp16"]
 
 
 @pytest.mark.parametrize(

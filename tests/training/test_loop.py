@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,10 @@ from safetensors.torch import load_file
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
 from ldmkit.run.folder import locked
-from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import Ema, emas_of
-from ldmkit.training.loop import Trainer
+from ldmkit.training.engine import Engine, learning_rate
 
-# Losses that fail on their fifth call, and a hook that writes down what it is told.
+# Losses that fail on their fifth call, and a hook that writes down its calls.
 PLUGIN = '''
 import json
 from ldmkit import hookimpl
@@ -84,13 +82,9 @@ def again(trained: Any, processes: Any, tmp_path: Path) -> Any:
     return run
 
 
-def trainer(workshop: Any, part: str = "unet", **changes: Any) -> Trainer:
-    pipeline = workshop.pipeline()
-    workspace = Workspace(
-        pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, pipeline.parts(), pipeline.reporter
-    )
-    section = getattr(pipeline.recipe, part).model_copy(update=changes)
-    return Trainer(workspace, workspace.parts[part], section, num_samples=16, seed=0)
+def engine(workshop: Any, part: str = "unet", **changes: Any) -> Engine:
+    section = getattr(workshop.pipeline().recipe, part).model_copy(update=changes)
+    return Engine(part, section, num_samples=16, seed=0)
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 5])
@@ -114,8 +108,7 @@ def test_learning_rate_is_that_of_torchs_schedulers(name: str, warmup: int) -> N
             optimizer.param_groups[0]["lr"] = peak
             schedules[1]._last_lr = [peak]
     section = Training(steps=num_steps, learning_rate=peak, lr_schedule=name, warmup_steps=warmup)
-    owner: Any = SimpleNamespace(section=section, num_steps=num_steps)
-    found = [Trainer.learning_rate(owner, step, peak) for step in range(num_steps)]
+    found = [learning_rate(section, step, num_steps, peak) for step in range(num_steps)]
     assert found == pytest.approx(expected)
     assert max(found) == peak
     assert found[0] == pytest.approx(peak / max(1, warmup))
@@ -177,16 +170,16 @@ def test_accumulated_gradient_is_the_whole_batchs(stage: str, parts: int, again:
 def test_batch_that_cannot_be_split(workshop: Any) -> None:
     message = r"unet: batch_size = 6 must be a multiple of the number of processes \(1\) times grad_accumulation \(4\)"
     with pytest.raises(LdmkitError, match=message):
-        trainer(workshop, grad_accumulation=4)
+        engine(workshop, grad_accumulation=4)
 
 
 def test_random_numbers_of_a_step(workshop: Any) -> None:
-    one, other = trainer(workshop), trainer(workshop)
+    one, other = engine(workshop), engine(workshop)
     assert torch.equal(one.noise("noise", 3, (2, 8, 8)), other.noise("noise", 3, (2, 8, 8)))
     assert np.array_equal(one.uniform("flip", 3), other.uniform("flip", 3))
     different = [("noise", 4), ("posterior", 3)]
     assert not any(torch.equal(one.noise("noise", 3, (2,)), one.noise(*which, (2,))) for which in different)
-    assert not torch.equal(one.noise("noise", 3, (2,)), trainer(workshop, "t2i").noise("noise", 3, (2,)))
+    assert not torch.equal(one.noise("noise", 3, (2,)), engine(workshop, "t2i").noise("noise", 3, (2,)))
     assert [(part.start, part.stop, last) for part, last in one.micro_batches()] == [(0, 3, False), (3, 6, True)]
     assert np.array_equal(np.sort(np.concatenate([one.positions(step) for step in range(8)])), np.arange(48) // 3)
 
@@ -268,11 +261,11 @@ def test_log_metrics_hook_and_tensorboard(failing: Any, processes: Any) -> None:
         code, output = processes.run(failing.folder, ("train-vae", "tiny.toml"))
         assert code == expected, output
     part = failing.run / "vae"
-    told = [json.loads(line) for line in (failing.folder / "hook.jsonl").read_text().splitlines()]
-    assert [step for _, _, step, _ in told] == [1, 2, 3, 4, 4, 5, 6, 7, 7, 8]
-    assert all((run, stage) == ("runs/tiny", "vae") for run, stage, _, _ in told)
+    calls = [json.loads(line) for line in (failing.folder / "hook.jsonl").read_text().splitlines()]
+    assert [step for _, _, step, _ in calls] == [1, 2, 3, 4, 4, 5, 6, 7, 7, 8]
+    assert all((run, stage) == ("runs/tiny", "vae") for run, stage, _, _ in calls)
     written = rows(part)
-    last = {step: {"step": step, **metrics} for _, _, step, metrics in told}
+    last = {step: {"step": step, **metrics} for _, _, step, metrics in calls}
     assert list(last.values()) == written
 
     events = EventAccumulator(str(part / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()

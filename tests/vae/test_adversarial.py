@@ -1,13 +1,14 @@
-"""When terms of the loss start, how they ramp in, and when the weights go back: all against sequences of metrics."""
+"""When terms of the loss start, ramp in and are taken back, against sequences of metrics; the adaptive weight."""
 
 import json
 import random
 from typing import Any
 
 import pytest
+import torch
 
 from ldmkit.recipe.training import GanGuard, VaeLoss
-from ldmkit.vae.gan_guard import LossGuard
+from ldmkit.vae.adversarial import LossGuard, adaptive_weight
 
 
 def guard(*, start: int = 0, **changes: Any) -> LossGuard:
@@ -47,23 +48,23 @@ def test_ramp() -> None:
 )
 def test_plateau(psnr: list[float], plateau_psnr: float, evaluations: int, expected: int | None) -> None:
     waiting = guard(start_on_plateau=True, plateau_psnr=plateau_psnr, plateau_evaluations=evaluations, ramp_steps=10)
-    told = {}
+    starts = {}
     for i, value in enumerate(psnr, start=1):
-        if lines := waiting.judge(i * 50, metrics(value)).lines:
-            (told[i],) = lines
-    assert list(told) == ([expected] if expected else [])
+        if lines := waiting.review(i * 50, metrics(value)).lines:
+            (starts[i],) = lines
+    assert list(starts) == ([expected] if expected else [])
     last = 50 * len(psnr)
     if expected is None:
         assert waiting.weight("gan", last) is None
         return
-    assert told[expected].startswith("gan starts: held-out PSNR gained ")
+    assert starts[expected].startswith("gan starts: held-out PSNR gained ")
     start = 50 * expected
     assert [waiting.weight("gan", start + i) for i in (-1, 0, 5, 10, 11)] == pytest.approx([None, 0, 0.4, 0.8, 0.8])
 
 
 def test_plateau_waits_for_the_earliest_step() -> None:
     waiting = guard(start=120, start_on_plateau=True, plateau_evaluations=1)
-    lines = [waiting.judge(step, metrics(10.0)).lines for step in (50, 100, 150, 200)]
+    lines = [waiting.review(step, metrics(10.0)).lines for step in (50, 100, 150, 200)]
     assert [len(each) for each in lines] == [0, 0, 1, 0]
     assert waiting.start("gan") == 150
 
@@ -71,41 +72,41 @@ def test_plateau_waits_for_the_earliest_step() -> None:
 def test_goes_back_and_lowers_its_weight() -> None:
     """The best stays: a second fall goes back to it again, and halves the weight again."""
     guarded = guard(start=150, ramp_steps=100, max_psnr_drop=1.0)
-    assert guarded.judge(100, metrics(15.0)).is_best
-    dip = guarded.judge(150, metrics(12.0))  # 3 dB below, but the adversarial term has not begun
+    assert guarded.review(100, metrics(15.0)).is_best
+    dip = guarded.review(150, metrics(12.0))  # 3 dB below, but the adversarial term has not begun
     assert (dip.lines, dip.is_best, dip.go_back) == ([], False, False)
-    assert guarded.judge(200, metrics(20.0)).is_best
-    assert not guarded.judge(250, metrics(19.1)).go_back
-    judged = guarded.judge(300, metrics(18.5))
-    assert (judged.go_back, judged.is_best) == (True, False)
-    assert judged.lines == [
+    assert guarded.review(200, metrics(20.0)).is_best
+    assert not guarded.review(250, metrics(19.1)).go_back
+    decision = guarded.review(300, metrics(18.5))
+    assert (decision.go_back, decision.is_best) == (True, False)
+    assert decision.lines == [
         "held-out PSNR is 18.50 dB, 1.50 below the best: back to the weights of step 200; the weight of gan is now 0.4"
     ]
     assert [guarded.weight("gan", step) for step in (300, 350, 400, 500)] == pytest.approx([0, 0.2, 0.4, 0.4])
-    judged = guarded.judge(350, metrics(18.9))
-    assert judged.go_back
-    assert "back to the weights of step 200; the weight of gan is now 0.2" in judged.lines[0]
-    assert not guarded.judge(400, metrics(19.5)).lines
-    assert guarded.judge(450, metrics(20.1)).is_best
-    assert "back to the weights of step 450" in guarded.judge(500, metrics(3.0)).lines[0]
+    decision = guarded.review(350, metrics(18.9))
+    assert decision.go_back
+    assert "back to the weights of step 200; the weight of gan is now 0.2" in decision.lines[0]
+    assert not guarded.review(400, metrics(19.5)).lines
+    assert guarded.review(450, metrics(20.1)).is_best
+    assert "back to the weights of step 450" in guarded.review(500, metrics(3.0)).lines[0]
     assert guarded.weight("gan", 10_000) == pytest.approx(0.1)
     assert guarded.weight("l1", 500) == 1.0
 
 
 def test_lpips_alone() -> None:
     guarded = guard(max_psnr_drop=0, max_lpips_rise=0.03)
-    assert guarded.judge(50, metrics(20.0, 0.2)).is_best
-    assert guarded.judge(100, metrics(10.0, 0.15)).is_best  # a PSNR of half as much is not looked at
-    assert not guarded.judge(150, metrics(10.0, 0.179)).go_back
-    assert guarded.judge(200, metrics(30.0, 0.185)).lines == [
+    assert guarded.review(50, metrics(20.0, 0.2)).is_best
+    assert guarded.review(100, metrics(10.0, 0.15)).is_best  # a PSNR of half as much is not looked at
+    assert not guarded.review(150, metrics(10.0, 0.179)).go_back
+    assert guarded.review(200, metrics(30.0, 0.185)).lines == [
         "held-out LPIPS is 0.1850, 0.0350 above the best: back to the weights of step 100; the weight of gan is now 0.4"
     ]
 
 
 def test_both_are_named() -> None:
     guarded = guard()
-    guarded.judge(50, metrics(20.0, 0.2))
-    (line,) = guarded.judge(100, metrics(18.0, 0.3)).lines
+    guarded.review(50, metrics(20.0, 0.2))
+    (line,) = guarded.review(100, metrics(18.0, 0.3)).lines
     assert line.startswith(
         "held-out PSNR is 18.00 dB, 2.00 below the best and held-out LPIPS is 0.3000, 0.1000 above the best: back to"
     )
@@ -116,24 +117,24 @@ def test_never(changes: dict[str, Any]) -> None:
     """Margins of 0, an adversarial term that weighs nothing, one that has not begun."""
     guarded = guard(**changes)
     for step, value in ((50, 20.0), (100, 2.0)):
-        judged = guarded.judge(step, metrics(value, 1 / value))
-        assert (judged.lines, judged.go_back) == ([], False)
+        decision = guarded.review(step, metrics(value, 1 / value))
+        assert (decision.lines, decision.go_back) == ([], False)
 
 
 def test_switched_off_for_good() -> None:
     guarded = guard(weight_factor=0.0)
-    guarded.judge(50, metrics(20.0))
-    assert guarded.judge(100, metrics(10.0)).go_back
+    guarded.review(50, metrics(20.0))
+    assert guarded.review(100, metrics(10.0)).go_back
     assert guarded.weight("gan", 200) == 0
-    assert not guarded.judge(150, metrics(5.0)).go_back  # it was not the adversarial term
+    assert not guarded.review(150, metrics(5.0)).go_back  # it was not the adversarial term
 
 
-def test_nothing_to_judge() -> None:
-    assert guard().judge(50, {}).lines == []
+def test_nothing_to_review() -> None:
+    assert guard().review(50, {}).lines == []
     plain = LossGuard(
         {"l1": VaeLoss(use="l1")}, adversarial=[], earliest={"l1": 0}, settings=GanGuard(), memory=(memory := {})
     )
-    assert plain.judge(50, metrics(20.0)).lines == []
+    assert plain.review(50, metrics(20.0)).lines == []
     assert memory == {}
 
 
@@ -150,16 +151,16 @@ def test_never_goes_back_to_what_it_would_go_back_from() -> None:
         for step in range(50, 2000, 50):
             # An adversarial term's trade: sharper, and a little worse by PSNR.
             psnr, lpips = psnr + rng.gauss(0, 0.5), lpips + rng.gauss(-0.004, 0.015)
-            judged = guarded.judge(step, metrics(psnr, lpips))
-            if judged.is_best:
+            decision = guarded.review(step, metrics(psnr, lpips))
+            if decision.is_best:
                 kept, moved = metrics(psnr, lpips), moved + 1
             if step <= guarded.earliest["gan"] or not best:
                 best = dict(kept)
-            elif not judged.go_back:
+            elif not decision.go_back:
                 best = metrics(max(best["held_out_psnr"], psnr), min(best["held_out_lpips"], lpips))
             fallen = best["held_out_psnr"] - psnr > 1 or lpips - best["held_out_lpips"] > 0.03
-            assert judged.go_back == (fallen and step > guarded.earliest["gan"]), (seed, step)
-            if judged.go_back:
+            assert decision.go_back == (fallen and step > guarded.earliest["gan"]), (seed, step)
+            if decision.go_back:
                 backs += 1
                 psnr, lpips = kept["held_out_psnr"], kept["held_out_lpips"]
                 assert best["held_out_psnr"] - psnr <= 1 + 1e-9
@@ -184,10 +185,10 @@ def test_all_it_remembers_is_json() -> None:
             one.note("gan", **sums)
             other.note("gan", **sums)
         found = metrics(20 + rng.gauss(0, 0.6), 0.2)
-        judged = one.judge(step, found)
-        assert other.judge(step, found) == judged
+        decision = one.review(step, found)
+        assert other.review(step, found) == decision
         assert other.weight("gan", step + 20) == one.weight("gan", step + 20)
-        lines += judged.lines
+        lines += decision.lines
     for words in ("gan starts", "back to the weights", "has won"):
         assert any(words in line for line in lines), words
 
@@ -200,26 +201,49 @@ def test_all_it_remembers_is_json() -> None:
         ({"loss": 0.693, "real": 0.01, "fake": -0.03}, "sees no difference (mean logits 0.01 of pictures, -0.03 of"),
     ],
 )
-def test_collapsed_discriminator_is_told_once_each_time(noted: dict[str, float], words: str) -> None:
+def test_collapsed_discriminator_is_reported_once_each_time(noted: dict[str, float], words: str) -> None:
     healthy = {"loss": 0.4, "real": 0.6, "fake": -0.4}
     watched = guard(start=100)
-    told = []
+    warnings = []
     for step in range(50, 600, 50):
         for _ in range(3):
             if step > 100:
                 watched.note("gan", **(healthy if step == 400 else noted))
-        told += [(step, line) for line in watched.judge(step, metrics(20.0)).lines]
+        warnings += [(step, line) for line in watched.review(step, metrics(20.0)).lines]
     # From 100 to 150 it has only begun; at 400 it had recovered.
-    assert [step for step, _ in told] == [200, 450]
-    assert all(line.startswith("warning: ") and words in line for _, line in told)
+    assert [step for step, _ in warnings] == [200, 450]
+    assert all(line.startswith("warning: ") and words in line for _, line in warnings)
 
 
 def test_collapse_is_of_the_mean_over_the_interval() -> None:
     watched = guard(start=10)
-    watched.judge(50, metrics(20.0))
+    watched.review(50, metrics(20.0))
     watched.note("gan", loss=0.0, real=9.0, fake=-9.0)
     watched.note("gan", loss=0.03, real=3.0, fake=-3.0)
-    assert watched.judge(100, metrics(20.0)).lines == []  # 0.015
+    assert watched.review(100, metrics(20.0)).lines == []  # 0.015
     watched.note("gan", loss=0.0, real=9.0, fake=-9.0)
     watched.note("gan", loss=0.015, real=3.0, fake=-3.0)
-    assert len(watched.judge(150, {}).lines) == 1  # 0.0075; nothing need be held out for this
+    assert len(watched.review(150, {}).lines) == 1  # 0.0075; nothing need be held out for this
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "generator", "max_weight", "expected"),
+    [
+        # gradients of c * sum(w * (3, 4)) have norm 5 c
+        (2.0, 4.0, 1e4, 10 / (20 + 1e-4)),
+        (2.0, 4.0, 0.25, 0.25),
+        (1.0, 0.0, 1e9, 5 / 1e-4),
+        (0.0, 1.0, 1.0, 0.0),
+    ],
+)
+def test_ratio_of_gradient_norms(reconstruction: float, generator: float, max_weight: float, expected: float) -> None:
+    weight = torch.nn.Parameter(torch.tensor([0.5, -1.0], dtype=torch.float64))
+    output = weight * torch.tensor([3.0, 4.0], dtype=torch.float64)  # both losses are factors of its sum
+    gradients = [torch.full_like(output, factor) for factor in (reconstruction, generator)]
+    found = adaptive_weight(output, *gradients, weight, max_weight)
+    assert found.shape == ()
+    assert not found.requires_grad
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+    output.sum().backward()  # its graph is still there
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.tensor([3.0, 4.0], dtype=torch.float64))

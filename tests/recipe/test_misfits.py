@@ -10,7 +10,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
 from ldmkit.recipe import load_recipe
-from ldmkit.recipe.fits import misfits
+from ldmkit.recipe.sections import misfits
 
 
 def test_what_fits_is_what_the_networks_can_be_built_from(cats: Path) -> None:

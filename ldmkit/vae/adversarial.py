@@ -1,10 +1,14 @@
-"""When each term of the autoencoder's loss counts and how much, and the guard over the adversarial ones. No torch."""
+"""When each term of the autoencoder's loss counts and how much, and what balances and guards the adversarial ones."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ldmkit.recipe.training import GanGuard, VaeLoss
+import torch
+
+from ldmkit.components.protocols import AdversarialLoss
+from ldmkit.errors import LdmkitError
+from ldmkit.recipe.training import GanGuard, Vae, VaeLoss
 
 WON = 0.01
 """mean loss of a discriminator (seed or hinge form) below which it has nothing left to learn: its logits lie beyond
@@ -14,9 +18,31 @@ LOST = 0.05
 probability they differ by about 0.01"""
 
 
+def adaptive_weight(
+    output: torch.Tensor,
+    reconstruction_gradient: torch.Tensor,
+    generator_gradient: torch.Tensor,
+    last_layer_weight: torch.Tensor,
+    max_weight: float,
+) -> torch.Tensor:
+    """Adaptive weight of the generator's loss, Esser et al. 2021, eq. 7 (delta = 1e-4).
+
+    The ratio of the two losses' gradient norms at the decoder's last layer, in [0, max_weight]; a scalar without
+    gradient. Both losses come as their gradients at the decoder's `output` (B, 3, H, W), from which the last layer is
+    one convolution away: so neither LPIPS nor the discriminator is gone through again. The output's graph is kept.
+    """
+
+    def norm(gradient: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.autograd.grad(output, last_layer_weight, gradient, retain_graph=True)[0].norm()
+        return found
+
+    weight = norm(reconstruction_gradient) / (norm(generator_gradient) + 1e-4)
+    return weight.clamp(0, max_weight).detach()
+
+
 @dataclass(frozen=True)
-class Judged:
-    """What an evaluation means for the training."""
+class Decision:
+    """What follows from an evaluation."""
 
     lines: list[str]
     """for the user"""
@@ -84,18 +110,18 @@ class LossGuard:
         sums = self.memory["interval"].setdefault(name, [0, 0.0, 0.0, 0.0])
         self.memory["interval"][name] = [a + b for a, b in zip(sums, (1, loss, real, fake), strict=True)]
 
-    def judge(self, step: int, metrics: Mapping[str, float]) -> Judged:
-        """What the evaluation after `step` steps means; called once for each, with the metrics of the raw weights."""
+    def review(self, step: int, metrics: Mapping[str, float]) -> Decision:
+        """What follows from the evaluation after `step` steps; asked once for each, with the raw weights' metrics."""
         if not self.adversarial:
-            return Judged([])
+            return Decision([])
         lines = self._collapsed(step)
         if "held_out_psnr" not in metrics:
-            return Judged(lines)
+            return Decision(lines)
         active = [name for name in self.adversarial if (self.weight(name, step - 1) or 0) > 0]
         quality = self._quality(metrics)
         best = self.memory["best"]
         if best and active and (worse := [key for key in quality if best["quality"][key] - quality[key] > 1]):
-            return Judged([*lines, self._lower(step, metrics, active, worse)], go_back=True)
+            return Decision([*lines, self._lower(step, metrics, active, worse)], go_back=True)
         lines += self._start(step, metrics["held_out_psnr"])
         score = sum(quality.values())
         is_best = bool(quality) and (best is None or score > best["score"])
@@ -104,7 +130,7 @@ class LossGuard:
             best["quality"] = quality
         if is_best:
             self.memory["best"] = {"step": step, "score": score, "quality": quality}
-        return Judged(lines, is_best=is_best)
+        return Decision(lines, is_best=is_best)
 
     def _quality(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The metrics that are watched, higher is better, in units of their margins."""
@@ -166,3 +192,23 @@ class LossGuard:
                 )
             self.memory["collapsed"][name] = state
         return lines
+
+
+def build_guard(section: Vae, terms: Mapping[str, Any], num_train: int, memory: dict[str, Any]) -> LossGuard:
+    """The guard over the terms of the recipe's loss, built by name.
+
+    Raises LdmkitError where the losses cannot be guarded or balanced as the recipe says.
+    """
+    losses = section.losses
+    adversarial = [name for name, term in terms.items() if isinstance(term, AdversarialLoss)]
+    if len(adversarial) == len(losses):
+        raise LdmkitError("[vae.losses] needs a loss beside the adversarial one, which is weighed against it")
+    for name, loss in losses.items():
+        if loss.start_on_plateau and name not in adversarial:
+            raise LdmkitError(
+                f"[vae.losses.{name}] start_on_plateau = true is for adversarial losses, and {loss.use} is none; "
+                "give it a start_step or start_epoch"
+            )
+    size = section.batch_size
+    earliest = {name: max(loss.start_step, loss.start_epoch * num_train // size) for name, loss in losses.items()}
+    return LossGuard(losses, adversarial=adversarial, earliest=earliest, settings=section.guard, memory=memory)
