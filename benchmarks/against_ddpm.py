@@ -21,18 +21,22 @@ from PIL import Image
 
 from ldmkit.cli.export import torch_backend
 from ldmkit.data.toy_cats import prompts
+from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import Backend, draw
-from ldmkit.runtime.request import Wanted, make_plan
+from ldmkit.runtime.generate import draw
+from ldmkit.runtime.request import DrawRequest, PictureRequest
+from ldmkit.runtime.settings import resolve
 
 
-def drawer(backend: Backend, batch: int, **settings: Any) -> Callable[[Sequence[Wanted]], list[Image.Image]]:
+def drawer(backend: Backend, batch: int, **settings: Any) -> Callable[[Sequence[PictureRequest]], list[Image.Image]]:
     """Draws a batch by `backend`."""
-    return lambda wanted: draw(backend, make_plan(backend, wanted, **settings), batch_size=batch)
+    return lambda wanted: draw(backend, resolve(backend, DrawRequest(wanted, **settings)), batch_size=batch)
 
 
 def in_turns(
-    sides: dict[str, Callable[[Sequence[Wanted]], list[Image.Image]]], wanted: Sequence[Wanted], batch: int
+    sides: dict[str, Callable[[Sequence[PictureRequest]], list[Image.Image]]],
+    wanted: Sequence[PictureRequest],
+    batch: int,
 ) -> tuple[dict[str, list[float]], dict[str, list[Image.Image]]]:
     """Seconds of every batch and the pictures of either side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -71,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     chosen = parse(argv)
     texts = chosen.prompt or [prompt.text for prompt in prompts(chosen.num, 1)]
-    wanted = [Wanted(texts[seed % len(texts)], seed) for seed in range(chosen.num)]
+    wanted = [PictureRequest(texts[seed % len(texts)], seed) for seed in range(chosen.num)]
     own = {"steps": chosen.steps, "sampler": chosen.sampler, "guidance_scale": chosen.guidance}
     sides = {
         "bundle": drawer(Bundle.load(chosen.bundle), chosen.batch, **own),

@@ -16,8 +16,8 @@ from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.report import Reporter
 from ldmkit.run.folder import read_metrics
-from ldmkit.run.parts import PARTS, stage_names, stage_parts
-from ldmkit.verify_resume import TRAINING_STAGES, cut
+from ldmkit.run.parts import PARTS, stage_names, stage_parts, trained_parts
+from ldmkit.verify_resume import cut
 
 NEVER = 10**9
 
@@ -40,7 +40,7 @@ def seconds(recipe: Recipe, part: str, every: int, scratch: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=TRAINING_STAGES, default="train-unet")
+    parser.add_argument("--stage", choices=[PARTS[part].stage for part in trained_parts()], default="train-unet")
     parser.add_argument("--recipe", default="toy-cats")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--every", type=int, default=20)

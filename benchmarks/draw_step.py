@@ -21,13 +21,14 @@ def bundle(turn: Turn, folder: Path, batch: int) -> None:
     """Walks on and on; every step is a call of `turn`."""
     from ldmkit.runtime.bundle import Bundle
     from ldmkit.runtime.generate import draw_latents, network_of
-    from ldmkit.runtime.request import each_prompt, make_plan
+    from ldmkit.runtime.request import DrawRequest, each_prompt
+    from ldmkit.runtime.settings import resolve
 
     opened = Bundle.load(folder / "bundle", provider="cpu")
-    plan = make_plan(opened, each_prompt(opened, PROMPT, n=batch, seed=0), steps=PER_WALK)
-    network = network_of(opened, plan.wanted, plan)
+    settings = resolve(opened, DrawRequest(each_prompt(PROMPT, n=batch), steps=PER_WALK))
+    network = network_of(opened, settings.pictures, settings)
     while True:
-        draw_latents(opened.manifest, plan, network, plan.wanted, None, lambda call, x0: turn())
+        draw_latents(opened, settings, network, settings.pictures, None, lambda call, x0: turn())
 
 
 def in_torch(turn: Turn, folder: Path, batch: int, guidance: float) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tiny_recipe import tiny_recipe
 
-from ldmkit.verify_resume import TRAINING_STAGES, ResumeCheck, cut
+from ldmkit.run.parts import PARTS, trained_parts
+from ldmkit.verify_resume import ResumeCheck, cut
 
 
 def main() -> int:
@@ -28,18 +29,17 @@ def main() -> int:
         recipe = cut(tiny_recipe(), steps=options.steps, pictures=scratch / "none", scratch=scratch)
         check = ResumeCheck(recipe, scratch, seed=options.seed)
         verdicts = []
-        for number, stage in enumerate(TRAINING_STAGES):
-            share = (options.kills + number) // len(TRAINING_STAGES)
-            verdicts.append(check.check(stage, kills=share, tell=lambda text: print(text, file=sys.stderr)))
-    headings = ("stage", "kills", "in a save", "runs", "steps", "different", "weights", "different")
-    print(" ".join(f"{heading:>10}" for heading in headings))
+        for number, part in enumerate(trained_parts()):
+            share = (options.kills + number) // len(trained_parts())
+            verdicts.append(check.check(PARTS[part].stage, kills=share, tell=lambda text: print(text, file=sys.stderr)))
+    print(" ".join(f"{heading:>10}" for heading in ("stage", "kills", "in a save", "runs", "compared", "different")))
     for v in verdicts:
-        row = (v.stage, v.kills, v.inside_saves, v.runs, v.steps, v.different_steps, v.files, v.different_files)
+        row = (v.stage, v.kills, v.inside_saves, v.runs, v.compared, len(v.different))
         print(" ".join(f"{cell:>10}" for cell in row))
     kills, inside = sum(v.kills for v in verdicts), sum(v.inside_saves for v in verdicts)
     print(f"{kills} kills, {inside} of them inside a save ({inside / kills:.0%}), in {time.monotonic() - began:.0f} s")
-    print("0 bits different" if all(v.same for v in verdicts) else "BITS DIFFER")
-    return int(not all(v.same for v in verdicts))
+    print("BITS DIFFER" if any(v.different for v in verdicts) else "0 bits different")
+    return int(any(v.different for v in verdicts))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 from tiny_recipe import tiny_recipe
 
-from ldmkit.verify_resume import TRAINING_STAGES, ResumeCheck, cut
+from ldmkit.run.parts import PARTS, trained_parts
+from ldmkit.verify_resume import ResumeCheck, cut
 
 WARM_UP = 20.0
 """seconds of a process before its samples count: it is loading"""
@@ -70,7 +71,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--kill-every", type=float, default=60, help="seconds")
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--stage", choices=TRAINING_STAGES, default="train-unet")
+    parser.add_argument("--stage", choices=[PARTS[part].stage for part in trained_parts()], default="train-unet")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ldmkit-soak-") as name:
         scratch = Path(name).resolve()
@@ -86,13 +87,13 @@ def main() -> int:
             soak.run_to_the_end(verdict, sys.maxsize)
     memory, files = growth(soak.samples, 1), growth(soak.samples, 2)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes, {verdict.kills} kills, {verdict.runs} runs to the end")
-    print(f"steps compared: {verdict.steps}, different: {verdict.different_steps}; weights: {verdict.different_files}")
+    print(f"steps and weights compared: {verdict.compared}, different: {len(verdict.different)}")
     if memory:
         print(f"memory: {statistics.median(memory) / 2**20:+.2f} MiB a minute (worst {max(memory) / 2**20:+.2f})")
         held = [sample[1] / 2**20 for sample in max(soak.samples, key=len)]
         print(f"  between {min(held):.0f} and {max(held):.0f} MiB in the process that lived longest")
         print(f"open files: {statistics.median(files):+.2f} a minute (worst {max(files):+.2f})")
-    return int(not verdict.same)
+    return int(bool(verdict.different))
 
 
 if __name__ == "__main__":

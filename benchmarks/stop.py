@@ -18,15 +18,14 @@ from pathlib import Path
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.run.checkpoint import checkpoints
 from ldmkit.run.folder import read_metrics
-from ldmkit.run.parts import stage_names, stage_parts
-from ldmkit.verify_resume import TRAINING_STAGES
+from ldmkit.run.parts import PARTS, stage_names, stage_parts, trained_parts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stops", type=int, default=10)
     parser.add_argument("--recipe", default="toy-cats")
-    parser.add_argument("--stage", choices=TRAINING_STAGES, default="train-vae")
+    parser.add_argument("--stage", choices=[PARTS[part].stage for part in trained_parts()], default="train-vae")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()

@@ -17,9 +17,11 @@ from mistakes import told
 from PIL import Image
 
 from ldmkit.cli.export import torch_backend
+from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import Backend, draw
-from ldmkit.runtime.request import Wanted, make_plan
+from ldmkit.runtime.generate import draw
+from ldmkit.runtime.request import DrawRequest, PictureRequest
+from ldmkit.runtime.settings import resolve
 
 
 def psnr(picture: Image.Image, other: Image.Image) -> float:
@@ -29,9 +31,11 @@ def psnr(picture: Image.Image, other: Image.Image) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def compare(run: Backend, bundle: Backend, wanted: Sequence[Wanted], *, steps: int) -> list[float]:
+def compare(run: Backend, bundle: Backend, wanted: Sequence[PictureRequest], *, steps: int) -> list[float]:
     """PSNR of each picture."""
-    drawn = [draw(backend, make_plan(backend, wanted, steps=steps), batch_size=10) for backend in (run, bundle)]
+    drawn = [
+        draw(backend, resolve(backend, DrawRequest(wanted, steps=steps)), batch_size=10) for backend in (run, bundle)
+    ]
     return [psnr(a, b) for a, b in zip(*drawn, strict=True)]
 
 
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     if min(chosen.num, chosen.steps) < 1:
         parser.error("--num and --steps must be at least 1")
-    wanted = [Wanted(chosen.prompt if seed % 2 else "", seed) for seed in range(chosen.num)]
+    wanted = [PictureRequest(chosen.prompt if seed % 2 else "", seed) for seed in range(chosen.num)]
     run, bundle = torch_backend(chosen.run), Bundle.load(chosen.bundle)
     found = compare(run, bundle, wanted, steps=chosen.steps)
     passed = sum(each >= chosen.least for each in found)

@@ -24,7 +24,8 @@ from ldmkit.atomic import new_folder, write_json
 from ldmkit.caches.sets import TextSet
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
-from ldmkit.data.pictures import PictureIndex, prepare
+from ldmkit.data.decode import prepare
+from ldmkit.data.pictures import PictureIndex
 from ldmkit.denoising.train_t2i import train_t2i
 from ldmkit.denoising.train_unet import train_unet
 from ldmkit.diffusion.process import make_schedule

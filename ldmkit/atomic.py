@@ -61,7 +61,7 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
     written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LdmkitError(f"{folder} already exists and is not an empty folder: remove it or name another one.")
+        raise LdmkitError(f"{folder} already exists and is not an empty folder: remove it or name another one")
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
     except OSError as error:
         # Not always one of ours: whoever fills the folder reads other files.
         which = f"{error.filename}: " if error.filename is not None else ""
-        raise LdmkitError(f"{folder} cannot be written: {which}{error.strerror or error}.") from error
+        raise LdmkitError(f"{folder} cannot be written: {which}{error.strerror or error}") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What of this machine ldmkit can use, what that means, and what to do about the rest. Imports no torch itself."""
+"""`ldmkit doctor`: what ldmkit can use of this machine, and what to do about the rest. Imports no torch itself."""
 
 import importlib.metadata
 import json
@@ -59,7 +59,7 @@ def examine(runs_torch: bool = True) -> list[Finding]:
             findings += list(check())
         except Exception as error:  # a broken install leads to almost any exception, and is what this is for
             name = check.__name__.strip("_")
-            findings.append(Finding(name, "broken", f"{type(error).__name__}: {error}", "this could not be looked at"))
+            findings.append(Finding(name, "broken", f"{type(error).__name__}: {error}", "this could not be checked"))
     return findings
 
 

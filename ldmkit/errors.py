@@ -10,6 +10,12 @@ class LdmkitError(Exception):
     exit_code = 1
 
 
+class UsageError(LdmkitError):
+    """A mistake that the command line alone shows: options that do not go together, or a malformed value."""
+
+    exit_code = 2
+
+
 class Interrupted(LdmkitError):
     """Training stopped by a signal after saving; the same command goes on from there."""
 

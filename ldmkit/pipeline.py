@@ -14,7 +14,7 @@ from ldmkit.components.registry import Registry
 from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, scan
-from ldmkit.errors import Interrupted, LdmkitError, lost_process
+from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
@@ -63,7 +63,7 @@ class Pipeline:
         folder = Path(data.path)
         if not folder.exists() and data.source != "folder":
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
-            with self.reporter.counter("data") as progress:
+            with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
         with self.reporter.counter("reading pictures") as progress:
             return scan(
@@ -85,7 +85,7 @@ class Pipeline:
         """Has the networks that these stages train start from weights in `source`; see `find_starts`."""
         trained = [spec.name for stage in stages for spec in stage_parts(stage) if spec.trained]
         if not trained:
-            raise LdmkitError(f"--init-from {source}: {' and '.join(stages)} trains nothing")
+            raise UsageError(f"--init-from {source}: {' and '.join(stages)} trains nothing")
         self._init_from = source
         self._given = find_starts(source, trained, self.run_dir)
 
@@ -174,7 +174,7 @@ class Pipeline:
             self._announced = True
             folder = Path(self.recipe.data.path).absolute()
             self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
-            for line in self.index.told(MAX_REMARKS):
+            for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
 
     def _leave_nothing(self) -> None:

@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PATIENCE = 2.0
 """seconds of work that need no display"""
@@ -67,11 +70,8 @@ class PlainBar(Bar):
 class RichBar(Bar):
     """A bar with rate, time left and the newest metrics."""
 
-    def __init__(self, title: str, total: int, done: int, progress: "object") -> None:
+    def __init__(self, title: str, total: int, done: int, progress: "Progress") -> None:
         super().__init__(title, total, done)
-        from rich.progress import Progress
-
-        assert isinstance(progress, Progress)
         self._progress = progress
         self._task = progress.add_task(title, total=total, completed=done, speed="", metrics="")
 

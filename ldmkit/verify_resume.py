@@ -1,7 +1,8 @@
 """`ldmkit verify-resume`: the training stages killed and resumed on this machine, compared bit by bit. No torch.
 
-A recipe's own stages, cut to a few steps, run undisturbed in processes of their own; then again, killed (SIGKILL) at
-seeded moments until they come to their end: whenever a process touches its files, it may be its last time.
+A recipe's own stages, cut to a few steps, run undisturbed in processes of their own, in `alone/`; then again in
+`killed/`, killed (SIGKILL) at seeded moments until they come to their end: any touch of a file of its run may be a
+process's last.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from ldmkit.report import Reporter
 from ldmkit.run.folder import read_metrics
 from ldmkit.run.parts import PARTS, stage_names, stage_parts
 
-TRAINING_STAGES = tuple(spec.stage for spec in PARTS.values() if spec.trained)
 PICTURES = 64
 """as many of the recipe's pictures are trained on"""
 _TOUCHES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 _TIMES = ("seconds", "loader_wait")
 """what a log has that no two runs have in common"""
+_ENVIRONMENT = ("device", "precision", "deterministic", "threads", "world_size", "torch")
+"""what the bits depend on besides the recipe and the pictures, as a checkpoint's state has it"""
 
 
 def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
@@ -42,10 +44,9 @@ def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
         warmup = {"warmup_steps": min(section.warmup_steps, 2)}
         return section.model_copy(update={"steps": steps, "epochs": None, **every, **warmup, **changes})
 
+    at_once = {"start_epoch": 0, "start_on_plateau": False}
     losses = {
-        name: loss.model_copy(
-            update={"start_epoch": 0, "start_on_plateau": False, "start_step": min(loss.start_step, steps // 2)}
-        )
+        name: loss.model_copy(update={**at_once, "start_step": min(loss.start_step, steps // 2)})
         for name, loss in recipe.vae.losses.items()
     }
     # A captioner takes long, and its words change nothing here.
@@ -72,26 +73,18 @@ class Verdict:
 
     stage: str
     environment: dict[str, Any]
-    """what the bits depend on besides the recipe and the pictures: device, threads, torch, ..."""
     kills: int = 0
     inside_saves: int = 0
     runs: int = 0
-    """that came to their end after kills"""
-    steps: int = 0
-    """logged steps compared, over all runs"""
-    different_steps: int = 0
-    files: int = 0
-    """weights compared: networks, averages and optimizers"""
-    different_files: int = 0
-
-    @property
-    def same(self) -> bool:
-        """Whether not one bit differs."""
-        return not self.different_steps and not self.different_files
+    """that came to their end after kills, and were compared"""
+    compared: int = 0
+    """logged steps and files of weights, over all runs"""
+    different: list[str] = field(default_factory=list)
+    """those of them that differ by a bit"""
 
 
 class ResumeCheck:
-    """Runs a recipe (see `cut`) in `scratch`: undisturbed in `alone/`, killed and resumed in `killed/`."""
+    """Runs a recipe (see `cut`) in `scratch`."""
 
     def __init__(self, recipe: Recipe, scratch: Path, *, seed: int = 0) -> None:
         self.recipe = recipe
@@ -120,12 +113,10 @@ class ResumeCheck:
 
     def undisturbed(self, stage: str) -> Verdict:
         """Runs all up to the stage without a kill; an empty verdict."""
-        every = stage_names()
-        for each in every[: every.index(stage) + 1]:
+        for each in stage_names()[: stage_names().index(stage) + 1]:
             self._run(each, self.alone)
         state = json.loads((_last(self.alone / stage_parts(stage)[0].name) / "state.json").read_text(encoding="utf-8"))
-        names = ("device", "precision", "deterministic", "threads", "world_size", "torch")
-        return Verdict(stage, {name: state[name] for name in names})
+        return Verdict(stage, {name: state[name] for name in _ENVIRONMENT})
 
     def run_to_the_end(self, verdict: Verdict, kills: int) -> None:
         """Runs the stage from nothing, killed until there were `kills`; compares it with the undisturbed run."""
@@ -135,15 +126,18 @@ class ResumeCheck:
         while self._run(verdict.stage, self.killed, risk=self.risk if verdict.kills < kills else None) != 0:
             verdict.kills += 1
             verdict.inside_saves += any((self.killed / part / "checkpoints").glob(".*"))
-        self._compare(part, verdict)
+        found = [contents(run / part) for run in (self.alone, self.killed)]
+        names = sorted(found[0].keys() | found[1].keys())
+        verdict.runs += 1
+        verdict.compared += len(names)
+        verdict.different += [name for name in names if found[0].get(name) != found[1].get(name)]
 
     def _run(self, stage: str, run: Path, *, risk: float | None = None) -> int:
         """Exit code of one process that runs the stage: 0, or the signal that it was killed with, negative.
 
-        Raises LdmkitError with what the stage said where it ended in any other way.
+        Raises LdmkitError where it ended in any other way; the stage has said why.
         """
-        said = self.scratch / "said.txt"
-        arguments = (self.recipe.model_dump_json(), str(run.parent), stage, self._random.random(), risk, str(said))
+        arguments = (self.recipe.model_dump_json(), str(run.parent), stage, self._random.random(), risk)
         process = self._context.Process(target=_stage, args=arguments)
         process.start()
         try:
@@ -152,30 +146,15 @@ class ResumeCheck:
             process.kill()
         code = int(process.exitcode)
         if code > 0 or (code < 0 and risk is None):
-            lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise LdmkitError(f"{stage} does not run here: {lines[-1] if lines else f'exit code {code}'}")
+            raise LdmkitError(f"{stage} does not run here: see above (exit code {code})")
         return code
 
     def _wait(self, process: Any) -> None:
         process.join()
 
-    def _compare(self, part: str, verdict: Verdict) -> None:
-        logs = [_numbers(run / part / "metrics.jsonl") for run in (self.alone, self.killed)]
-        hashes = [_weights(run / part) for run in (self.alone, self.killed)]
-        verdict.runs += 1
-        verdict.steps += len(logs[0])
-        verdict.different_steps += sum(one != other for one, other in zip(*logs, strict=False))
-        verdict.different_steps += abs(len(logs[0]) - len(logs[1]))
-        names = hashes[0].keys() | hashes[1].keys()
-        verdict.files += len(names)
-        verdict.different_files += sum(hashes[0].get(name) != hashes[1].get(name) for name in names)
 
-
-def _stage(recipe: str, runs_dir: str, stage: str, seed: float, risk: float | None, said: str) -> None:
+def _stage(recipe: str, runs_dir: str, stage: str, seed: float, risk: float | None) -> None:
     """What one process does; `risk`: with which it ends itself each time that it touches a file of its run."""
-    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
     luck = random.Random(seed)
 
     def strike(event: str, arguments: tuple[Any, ...]) -> None:
@@ -192,22 +171,18 @@ def _stage(recipe: str, runs_dir: str, stage: str, seed: float, risk: float | No
         pipeline = Pipeline(own, registry=silent, reporter=Reporter(quiet=True), runs_dir=Path(runs_dir))
         pipeline.run((stage,), ignore_gate=True)
     except LdmkitError as error:
-        os.write(2, f"{error}\n".encode())
-        sys.exit(error.exit_code)
-
-
-def _numbers(log: Path) -> list[dict[str, str]]:
-    """Every logged number to its last bit, but for times."""
-    return [{k: float(v).hex() for k, v in row.items() if k not in _TIMES} for row in read_metrics(log)]
+        sys.exit(str(error))
 
 
 def _last(part: Path) -> Path:
     return max((part / "checkpoints").glob("step_*"))
 
 
-def _weights(part: Path) -> dict[str, str]:
-    """SHA-256 of the final weights, and of all in the last checkpoint."""
+def contents(part: Path) -> dict[str, Any]:
+    """Every logged number but times to its last bit, and SHA-256 of final weights and of all in the last checkpoint."""
+    rows = enumerate(read_metrics(part / "metrics.jsonl"), 1)
+    files = [*part.glob("*.safetensors"), *_last(part).glob("*.safetensors")]
     return {
-        str(file.relative_to(part)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in [*part.glob("*.safetensors"), *_last(part).glob("*.safetensors")]
+        **{f"line {i}": {k: float(v).hex() for k, v in row.items() if k not in _TIMES} for i, row in rows},
+        **{str(file.relative_to(part)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }

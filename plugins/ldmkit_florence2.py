@@ -70,7 +70,7 @@ class Florence2:
             # Outside the handler: while the exception lives, its frames hold the tensors.
             self._room["pictures"] = (len(batch) + 1) // 2
             torch.cuda.empty_cache()
-            told = f"florence2: out of memory, going on with {self._room['pictures']} pictures at a time"
+            told = f"florence2: out of memory, continuing with {self._room['pictures']} pictures at a time"
             warnings.warn(told, stacklevel=2)
         return captions
 

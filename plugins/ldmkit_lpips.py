@@ -87,7 +87,7 @@ def _read(path: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise LdmkitError(f"backbone_weights: {path} is no file")
+        raise LdmkitError(f"backbone_weights: no such file: {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -114,18 +114,13 @@ class Euler:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerAncestral:
+class EulerAncestral(DDIM):
     """Euler with fresh noise (k-diffusion sample_euler_ancestral): DDIM with eta, under the name and default of others.
 
     Its step down to sigma_down and back up by sigma_up is DDIM's, eq. 12 and 16, once x / alpha is written as x.
     """
 
-    steps: Steps = 50
     eta: Annotated[float, Field(ge=0, le=1, description="fresh noise: 0 none, 1 all that keeps the distribution")] = 1.0
-
-    def sample(self, denoise: Denoise, x_T: Array, schedule: Schedule, randn_like: RandnLike) -> Array:  # noqa: N803 - the field's name
-        """x0, shaped like x_T."""
-        return DDIM(steps=self.steps, eta=self.eta).sample(denoise, x_T, schedule, randn_like)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,12 +182,12 @@ def new_workshop(folder: Path) -> Workshop:
 # and open files of its own. `strike`: see tests/strike.py. Each saves the same figure, drawn here: matplotlib takes as
 # long for one as a tiny stage takes for its steps.
 PARENT = """
-import importlib, io, json, os, sys
+import gc, importlib, io, json, os, sys
 from pathlib import Path
+from ldmkit.run.parts import PARTS
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
              "ldmkit_samplers", "ldmkit_losses", "ldmkit_patchgan", "ldmkit_transformer", "ldmkit_captions",
-             *("ldmkit." + stage for stage in
-               ("caches.caption", "vae.train", "caches.encode", "denoising.train_unet", "denoising.train_t2i"))):
+             *(spec.maker.split(":")[0] for name, spec in PARTS.items() if name != "bundle")):
     importlib.import_module(name)
 
 from matplotlib.figure import Figure
@@ -228,6 +228,7 @@ def child(job):
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
+gc.freeze()  # else a child's first collection copies all of this process's memory
 for line in sys.stdin:
     job = json.loads(line)
     if "wait" in job:

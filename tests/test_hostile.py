@@ -86,10 +86,10 @@ def test_every_kind_of_picture(tmp_path: Path) -> None:
     assert pictures.faults(tmp_path / "pictures", index, KINDS) == []
     assert (watched.executed, watched.outside) == ([], [])
     rejected = [kind for kind in KINDS if kind.reason not in (None, "hidden")]
-    told = index.told()
-    assert told[0] == f"{len(rejected)} left out"
+    lines = index.summary()
+    assert lines[0] == f"{len(rejected)} left out"
     assert len(index) + len(rejected) == len(KINDS) - 1
-    assert all(line.isprintable() for line in told)
+    assert all(line.isprintable() for line in lines)
 
 
 def test_the_largest_pictures_take_less_than_a_gigabyte(tmp_path: Path) -> None:

@@ -112,3 +112,27 @@ def test_duration() -> None:
         3960000: "45 d 20 h",
     }
     assert {seconds: duration(seconds) for seconds in expected} == expected
+
+
+def test_a_counter_shows_only_what_takes_a_while(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def count(seconds: float, **options: Any) -> tuple[str, str]:
+        with Reporter(**options).counter("pictures") as progress:
+            for done in range(1, 31):
+                clock[0] += seconds
+                progress(done, 30)
+        return tuple(capsys.readouterr())
+
+    assert count(0.05) == ("", "")
+    lines = [
+        "pictures  12/30  1.0/s  18.0 s left",
+        "pictures  22/30  1.0/s  8.0 s left",
+        "pictures  30/30  1.0/s",
+    ]
+    assert count(1.0) == ("\n".join([*lines, ""]), "")
+    assert count(1.0, err=True) == ("", "\n".join([*lines, ""]))
+    assert count(1.0, quiet=True) == ("", "")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from ldmkit.cli.verify_resume import verify_resume
 from ldmkit.recipe import Recipe, load_recipe
-from ldmkit.verify_resume import PICTURES, ResumeCheck, Verdict, cut
+from ldmkit.verify_resume import PICTURES, ResumeCheck, Verdict, contents, cut
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
@@ -21,10 +23,9 @@ def test_of_a_recipe(processes: Any, workshop: Any) -> None:
     assert "train-unet: 3 kills" in told
     (verdict,) = json.loads("{" + rest)["stages"]
     assert verdict["kills"] == 3
-    assert (verdict["same"], verdict["different_steps"], verdict["different_files"]) == (True, 0, 0)
-    assert verdict["steps"] == 6 * verdict["runs"]
-    # Raw weights and two averages, in the part and in its last checkpoint, which has the optimizer as well.
-    assert verdict["files"] == 7 * verdict["runs"]
+    assert (verdict["same"], verdict["different"]) == (True, [])
+    # Six steps; raw weights and two averages, in the part and in its last checkpoint, which has the optimizer as well.
+    assert verdict["compared"] == (6 + 7) * verdict["runs"]
     assert verdict["environment"]["threads"] == 1
     assert not (workshop.folder / "runs").exists()
 
@@ -41,14 +42,10 @@ def test_cut_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["a bit of a loss", "a step left out", "a bit of a weight", "a file left out"])
 def test_one_bit_is_enough(change: str, trained: Any, tmp_path: Path) -> None:
-    recipe = trained.pipeline().recipe
-    check = ResumeCheck(recipe, tmp_path)
-    for run in (check.alone, check.killed):
-        shutil.copytree(trained.run, run)
-    same = Verdict("train-t2i", {})
-    check._compare("t2i", same)
-    assert same.same
-    part = check.killed / "t2i"
+    before = contents(trained.run / "t2i")
+    assert contents(trained.run / "t2i") == before
+    part = tmp_path / "t2i"
+    shutil.copytree(trained.run / "t2i", part)
     log = part / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     if change == "a bit of a loss":
@@ -63,7 +60,24 @@ def test_one_bit_is_enough(change: str, trained: Any, tmp_path: Path) -> None:
     else:
         (part / "ema.safetensors").unlink()
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    verdict = Verdict("train-t2i", {})
-    check._compare("t2i", verdict)
-    assert not verdict.same
-    assert verdict.different_steps + verdict.different_files == 1
+    after = contents(part)
+    (different,) = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    assert different in ("line 4", "line 8", "checkpoints/step_00000008/optimizer_model.safetensors", "ema.safetensors")
+
+
+def test_a_difference_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, and by exit code 1."""
+    found = Verdict("train-unet", {"device": "cpu"}, kills=4, inside_saves=1, runs=2, compared=26, different=["line 4"])
+    monkeypatch.setattr(ResumeCheck, "check", lambda *_, **__: found)
+    command = ["toy-cats", "--only", "train-unet"]
+    left = CliRunner().invoke(verify_resume, command, standalone_mode=False)
+    assert left.return_value == 1
+    stage, kills, differ, verdict = left.stdout.splitlines()
+    assert stage == "train-unet on device cpu:"
+    assert kills == "  4 kills, 1 of them inside a save, in 2 runs"
+    assert differ == "  1 of 26 steps and weights differ: line 4"
+    assert verdict.startswith("a resumed run differs from an uninterrupted one")
+    found.different.clear()
+    left = CliRunner().invoke(verify_resume, command, standalone_mode=False)
+    assert left.return_value == 0
+    assert left.stdout.splitlines()[-1].startswith("a resumed run repeats an uninterrupted one")

@@ -17,7 +17,7 @@ BATCH = 64
 
 
 def caption(workspace: Workspace) -> dict[str, Any]:
-    """Captions every picture, going on behind those that a run before this one wrote; returns counts by captioner."""
+    """Captions every picture that a run before this one did not; returns counts by captioner."""
     recipe = workspace.recipe
     path = workspace.folder("captions") / "captions.jsonl"
     pictures = workspace.index.pictures()
@@ -46,7 +46,7 @@ def caption(workspace: Workspace) -> dict[str, Any]:
             bar.advance(len(rows))
             left -= len(rows)
             if signals.number:
-                raise stopped(f"caption: saved, {left} pictures left; the same command goes on", signals.number)
+                raise stopped(f"caption: saved, {left} pictures left; the same command resumes", signals.number)
     return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
 
 

@@ -35,7 +35,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
 
     `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
-    in shards, and a next run goes on behind the last whole one. `statistics.json` holds each channel's mean and std of
+    in shards, and a next run resumes after the last whole one. `statistics.json` holds each channel's mean and std of
     z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
     precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
@@ -54,7 +54,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.done
         if 0 < first < len(pictures):
-            workspace.reporter.line(f"encode latents: going on behind picture {first} of {len(pictures)}")
+            workspace.reporter.line(f"encode latents: resuming after picture {first} of {len(pictures)}")
         batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
         loaded = picture_batches(pictures, recipe.data, batches)
         with workspace.reporter.bar("encode", len(pictures), first) as bar:
@@ -70,19 +70,16 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
                     shards.save({"moments": moments.sums.tolist()})
                 bar.advance(len(own))
                 if signals.number:
-                    told = (
-                        f"encode latents: saved behind picture {own.stop} of {len(pictures)}; the same command goes on"
-                    )
-                    raise stopped(told, signals.number)
+                    saved = f"saved up to picture {own.stop} of {len(pictures)}"
+                    raise stopped(f"encode latents: {saved}; the same command resumes", signals.number)
             loader_wait = clock.share() if batches else 0.0
     rows = moments.channels(len(pictures) * copies * size * size)
     statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
     write_json(workspace.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
-    write_json(
-        folder / "quality.json", {"held_out": held_out_quality(workspace, autoencoder, device), "channels": rows}
-    )
+    quality = held_out_quality(workspace, autoencoder, device)
+    write_json(folder / "quality.json", {"held_out": quality, "channels": rows})
     return {**{f"std_{i}": row["std"] for i, row in enumerate(rows)}, "loader_wait": loader_wait}
 
 
@@ -110,7 +107,7 @@ class _Encoder:
         # Outside of the except block, which would hold on to the tensors of the failed attempt.
         self.largest = min(self.largest, len(pixels)) // 2 or 1
         torch.cuda.empty_cache()
-        self.reporter.line(f"encode: out of memory; going on with {self.largest} pictures at a time")
+        self.reporter.line(f"encode: out of memory; continuing with {self.largest} pictures at a time")
         return self(pixels)
 
     def _part(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +191,7 @@ def _write_states(
     with ShardedArrays(folder, {"states": whole}) as shards, StopSignals("encode text") as signals:
         first = int(np.searchsorted(offsets, shards.done))
         if 0 < first < len(ids):
-            workspace.reporter.line(f"encode text: going on behind caption {first} of {len(ids)}")
+            workspace.reporter.line(f"encode text: resuming after caption {first} of {len(ids)}")
         with workspace.reporter.bar("encode text", len(ids), first) as bar:
             for i in range(first, len(ids), BATCH):
                 stop = min(i + BATCH, len(ids))
@@ -205,8 +202,8 @@ def _write_states(
                     shards.save({})
                 bar.advance(stop - i)
                 if signals.number:
-                    told = f"encode text: saved behind caption {stop} of {len(ids)}; the same command goes on"
-                    raise stopped(told, signals.number)
+                    saved = f"saved up to caption {stop} of {len(ids)}"
+                    raise stopped(f"encode text: {saved}; the same command resumes", signals.number)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

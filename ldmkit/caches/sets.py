@@ -99,9 +99,7 @@ def open_mapped(file: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise LdmkitError(
-            f"{file}: no array that can be read: {error}; `ldmkit encode --again` makes it anew"
-        ) from None
+        raise LdmkitError(f"{file}: no array that can be read: {error}; run `ldmkit encode RECIPE --again`") from None
     # Without it the system reads the neighbours of each row as well: 600 times as long for a batch out of a million.
     if hasattr(mmap, "MADV_RANDOM") and isinstance(array.base, mmap.mmap):
         array.base.madvise(mmap.MADV_RANDOM)

@@ -3,6 +3,7 @@
 import atexit
 import errno
 import gc
+import os
 import sys
 from importlib import import_module
 from io import TextIOWrapper
@@ -65,10 +66,12 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one message on stderr and exit code 1."""
+    """Runs the command line; a user's mistake is one message on stderr and exit code 1, or 2 for wrong usage."""
     from ldmkit.errors import LdmkitError
 
     atexit.register(_skip_last_collection)
+    # Before its first model pydantic would read what every installed package says of itself, for plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Names of files may hold what the terminal cannot show, or bytes that are no text: neither ends a command.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

@@ -9,7 +9,7 @@ import click
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("converted"), show_default=True)
 def convert(checkpoint: Path, out: Path) -> None:
-    """Turn a published .pth CHECKPOINT of the original system into safetensors of ours."""
+    """Convert a published .pth CHECKPOINT of the original system to safetensors."""
     from ldmkit.cli.missing import require
 
     require("torch")

@@ -1,4 +1,4 @@
-"""`ldmkit data`: draw the toy set, look a folder over."""
+"""`ldmkit data`: draw the toy set, check a folder of pictures."""
 
 import json
 from pathlib import Path
@@ -18,15 +18,13 @@ def data() -> None:
 @click.option("--size", type=click.IntRange(16, 1024), default=64, show_default=True, help="Pixels, width and height.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def make(name: str, out: Path | None, num_pictures: int, size: int, seed: int) -> None:
-    """Draw the set NAME: cat faces with known attributes and captions."""
+    """Draw the set NAME: cat faces with known attributes, and captions that name them."""
     from ldmkit.data.toy_cats import make_toy_cats
     from ldmkit.report import Reporter
 
     folder = out or Path("data") / name
-    with Reporter().bar(f"drawing {name}", num_pictures) as bar:
-        make_toy_cats(
-            folder, num_pictures=num_pictures, size=size, seed=seed, progress=lambda _done, _total: bar.advance()
-        )
+    with Reporter(err=True).counter(f"drawing {name}") as progress:
+        make_toy_cats(folder, num_pictures=num_pictures, size=size, seed=seed, progress=progress)
     click.echo(str(folder))
 
 
@@ -34,18 +32,20 @@ def make(name: str, out: Path | None, num_pictures: int, size: int, seed: int) -
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, as_json: bool) -> None:
-    """Decode every picture of FOLDER; list what cannot be used and why, and what to know of the others."""
+    """Decode every picture of FOLDER; list those that cannot be used, with the reason, and remarks on the others."""
     from collections import Counter
 
     from ldmkit.data.pictures import scan
+    from ldmkit.report import Reporter
 
-    index = scan(folder, max_pictures=None, max_bad=1.0, index_cache=None)
+    with Reporter(err=True).counter("reading pictures") as progress:
+        index = scan(folder, max_bad=1.0, progress=progress)
     sizes = Counter(f"{entry.width}x{entry.height}" for entry in index.entries)
     if as_json:
         rejected = [{"file": key, "reason": reason} for key, reason in index.rejected]
-        told = {"pictures": len(index.entries), "sizes": sizes, "rejected": rejected, "remarks": index.remarks()}
-        click.echo(json.dumps(told))
+        found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "remarks": index.remarks()}
+        click.echo(json.dumps(found))
         return
-    click.echo(f"{len(index.entries)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
-    for line in index.told():
+    click.echo(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
+    for line in index.summary():
         click.echo(line)

@@ -4,10 +4,10 @@ import click
 
 
 @click.command()
-@click.option("--no-torch", is_flag=True, help="Leave torch alone, whose import takes seconds.")
+@click.option("--no-torch", is_flag=True, help="Skip torch, whose import takes seconds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def doctor(*, no_torch: bool, as_json: bool) -> int:
-    """Look at what this machine offers ldmkit, and say what it means. Exit code 1: something is broken."""
+    """Check packages, GPU, providers and disk; suggest fixes. Exit code 1: something is broken."""
     import json
     from dataclasses import asdict
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmkit.cli.options import provider_option
+
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
     from ldmkit.export.torch_backend import TorchBackend
@@ -58,7 +60,7 @@ def safetensors(run: Path | None, out: Path) -> None:
 
 @export.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--provider", default="auto", help="What draws the golden pictures, as in `ldmkit generate`.")
+@provider_option("What draws the golden pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(bundle: Path, provider: str, as_json: bool) -> None:
     """Check the bundle in folder BUNDLE: hashes, ONNX's checker, shapes, and the pictures that it was exported with."""

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -12,25 +13,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmkit.cli.missing import TRAINING, require
+from ldmkit.cli.options import set_option
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.report import duration
 
 if TYPE_CHECKING:
-    from ldmkit.plan.row import Row
+    from ldmkit.plan.estimate import Row
 
 HEADINGS = ("stage", "left", "one takes", "pictures/s", "memory", "disk", "time", "largest batch")
 
 
 @click.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--steps", default=20, show_default=True, type=click.IntRange(min=8), help="Steps that are measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(recipe: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> int:
-    """Measure what RECIPE still needs: time, memory, disk, and the largest batch that fits.
+    """Estimate the time, memory and disk that RECIPE still needs, and the largest batch that fits.
 
-    Runs about twenty real steps of every stage that is not done yet, in a temporary folder: the run itself is left
-    as it is. Pictures that are not there yet are fetched, as `ldmkit train` would.
+    Runs about twenty real steps of every unfinished stage in a temporary folder: the run itself is left as it is.
+    Pictures that are not there yet are fetched, as `ldmkit train` would.
     """
     require(*TRAINING)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -45,7 +47,7 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> 
         signal.signal(signal.SIGTERM, old)
     totals = _totals(rows, available, run_dir)
     if as_json:
-        click.echo(json.dumps({"run": str(run_dir), "stages": [row.table() for row in rows], **totals}, indent=1))
+        click.echo(json.dumps({"run": str(run_dir), "stages": [asdict(row) for row in rows], **totals}, indent=1))
     else:
         _print(rows, totals)
     return int(any(row.state == "cannot run" for row in rows))
@@ -59,29 +61,22 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     from ldmkit.report import Reporter
 
     recipe, registry = open_recipe(name, overrides)
-    pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(err=True), runs_dir=scratch)
-    run_dir = Path("runs") / recipe.name
-    cache = run_dir / "pictures.json"
+    reporter = Reporter(err=True)
+    run = Pipeline(recipe, registry=registry, reporter=reporter)
+    own = Pipeline(recipe, registry=registry, reporter=reporter, runs_dir=scratch)
+    cache = run.run_dir / "pictures.json"
     if cache.is_file():  # what was decoded before need not be again
-        pipeline.run_dir.mkdir(parents=True)
-        shutil.copy(cache, pipeline.run_dir)
-    index, parts, scratch_dir = pipeline.index, pipeline.parts(), pipeline.run_dir
-    pipeline.run_dir = run_dir  # from here on it looks at the run itself, and only looks
-    real = pipeline.parts()
-    states = {name: part.status().state for name, part in real.items()}
+        own.run_dir.mkdir(parents=True)
+        shutil.copy(cache, own.run_dir)
+    run.index = own.index  # the run itself is only looked at
 
     from ldmkit.plan.planner import Planner
     from ldmkit.run.workspace import Workspace
 
     silent = Registry(registry.components, registry.failures)  # nobody's hook hears of a measurement
-    planner = Planner(
-        Workspace(recipe, silent, index, scratch_dir, parts, Reporter(quiet=True)),
-        real,
-        states,
-        steps=steps,
-        tell=lambda stage: click.echo(f"measuring {stage}", err=True),
-    )
-    return list(planner.rows()), planner.available, run_dir
+    workspace = Workspace(recipe, silent, own.index, own.run_dir, own.parts(), reporter)
+    planner = Planner(workspace, run.parts(), steps=steps)
+    return list(planner.rows()), planner.available, run.run_dir
 
 
 def _totals(rows: "list[Row]", available: int, run_dir: Path) -> dict[str, Any]:
@@ -114,23 +109,22 @@ def _print(rows: "list[Row]", totals: dict[str, Any]) -> None:
     if any(row.largest_batch is not None and row.largest_batch.kind == "estimate" for row in rows):
         click.echo("~ estimated from the memory of two batch sizes")
     unknown = ", ".join(row.stage for row in rows if row.state != "done" and row.seconds is None)
+    disk, transient, free = (_bytes(totals[key]) for key in ("disk", "transient_disk", "free_disk"))
     click.echo(
-        f"about {duration(totals['seconds'])}{' without ' + unknown if unknown else ''}, "
-        f"{_bytes(totals['disk'])} of disk (free: {_bytes(totals['free_disk'])}), "
-        f"peak memory {_bytes(totals['memory'])} (available: {_bytes(totals['available_memory'])})"
+        f"estimate: {duration(totals['seconds'])}{' without ' + unknown if unknown else ''}, {disk} of disk "
+        f"(free: {free}), peak memory {_bytes(totals['memory'])} (available: {_bytes(totals['available_memory'])})"
     )
-    needed = totals["disk"] + totals["transient_disk"]
-    if needed > totals["free_disk"]:
+    if totals["disk"] + totals["transient_disk"] > totals["free_disk"]:
         click.echo(
-            f"warning: {_bytes(needed)} of disk are needed with the checkpoint that is being written, and "
-            f"{_bytes(totals['free_disk'])} are free; make room, or lower keep_checkpoints"
+            f"warning: {disk} of disk are needed and {transient} more while a checkpoint is written, and {free} are "
+            "free; make room, or lower keep_checkpoints"
         )
 
 
 def _cells(row: "Row") -> tuple[str, ...]:
     if row.state != "to do":
-        batch = _batch(row)
-        return (row.stage, row.state, *[""] * (len(HEADINGS) - 3), batch)
+        return (row.stage, row.state)
+    batch = row.largest_batch
     return (
         row.stage,
         f"{row.left} {row.unit}",
@@ -139,17 +133,8 @@ def _cells(row: "Row") -> tuple[str, ...]:
         "" if row.memory is None else _bytes(row.memory),
         _bytes(row.disk) if row.disk else "",
         "not measured" if row.seconds is None else duration(row.seconds),
-        _batch(row),
+        "" if batch is None else f"{'~' if batch.kind == 'estimate' else '>= '}{batch.size}" if batch.size else "none",
     )
-
-
-def _batch(row: "Row") -> str:
-    found = row.largest_batch
-    if found is None:
-        return ""
-    if not found.size:
-        return "none"
-    return {"found": "", "estimate": "~", "at least": ">= "}[found.kind] + str(found.size)
 
 
 def _bytes(count: int) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ldmkit.cli.options import set_option
+
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
     from ldmkit.recipe import Recipe
@@ -31,21 +33,21 @@ def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Re
 
 @click.group()
 def recipe() -> None:
-    """Look at recipes and write new ones."""
+    """Check, show and write recipes."""
 
 
 @recipe.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Say what is wrong with RECIPE, if anything."""
+    """Check RECIPE and list every mistake."""
     checked, _ = open_recipe(recipe, overrides)
     click.echo(f"{recipe}: no mistakes ({checked.name})")
 
 
 @recipe.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print RECIPE with every default filled in."""
@@ -71,7 +73,7 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @recipe.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def new(file: Path) -> None:
-    """Write a commented recipe to FILE, ready to be changed."""
+    """Write a commented recipe to FILE, ready to edit."""
     from ldmkit.errors import LdmkitError
     from ldmkit.recipe.template import template
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmkit.cli.missing import EXPORT, TRAINING, require
+from ldmkit.cli.options import set_option
 from ldmkit.run.parts import PARTS, stage_names, stage_parts
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ _init_from = click.option(
     metavar="RUN|FILE",
     help="Start networks from the weights of another run, or of a safetensors file: weights alone, step 0.",
 )
-_set = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
 
 
 def open_pipeline(name: str, overrides: tuple[str, ...] = (), *, looks: bool = False) -> "Pipeline":
@@ -42,7 +42,7 @@ def open_pipeline(name: str, overrides: tuple[str, ...] = (), *, looks: bool = F
 @_recipe
 @click.option("--only", type=STAGE, help="Run this stage alone, if it is missing or out of date.")
 @click.option("--from", "first", type=STAGE, help="Run this stage and those behind it.")
-@_set
+@set_option
 @click.option("--dry-run", is_flag=True, help="Print what would run, and why, and do nothing.")
 @_force
 @_init_from
@@ -79,7 +79,7 @@ def stage_command(name: str) -> click.Command:
 
     @click.command(name, help=parts[0].help)
     @_recipe
-    @_set
+    @set_option
     @click.option("--again", is_flag=True, help="Run it anew even if it is up to date; the old result is kept aside.")
     def command(
         recipe: str, overrides: tuple[str, ...], again: bool, force: bool = False, init_from: Path | None = None
@@ -98,7 +98,7 @@ def stage_command(name: str) -> click.Command:
 
 @click.command()
 @_recipe
-@_set
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show which parts of RECIPE's run are done, interrupted, missing or stale, and why."""

@@ -4,18 +4,20 @@ from pathlib import Path
 
 import click
 
+from ldmkit.cli.options import provider_option
+
 
 @click.command()
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("--port", type=click.IntRange(0, 65535), help="Default: the first free one from 7860 on; 0: any.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine's alone.")
-@click.option("--share", is_flag=True, help="Make a public link, through a server of Gradio's makers.")
+@click.option("--port", type=click.IntRange(0, 65535), help="0: any free one. Default: the first free from 7860 on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--share", is_flag=True, help="Make a public link, through a server run by the makers of Gradio.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
-@click.option("--provider", default="auto", show_default=True, help="What draws: see `ldmkit generate --help`.")
+@provider_option("What the bundles' networks run on.")
 def ui(bundle: Path | None, *, port: int | None, host: str, share: bool, browser: bool, provider: str) -> None:
     """Draw in the browser, on a page that this machine serves.
 
-    BUNDLE is the folder of one; without it the page offers all those in exports/.
+    BUNDLE is a bundle's folder; without it the page offers every bundle in exports/.
     """
     from ldmkit import shipped
     from ldmkit.cli.missing import UI, require

@@ -10,15 +10,16 @@ from tempfile import TemporaryDirectory
 import click
 
 from ldmkit.cli.missing import TRAINING, require
+from ldmkit.cli.options import set_option
 from ldmkit.errors import LdmkitError
-from ldmkit.run.parts import PARTS
+from ldmkit.run.parts import PARTS, trained_parts
 
-STAGES = tuple(spec.stage for spec in PARTS.values() if spec.trained)
+STAGES = tuple(PARTS[part].stage for part in trained_parts())
 
 
 @click.command("verify-resume")
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+@set_option
 @click.option("--only", type=click.Choice(STAGES), help="Look at this stage alone.")
 @click.option("--steps", default=9, show_default=True, type=click.IntRange(min=3), help="Steps of each stage.")
 @click.option("--kills", default=4, show_default=True, type=click.IntRange(min=1), help="Kills of each stage.")
@@ -50,15 +51,16 @@ def verify_resume(
             verdicts = [check.check(stage, kills=kills, tell=tell) for stage in stages]
     finally:
         signal.signal(signal.SIGTERM, old)
-    same = all(verdict.same for verdict in verdicts)
+    same = not any(verdict.different for verdict in verdicts)
     if as_json:
-        rows = [{**vars(verdict), "same": verdict.same} for verdict in verdicts]
+        rows = [{**vars(verdict), "same": not verdict.different} for verdict in verdicts]
         click.echo(json.dumps({"recipe": checked.name, "stages": rows}, indent=1))
         return int(not same)
     for v in verdicts:
-        click.echo(f"{v.stage}: {v.kills} kills, {v.inside_saves} of them inside a save; {v.runs} runs compared")
-        click.echo(f"  {v.different_steps} of {v.steps} steps and {v.different_files} of {v.files} weights differ")
-        click.echo("  on " + ", ".join(f"{key} {value}" for key, value in v.environment.items()))
+        click.echo(f"{v.stage} on {', '.join(f'{key} {value}' for key, value in v.environment.items())}:")
+        click.echo(f"  {v.kills} kills, {v.inside_saves} of them inside a save, in {v.runs} runs")
+        names = ", ".join(v.different[:3]) + (", ..." if len(v.different) > 3 else "")
+        click.echo(f"  {len(v.different)} of {v.compared} steps and weights differ{': ' if names else ''}{names}")
     click.echo(
         "a resumed run repeats an uninterrupted one to the last bit on this machine"
         if same

@@ -15,7 +15,7 @@ import pluggy
 
 from ldmkit.components import hookspecs
 from ldmkit.components.options import Options, did_you_mean
-from ldmkit.errors import LdmkitError
+from ldmkit.errors import LdmkitError, UsageError
 
 GROUP = "ldmkit"
 """entry-point group of the plugins; each entry point names a module"""
@@ -144,7 +144,7 @@ class Registry:
             LdmkitError: no such kind.
         """
         if kind not in KINDS:
-            raise LdmkitError(f'no kind of component is called "{kind}"{did_you_mean(kind, KINDS)}: {", ".join(KINDS)}')
+            raise UsageError(f'no kind of component is called "{kind}"{did_you_mean(kind, KINDS)}: {", ".join(KINDS)}')
         return sorted(name for of_kind, name in self.components if of_kind == kind)
 
     def get(self, kind: str, name: str, *, where: str = "") -> Component:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ldmkit.components.protocols import Picture
-from ldmkit.data.pictures import prepare
+from ldmkit.data.decode import prepare
 from ldmkit.recipe.sections import Data
 
 AHEAD = 2

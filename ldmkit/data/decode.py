@@ -4,8 +4,10 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 """
 
 import io
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
@@ -16,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ldmkit.data.png import lacks_pixels
 from ldmkit.errors import LdmkitError
 
-Wanted = TypeVar("Wanted")
+T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_BYTES = 256 * 2**20
@@ -35,6 +36,10 @@ LARGE_BYTES = 32 * 2**20
 one_large = threading.RLock()
 """held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
 
+# Adam7, ISO/IEC 15948, clause 8.2: first column, first row, steps to the right and down of each pass.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""colour type -> samples a pixel"""
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
 _ICC_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
 
@@ -53,11 +58,11 @@ def load_picture(path: Path) -> Image.Image:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         return decode(data)[0]
     except DecodeError as error:
-        raise LdmkitError(f"{path}: {error}.") from error
+        raise LdmkitError(f"{path}: {error}") from error
 
 
 def decode(data: bytes) -> tuple[Image.Image, str | None]:
@@ -73,7 +78,7 @@ def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
     return _decoded(data, lambda image: image.size)
 
 
-def _decoded(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Wanted, str | None]:
+def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | None]:
     # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
     # began it, what one of them set stays for all.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -87,7 +92,7 @@ def _decoded(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Want
         if width * height > MAX_PIXELS:
             raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
         with one_large if width * height > _LARGE else nullcontext():
-            return _decode_whole(data, wanted)  # whose pictures are gone before the lock is
+            return _decode_whole(data, result)  # whose pictures are gone before the lock is
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -98,14 +103,14 @@ def _decoded(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Want
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def _decode_whole(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple[Wanted, str | None]:
+def _decode_whole(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | None]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
         animated = getattr(image, "is_animated", False) and image.format != "MPO"
         image.seek(0)
         image.load()
         notes = {"has several frames; the first is used"} if animated else set()
-        if image.format == "PNG" and _ends_in_nothing(image) and lacks_pixels(data):
+        if image.format == "PNG" and _ends_in_nothing(image) and _lacks_pixels(data):
             raise DecodeError("damaged (its last rows are missing)")
         if image.format in ("JPEG", "MPO") and _ends_in_grey(image):
             notes.add("ends in plain grey, as a damaged JPEG does")
@@ -116,7 +121,7 @@ def _decode_whole(data: bytes, wanted: Callable[[Image.Image], Wanted]) -> tuple
         for top in range(0, image.height, rows):
             band = image.crop((0, top, image.width, min(top + rows, image.height)))
             whole.paste(_to_srgb(band, file_format, notes), (0, top))
-        return wanted(whole), "; ".join(sorted(notes)) or None
+        return result(whole), "; ".join(sorted(notes)) or None
 
 
 def _ends_in_grey(image: Image.Image) -> bool:
@@ -131,6 +136,30 @@ def _ends_in_nothing(image: Image.Image) -> bool:
     odd ones come last."""
     lowest = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
     return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
+
+
+def _lacks_pixels(data: bytes) -> bool:
+    """Whether the data of a PNG that was decoded without an error unpack to fewer bytes than its header promises.
+
+    Pillow leaves the rows black that a stream with a proper end does not bring.
+    """
+    width, height, bits, color_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    promised = 0
+    for left, top, right, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
+        if columns > 0 and rows > 0:  # a filter's byte before each row
+            promised += rows * (1 + -(-columns * bits * _PNG_SAMPLES[color_type] // 8))
+    inflate = zlib.decompressobj()
+    position, found = 8, 0
+    while position + 8 <= len(data) and found < promised:
+        length = struct.unpack(">I", data[position : position + 4])[0]
+        if data[position + 4 : position + 8] == b"IDAT":
+            packed = data[position + 8 : position + 8 + length]
+            while packed and found < promised:
+                found += len(inflate.decompress(packed, 2**20))
+                packed = inflate.unconsumed_tail
+        position += 12 + length
+    return found < promised
 
 
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:

@@ -26,8 +26,14 @@ MAX_UNPACKED_BYTES = 100 * 2**30
 MAX_RATIO = 200
 # What every zip tool writes. LZMA's header asks for up to 4 GiB of memory before a byte is unpacked.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_WANTED_SUFFIXES = SUFFIXES | {".txt", ".caption", ".jsonl"}
-_LOCAL = "--set data.path=DIR gives a folder of your own instead"
+# Beside its own error zipfile lets through those of what it reads by: names that are no UTF-8, numbers too large.
+_BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, EOFError, ValueError, OverflowError)
+_SUFFIXES = SUFFIXES | {".txt", ".caption", ".jsonl"}
+_LOCAL = "use --set data.path=DIR to name a folder of your own instead"
+
+
+class _Refused(Exception):
+    """What is wrong with an archive or one of its members."""
 
 
 def fetch(
@@ -44,11 +50,11 @@ def fetch(
         if source == "toy-cats" and num_pictures is not None and 0 < (num := _count_toy_cats(folder)) < num_pictures:
             raise LdmkitError(
                 f"data.num_pictures is {num_pictures}, and {folder} holds {num} toy cats: "
-                "remove the folder to have them drawn anew, or set data.path to another one."
+                "remove the folder to have them drawn again, or set data.path to another one"
             )
     elif source == "folder":
         what = "is empty" if folder.is_dir() else "does not exist"
-        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR.")
+        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
     elif source == "toy-cats":
         make_toy_cats(folder, num_pictures=num_pictures or DEFAULT_TOY_CATS, size=size, progress=progress)
     else:
@@ -69,14 +75,14 @@ def _download(source: str) -> Path:
     """The zip in the hub's own cache; what is cached is not asked for again."""
     parts = source.removeprefix("hub:").split("/", 2)
     if not source.startswith("hub:") or len(parts) != 3 or not all(parts) or not source.endswith(".zip"):
-        raise LdmkitError(f'data.source is "{source}"; allowed: "folder", "toy-cats", "hub:OWNER/NAME/FILE.zip".')
+        raise LdmkitError(f'data.source is "{source}"; allowed: "folder", "toy-cats", "hub:OWNER/NAME/FILE.zip"')
     repository, filename = "/".join(parts[:2]), parts[2]
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise LdmkitError(
-            f"data.source: {source} needs huggingface_hub: pip install 'ldmkit[train]'; {_LOCAL}."
+            f"data.source: {source} needs huggingface_hub: pip install 'ldmkit[train]'; {_LOCAL}"
         ) from error
     ask_hub = partial(hf_hub_download, repository, filename, repo_type="dataset", revision=REVISION)
     try:
@@ -90,8 +96,8 @@ def _download(source: str) -> Path:
     except Exception as error:  # the hub's client lets through what its HTTP library raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LdmkitError(
-            f"data.source: {filename} of the data set {repository} (revision {REVISION}) cannot be had from the "
-            f"Hugging Face hub: {reason}\n{_LOCAL}."
+            f"data.source: {filename} of the data set {repository} (revision {REVISION}) cannot be downloaded from the "
+            f"Hugging Face hub: {reason}\n{_LOCAL}"
         ) from error
 
 
@@ -109,19 +115,12 @@ def unzip(archive: Path, folder: Path, *, progress: Progress | None = None) -> N
                     _unpack(opened, member, unpacked.joinpath(*PurePosixPath(member.filename).parts))
                     if progress is not None:
                         progress(count, len(members))
+    except _Refused as error:
+        raise LdmkitError(f"{archive}: {error}; {_LOCAL}") from error
     except OSError as error:
-        raise LdmkitError(f"{archive} cannot be read: {error.strerror or error}; {_LOCAL}.") from error
-    # Beside its own error zipfile lets through those of what it reads by: names that are no UTF-8, numbers too large.
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        NotImplementedError,
-        EOFError,
-        ValueError,
-        OverflowError,
-    ) as error:
-        raise LdmkitError(f"{archive}: not a zip archive that can be read: {error}; {_LOCAL}.") from error
+        raise LdmkitError(f"{archive} cannot be read: {error.strerror or error}; {_LOCAL}") from error
+    except _BROKEN as error:
+        raise LdmkitError(f"{archive}: not a zip archive that can be read: {error}; {_LOCAL}") from error
 
 
 def _unpack(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
@@ -132,7 +131,7 @@ def _unpack(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> N
         with opened.open(member) as packed, target.open("xb") as file:
             shutil.copyfileobj(packed, file, 2**20)
     except FileExistsError as error:
-        raise LdmkitError(f"{opened.filename}: {member.filename!r} is there twice; {_LOCAL}.") from error
+        raise _Refused(f"{member.filename!r} is there twice") from error
 
 
 def _check_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
@@ -140,32 +139,31 @@ def _check_members(opened: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipIn
     listed = opened.infolist()
     total = sum(member.file_size for member in listed)
     if len(listed) > MAX_MEMBERS:
-        raise LdmkitError(f"{archive}: {len(listed):,} members, more than {MAX_MEMBERS:,}; {_LOCAL}.")
+        raise _Refused(f"{len(listed):,} members, more than {MAX_MEMBERS:,}")
     if total > MAX_UNPACKED_BYTES or total > MAX_RATIO * archive.stat().st_size:
-        raise LdmkitError(
-            f"{archive}: would unpack to {total:,} bytes; allowed are {MAX_UNPACKED_BYTES:,} and {MAX_RATIO} times "
-            f"the archive; {_LOCAL}."
+        raise _Refused(
+            f"would unpack to {total:,} bytes; allowed are {MAX_UNPACKED_BYTES:,} and {MAX_RATIO} times the archive"
         )
     if any(member.header_offset < 0 for member in listed):
         raise zipfile.BadZipFile("its beginning is missing")
     if not all(member.filename for member in listed):  # zipfile ends a name at its first NUL
         raise zipfile.BadZipFile("a member has no name")
-    wanted = []
+    pictures = []
     for member in listed:
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
-            raise LdmkitError(f"{archive}: {member.filename!r} would land outside the folder; {_LOCAL}.")
+            raise _Refused(f"{member.filename!r} would land outside the folder")
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise LdmkitError(f"{archive}: {member.filename!r} is a link or a device; {_LOCAL}.")
+            raise _Refused(f"{member.filename!r} is a link or a device")
         hidden = any(part.startswith(".") for part in name.parts)
-        if member.is_dir() or hidden or name.suffix.lower() not in _WANTED_SUFFIXES:
+        if member.is_dir() or hidden or name.suffix.lower() not in _SUFFIXES:
             continue
         if member.compress_type not in _METHODS:
-            raise LdmkitError(f"{archive}: {member.filename!r} is packed otherwise than by deflate; {_LOCAL}.")
+            raise _Refused(f"{member.filename!r} is packed otherwise than by deflate")
         if member.flag_bits & 1:
-            raise LdmkitError(f"{archive}: {member.filename!r} is encrypted; {_LOCAL}.")
-        wanted.append(member)
-    if not wanted:
-        raise LdmkitError(f"{archive}: holds no pictures; {_LOCAL}.")
-    return wanted
+            raise _Refused(f"{member.filename!r} is encrypted")
+        pictures.append(member)
+    if not pictures:
+        raise _Refused("holds no pictures")
+    return pictures

@@ -16,11 +16,9 @@ from typing import Any
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Picture
-from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large, prepare
+from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
-
-__all__ = ["Entry", "PictureIndex", "load_picture", "prepare", "scan"]
 
 # Raised whenever `decode` accepts other files or measures them otherwise.
 _CACHE_VERSION = 2
@@ -83,7 +81,7 @@ class PictureIndex:
         above 0 something is held out.
         """
         if not 0 <= held_out < 1:
-            raise LdmkitError(f"data.held_out must be at least 0 and below 1, not {held_out}.")
+            raise LdmkitError(f"data.held_out must be at least 0 and below 1, not {held_out}")
         first: dict[str, str] = {}  # content -> key
         for entry in self.entries:
             first.setdefault(entry.sha256, entry.key)
@@ -117,11 +115,11 @@ class PictureIndex:
                 found.append(f"{said}: shares its caption file with {printable(beside)}, which has the same stem")
         return found
 
-    def told(self, limit: int | None = None) -> list[str]:
+    def summary(self, limit: int | None = None) -> list[str]:
         """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
         lines = []
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
-        for title, found in (("left out", rejected), ("to know of", self.remarks())):
+        for title, found in (("left out", rejected), ("remarks", self.remarks())):
             if found:
                 lines += [f"{len(found)} {title}", *(f"  {line}" for line in found[:limit])]
                 lines += [f"  and {len(found) - limit} more"] if limit is not None and len(found) > limit else []
@@ -145,7 +143,7 @@ def scan(
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow the user's own link
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR.")
+        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
     all_files, rejected = _list_files(folder)
     files = all_files
     if max_pictures is not None:
@@ -153,7 +151,7 @@ def scan(
     if not files and not rejected:
         raise LdmkitError(
             f"data.path: {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
-            "name a folder that does with --set data.path=DIR."
+            "name a folder that does with --set data.path=DIR"
         )
 
     cached = _read_cache(index_cache, folder)
@@ -277,7 +275,7 @@ def _write_cache(path: Path, folder: Path, pictures: dict[str, dict[str, Any]]) 
     try:
         write_atomic(path, json.dumps(table).encode("ascii"))
     except OSError as error:
-        raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}.") from error
+        raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}") from error
 
 
 def _key_bytes(key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a denoising network is told beside x_t and t."""
+"""A denoising network's inputs beside x_t and t."""
 
 from typing import Protocol
 

@@ -9,12 +9,11 @@ Throughout, x_t = alpha * x0 + sigma * noise. Where papers differ:
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from ldmkit.components.protocols import Schedule
 from ldmkit.errors import LdmkitError
 
 ScheduleName = Literal["linear", "scaled_linear", "cosine", "flow"]
@@ -22,23 +21,6 @@ Prediction = Literal["eps", "x0", "v", "flow"]
 Floats = npt.NDArray[np.float64]
 Array = Any
 """torch tensor, numpy array or float"""
-
-
-class NoiseSchedule(Schedule, Protocol):
-    """A schedule that training can use too: alpha and sigma at any of its timesteps."""
-
-    @property
-    def name(self) -> ScheduleName:
-        """As recipes and bundles call it."""
-        ...
-
-    def alpha(self, t: npt.ArrayLike) -> Floats:
-        """Weight of x0 at the timesteps t, float64, shaped like t."""
-        ...
-
-    def sigma(self, t: npt.ArrayLike) -> Floats:
-        """Weight of the noise at the timesteps t, float64, shaped like t."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +91,10 @@ class FlowSchedule:
         return t[:-1], self.alpha(t), self.sigma(t)
 
 
+NoiseSchedule = VPSchedule | FlowSchedule
+"""a `Schedule` as samplers know it, with alpha and sigma at any of its timesteps, by which training draws"""
+
+
 def make_schedule(
     name: ScheduleName,
     *,
@@ -116,7 +102,7 @@ def make_schedule(
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     zero_terminal_snr: bool = False,
-) -> VPSchedule | FlowSchedule:
+) -> NoiseSchedule:
     """A noise schedule by name.
 
     linear: betas evenly from beta_start to beta_end (Ho et al. 2020).
@@ -169,7 +155,6 @@ def noised_to(schedule: NoiseSchedule, strength: float) -> NoiseSchedule:
     assert 0 < strength <= 1
     if isinstance(schedule, FlowSchedule):
         return replace(schedule, start=strength)
-    assert isinstance(schedule, VPSchedule)
     left = max(1, round(schedule.num_timesteps * strength))
     return VPSchedule(schedule.name, left, schedule.betas[:left], schedule.alphas_cumprod[:left])
 

@@ -15,7 +15,7 @@ Text = tuple[torch.Tensor, ...]
 
 @torch.no_grad()
 def draw_latents(
-    network: torch.nn.Module,
+    network: Callable[..., torch.Tensor],
     x_T: torch.Tensor,  # noqa: N803 - the field's name
     *,
     sampler: Sampler,

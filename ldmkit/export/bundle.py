@@ -11,7 +11,7 @@ from ldmkit.export import networks as export_networks
 from ldmkit.export.card import model_card
 from ldmkit.export.certify import certify, draw_golden, rounded_bundle
 from ldmkit.export.folder import new_bundle
-from ldmkit.export.graph import compare, half_difference, make_graph, save_graph, serialized
+from ldmkit.export.graph import compare, make_graph, save_graph, serialized
 from ldmkit.export.half import rounded_as_on_gpu, to_half, weights_to_half
 from ldmkit.export.model import Model
 from ldmkit.export.networks import Network
@@ -139,5 +139,6 @@ def write_graph(path: Path, network: Network, *, precision: Precision, tolerance
         (to_half if precision == "fp16" else weights_to_half)(model)
         save_graph(model, path)
         tried = serialized(rounded_as_on_gpu(model)) if precision == "fp16" else path
-        entry = entry.model_copy(update={"fp16_max_abs_difference": half_difference(network, tried, name=path.name)})
+        half = compare(network, tried, name=path.name, tolerance=None)
+        entry = entry.model_copy(update={"fp16_max_abs_difference": half.max_abs_difference})
     return entry

@@ -1,4 +1,4 @@
-"""Whole pictures by the bundle against torch, and the pictures by which another machine is told to be right."""
+"""Whole pictures by the bundle against torch, and the pictures that another machine's are compared with."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -48,38 +48,33 @@ def certify(bundle: Bundle, networks: dict[str, Network], prompts: Sequence[str]
 
     `prompts` are drawn in turn. Raises LdmkitError where a picture differs by more than the bundle's precision allows.
     """
-    found = {}
-    for name in (UNET, UNET_T2I):
-        if name in networks:
-            words = (prompts or ["a picture"]) if name == UNET_T2I else [""]
-            asked = [words[k % len(words)] for k in range(len(SEEDS))]
-            found[name] = _compare(bundle, networks, name, asked)
-    return found
-
-
-def _compare(bundle: Bundle, networks: dict[str, Network], name: str, prompts: list[str]) -> Trajectory:
-    manifest = bundle.manifest
+    manifest, found = bundle.manifest, {}
     steps = min(STEPS, manifest.schedule.num_timesteps)
-    by_bundle = bundle.generate(prompts, seed=SEEDS[0], steps=steps)
-    by_torch = draw_by_torch(bundle, networks, prompts, SEEDS, steps=steps)
-    trajectory = Trajectory(
-        sampler=manifest.defaults.sampler,
-        steps=steps,
-        guidance_scale=manifest.defaults.guidance_scale if name == UNET_T2I else 1,
-        seeds=SEEDS,
-        psnr=min(map(psnr, by_bundle, by_torch)),
-        min_psnr=MIN_PSNR[manifest.precision],
-        max_difference=max(map(_difference, by_bundle, by_torch)),
-    )
-    if trajectory.psnr < trajectory.min_psnr:
-        least, way = trajectory.min_psnr, "another opset in [export]"
-        if manifest.precision != "fp32":
-            way = "`ldmkit export onnx --precision fp32`" + (" or fp16-weights" if manifest.precision == "fp16" else "")
-        raise LdmkitError(
-            f"{name}: after {steps} steps its pictures differ from torch's, PSNR {trajectory.psnr:.1f} dB where "
-            f"{manifest.precision} must reach {least:g}. Try {way}."
+    for name in (name for name in (UNET, UNET_T2I) if name in networks):
+        words = (prompts or ["a picture"]) if name == UNET_T2I else [""]
+        asked = [words[k % len(words)] for k in range(len(SEEDS))]
+        by_bundle = bundle.generate(asked, seed=SEEDS[0], steps=steps)
+        by_torch = draw_by_torch(bundle, networks, asked, SEEDS, steps=steps)
+        colours = [np.array([np.asarray(each, dtype=np.int16) for each in side]) for side in (by_bundle, by_torch)]
+        trajectory = found[name] = Trajectory(
+            sampler=manifest.defaults.sampler,
+            steps=steps,
+            guidance_scale=manifest.defaults.guidance_scale if name == UNET_T2I else 1,
+            seeds=SEEDS,
+            psnr=min(map(psnr, by_bundle, by_torch)),
+            min_psnr=MIN_PSNR[manifest.precision],
+            max_difference=int(np.abs(colours[0] - colours[1]).max()),
         )
-    return trajectory
+        if trajectory.psnr < trajectory.min_psnr:
+            least, way = trajectory.min_psnr, "another opset in [export]"
+            if manifest.precision != "fp32":
+                more = " or fp16-weights" if manifest.precision == "fp16" else ""
+                way = f"`ldmkit export onnx --precision fp32`{more}"
+            raise LdmkitError(
+                f"{name}: after {steps} steps its pictures differ from torch's, PSNR {trajectory.psnr:.1f} dB where "
+                f"{manifest.precision} must reach {least:g}. Try {way}"
+            )
+    return found
 
 
 @contextmanager
@@ -116,10 +111,11 @@ def draw_by_torch(
     name = UNET
     if prompts[0] or UNET not in networks:
         name, encoder = UNET_T2I, networks[TEXT_ENCODER].module
-        text = (_context(bundle, encoder, prompts), _context(bundle, encoder, [""] * len(prompts)))
+        text = (_encode_prompts(bundle, encoder, prompts), _encode_prompts(bundle, encoder, [""] * len(prompts)))
+    network = networks[name].module
     # float64 between the network's calls, as in the runtime.
     latents = draw_latents(
-        _InFloat32(networks[name].module),
+        lambda x_t, t, *text: network(x_t.float(), t, *text),
         randn_like(torch.empty(len(seeds), latent.channels, latent.height, latent.width)),
         sampler=Registry.load().build("sampler", table, where="sampler"),
         schedule=make_schedule(**manifest.schedule.model_dump()),
@@ -131,27 +127,11 @@ def draw_by_torch(
     return to_pictures(networks[VAE_DECODER].module(latents.float()).numpy())
 
 
-class _InFloat32(nn.Module):
-    """A network that is handed float64."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x_t: Tensor, t: Tensor, *text: Tensor) -> Tensor:
-        return self.network(x_t.float(), t, *text)  # type: ignore[no-any-return]
-
-
-def _context(bundle: Bundle, encoder: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
+def _encode_prompts(bundle: Bundle, encoder: nn.Module, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """States (B, L, D) and mask (B, L) of the prompts."""
     encodings = bundle.tokenizer.encode_batch(prompts)
     ids, mask = (torch.tensor([getattr(one, key) for one in encodings]) for key in ("ids", "attention_mask"))
     return encoder(ids, mask), mask
-
-
-def _difference(picture: Image.Image, other: Image.Image) -> int:
-    """Largest, of any colour of any pixel."""
-    return int(np.abs(np.asarray(picture, dtype=np.int16) - np.asarray(other, dtype=np.int16)).max())
 
 
 def draw_golden(bundle: Bundle, prompts: Sequence[str]) -> tuple[Golden, Image.Image]:

@@ -55,10 +55,10 @@ def check_replaceable(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise LdmkitError(f"{folder} is not a folder: choose another place for the bundle with --out.")
+        raise LdmkitError(f"{folder} is not a folder: choose another place for the bundle with --out")
     strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in (*FILES, MANIFEST))
     if strange:
         raise LdmkitError(
             f"{folder} holds {strange[0]}, which is no part of a bundle and would be lost: move it away, or choose "
-            "another place for the bundle with --out."
+            "another place for the bundle with --out"
         )

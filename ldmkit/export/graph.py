@@ -1,6 +1,7 @@
 """One network as an ONNX graph, and its comparison with torch."""
 
 import gc
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldmkit.errors import LdmkitError
-from ldmkit.export.networks import Network, Size
+from ldmkit.export.networks import Network
 from ldmkit.runtime.manifest import WEIGHTS, GraphEntry
 from ldmkit.runtime.providers import open_session
 
@@ -103,64 +103,43 @@ def strip(model: Any) -> None:
                 dim.ClearField("dim_param")  # a size that the exporter has no name for, such as "s39"
 
 
-def compare(network: Network, graph: bytes | Path, *, name: str, tolerance: float) -> GraphEntry:
+def compare(network: Network, graph: bytes | Path, *, name: str, tolerance: float | None) -> GraphEntry:
     """The largest difference of `graph`, serialized or in a file, from `network` over several random batches.
+
+    No `tolerance`: for a graph with float16 in it, which the final pictures decide about.
 
     Raises LdmkitError where it is above `tolerance`, not a number, or the graph cannot take a batch or a size.
     """
-    largest, timesteps = 0.0, []
-    for batch, size, given, difference in _differences(network, graph, name):
-        if not difference <= tolerance:
+    session, _ = open_session(graph, name=name, provider="cpu")
+    known = {given.name for given in session.get_inputs()}
+    largest, timesteps = 0.0, set()
+    for batch, size in network.cases():
+        case = f"batch {batch}" + (f", {size[0]}x{size[1]}" if any(size) else "")
+        given = network.draw(batch, size, torch.Generator().manual_seed(batch))
+        with torch.inference_mode():
+            expected = network.module(**given)
+        try:
+            got = session.run(None, {key: value.numpy() for key, value in given.items() if key in known})[0]
+        except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+            raise LdmkitError(f"{name}: the exported graph fails at {case}: {error}") from error
+        if got.shape != tuple(expected.shape):
+            raise LdmkitError(f"{name}: at {case} the graph gives {got.shape}, torch {tuple(expected.shape)}")
+        difference = float((torch.from_numpy(got) - expected).abs().max())
+        if tolerance is None and not difference < math.inf:
             raise LdmkitError(
-                f"{name}: the exported graph differs from torch by {difference:.3g} at {_case(batch, size)}, more than "
-                f"{tolerance:g}. Try another opset in [export]; if it stays, the bundle would draw something else."
+                f"{name}: the graph's values are too large for float16 at {case}: "
+                "use `ldmkit export onnx --precision fp16-weights` or fp32"
+            )
+        if tolerance is not None and not difference <= tolerance:
+            raise LdmkitError(
+                f"{name}: the exported graph differs from torch by {difference:.3g} at {case}, more than "
+                f"{tolerance:g}. Try another opset in [export]; if it stays, the bundle would draw something else"
             )
         largest = max(largest, difference)
-        timesteps += given["t"].tolist() if "t" in given else []
+        timesteps |= set(given["t"].tolist()) if "t" in given else set()
     return GraphEntry(
         max_abs_difference=largest,
         batch_sizes=tuple(batch for batch, _ in network.cases()),
         sizes=tuple(size for _, size in network.cases()) if network.size else (),
-        timesteps=tuple(sorted(set(timesteps))),
+        timesteps=tuple(sorted(timesteps)),
     )
-
-
-def half_difference(network: Network, graph: bytes | Path, *, name: str) -> float:
-    """As `compare` for a graph with float16 in it, whose tolerance the final picture decides.
-
-    Raises LdmkitError where an output is not finite.
-    """
-    found = 0.0
-    for batch, size, _, difference in _differences(network, graph, name):
-        if not difference < float("inf"):
-            raise LdmkitError(
-                f"{name}: the graph's values are too large for float16 at {_case(batch, size)}: "
-                "take `ldmkit export onnx --precision fp16-weights` or fp32."
-            )
-        found = max(found, difference)
-    return found
-
-
-def _differences(
-    network: Network, graph: bytes | Path, name: str
-) -> Iterator[tuple[int, Size, dict[str, Tensor], float]]:
-    """(batch, size, inputs, largest difference from torch) for each of the network's cases."""
-    session, _ = open_session(graph, name=name, provider="cpu")
-    known = {given.name for given in session.get_inputs()}
-    for batch, size in network.cases():
-        given = network.draw(batch, size, torch.Generator().manual_seed(batch))
-        with torch.inference_mode():
-            wanted = network.module(**given)
-        try:
-            got = session.run(None, {key: value.numpy() for key, value in given.items() if key in known})[0]
-        except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-            raise LdmkitError(f"{name}: the exported graph fails at {_case(batch, size)}: {error}") from error
-        if got.shape != tuple(wanted.shape):
-            raise LdmkitError(
-                f"{name}: at {_case(batch, size)} the graph gives {got.shape}, torch {tuple(wanted.shape)}."
-            )
-        yield batch, size, given, float((torch.from_numpy(got) - wanted).abs().max())
-
-
-def _case(batch: int, size: Size) -> str:
-    return f"batch {batch}" + (f", {size[0]}x{size[1]}" if any(size) else "")

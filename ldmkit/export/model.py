@@ -3,23 +3,17 @@
 import math
 from dataclasses import dataclass
 
-from ldmkit.diffusion.process import Prediction
 from ldmkit.recipe import Recipe
 from ldmkit.run.networks import RunNetworks
+from ldmkit.runtime.backend import Description
 from ldmkit.runtime.manifest import Defaults, Latent, LatentRgb, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """`ldmkit.runtime.generate.Facts`, with the networks in torch."""
+class Model(Description):
+    """What drawing needs to know, with the networks in torch."""
 
     networks: RunNetworks
-    name: str
-    schedule: Schedule
-    prediction: Prediction
-    latent: Latent
-    picture_size: int
-    defaults: Defaults
 
 
 def model_of(recipe: Recipe, networks: RunNetworks, *, rgb: LatentRgb | None = None) -> Model:

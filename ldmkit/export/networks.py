@@ -3,16 +3,14 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.runtime.manifest import Latent, Schedule, Text
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 Size = tuple[int, int]
 """height, width"""
@@ -44,34 +42,36 @@ class Network:
         ]
 
 
-class DecoderGraph(nn.Module):
-    """Normalised latents (B, C, h, w) -> pixels (B, 3, H, W), 1 the brightest and -1 the darkest, not clipped."""
+class _OfLatents(nn.Module):
+    """Between an autoencoder's z and normalised latents, by buffers that become constants of the graph."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, autoencoder: AutoencoderKL, latent: Latent) -> None:
+    def __init__(self, latent: Latent) -> None:
         super().__init__()
-        self.decoder = unwrapped(autoencoder).decoder
         self.register_buffer("mean", torch.tensor(latent.mean).reshape(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(latent.std).reshape(1, -1, 1, 1))
+
+
+class DecoderGraph(_OfLatents):
+    """Normalised latents (B, C, h, w) -> pixels (B, 3, H, W), 1 the brightest and -1 the darkest, not clipped."""
+
+    def __init__(self, autoencoder: AutoencoderKL, latent: Latent) -> None:
+        super().__init__(latent)
+        self.decoder = unwrapped(autoencoder).decoder
 
     def forward(self, latents: Tensor) -> Tensor:
         pixels: Tensor = self.decoder(latents * self.std + self.mean)
         return pixels
 
 
-class EncoderGraph(nn.Module):
+class EncoderGraph(_OfLatents):
     """Pixels (B, 3, H, W) in [-1, 1] -> mean of the normalised latents (B, C, h, w)."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, autoencoder: AutoencoderKL, latent: Latent) -> None:
-        super().__init__()
+        super().__init__(latent)
         self.encoder = unwrapped(autoencoder).encoder
-        self.register_buffer("mean", torch.tensor(latent.mean).reshape(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(latent.std).reshape(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         # Not chunk, which would fix the batch in the graph.
@@ -108,7 +108,7 @@ def encoder(autoencoder: AutoencoderKL, latent: Latent) -> Network:
 
 
 def unet(module: nn.Module, latent: Latent, schedule: Schedule, text: Text | None, *, multiple: int) -> Network:
-    """A U-Net: unconditional, or with context where there is `text`."""
+    """A U-Net: unconditional, or with text where there is `text`."""
     last = schedule.num_timesteps if schedule.name == "flow" else schedule.num_timesteps - 1
 
     def draw(batch: int, size: Size, generator: torch.Generator) -> dict[str, Tensor]:
@@ -127,7 +127,7 @@ def unet(module: nn.Module, latent: Latent, schedule: Schedule, text: Text | Non
     return Network(on_cpu(module), draw, (latent.height, latent.width), multiple)
 
 
-def text_encoder(module: nn.Module, tokenizer: "Tokenizer") -> Network:
+def text_encoder(module: nn.Module, tokenizer: Tokenizer) -> Network:
     empty = tokenizer.encode("")
 
     def draw(batch: int, size: Size, generator: torch.Generator) -> dict[str, Tensor]:

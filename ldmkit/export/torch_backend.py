@@ -18,7 +18,7 @@ from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, V
 
 
 class TorchBackend:
-    """`ldmkit.runtime.generate.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
+    """`ldmkit.runtime.backend.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
 
     draws_text = True
     draws_unconditionally = True

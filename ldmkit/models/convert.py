@@ -122,8 +122,8 @@ def convert_checkpoint(path: Path, out_dir: Path) -> list[Path]:
         converted = [(_UNET, _convert(str(path), checkpoint, _UNET))]
     else:
         raise LdmkitError(
-            f"{path} is none of the seed's checkpoints: it holds {_some(checkpoint)}; expected vae_state_dict with "
-            "gan_state_dict, or the state dict of one of its U-Nets"
+            f"{path} is not a checkpoint of the original system: it holds {_some(checkpoint)}; "
+            "expected vae_state_dict with gan_state_dict, or the state dict of one of its U-Nets"
         )
     written = []
     try:
@@ -144,7 +144,7 @@ def convert_checkpoint(path: Path, out_dir: Path) -> list[Path]:
 
 def _load(path: Path) -> Mapping[Any, Any]:
     if not path.is_file():
-        raise LdmkitError(f"{path}: no such file; give one of the seed's .pth files")
+        raise LdmkitError(f"{path}: no such file; give one of the original system's .pth files")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle fails in more ways than can be listed

@@ -1,4 +1,4 @@
-"""`ldmkit plan`: the first steps of every stage still to be made, and what they tell of the rest.
+"""`ldmkit plan`: the first steps of every part still to be made, and what they tell of the rest.
 
 The stages themselves run, in a folder of their own, on a sample of the pictures; the U-Nets on latents of an
 autoencoder that was never trained, whose steps cost the same.
@@ -7,307 +7,259 @@ autoencoder that was never trained, whose steps cost the same.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
+from ldmkit.caches.caption import caption
 from ldmkit.caches.encode import encode_latents, encode_text
 from ldmkit.caches.quality import MAX_HELD_OUT
 from ldmkit.caches.sets import TextSet
 from ldmkit.caches.shards import PROGRESS
-from ldmkit.components.protocols import TextEncoder
+from ldmkit.components.protocols import Captioner, TextEncoder
 from ldmkit.data.captions import captioners, read_captions
-from ldmkit.denoising.train_t2i import train_t2i
-from ldmkit.denoising.train_unet import train_unet
+from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
-from ldmkit.plan.caption_cost import caption_cost
-from ldmkit.plan.footprint import folder_bytes, grown_bytes, trained_bytes
-from ldmkit.plan.probe import (
-    LargestBatch,
-    PeakMemory,
-    Stage,
-    Timed,
-    Watch,
-    available_memory,
-    empty,
-    extrapolate_largest,
-    memory_at,
-    search_largest,
-    time_steps,
-)
-from ldmkit.plan.row import Row, steps_seconds, unit_seconds
-from ldmkit.plan.sample import sample_of
-from ldmkit.recipe.training import Training, Vae
-from ldmkit.run.checkpoint import save_weights
+from ldmkit.plan.estimate import Row, folder_bytes, grown_bytes, trained_bytes
+from ldmkit.plan.probe import Probe, available_memory, empty, measure_largest_batch, measure_steps
+from ldmkit.recipe.training import Training
+from ldmkit.run.checkpoint import checkpoints, save_weights
 from ldmkit.run.folder import Part
-from ldmkit.run.parts import PARTS, behind
+from ldmkit.run.parts import PARTS, PartSpec, behind
 from ldmkit.run.workspace import Workspace
-from ldmkit.training.device import processes
-from ldmkit.vae.train import train_vae
+
+MAX_SAMPLE = 256
+"""pictures that are captioned and encoded, of 64x64 pixels; fewer where they are larger"""
+MIN_SAMPLE = 16
+CAPTION_SECONDS = 2.0
+"""captioning ends once the batches behind the first one took so long"""
+
+
+@dataclass(frozen=True)
+class Sample(Workspace):
+    """A few pictures that stand for all: the split has its real length, its positions come again and again."""
+
+    sides: tuple[np.ndarray, np.ndarray]
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.sides
+
+
+def sample_of(workspace: Workspace) -> Sample:
+    """A workspace whose index holds a sample of the pictures, each of them trained on and held out."""
+    size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // workspace.recipe.data.size**2))
+    entries = workspace.index.entries
+    index = PictureIndex(workspace.index.folder, entries[:: max(1, -(-len(entries) // size))], ())
+    train, held_out = (np.arange(len(side)) % len(index) for side in workspace.split())
+    return Sample(**{**vars(workspace), "index": index}, sides=(train, held_out))
 
 
 class Planner:
-    """Measures stage after stage in the scratch folders of `workspace`, whose index holds all pictures."""
+    """Measures part after part in the scratch folders of `workspace`, whose index holds all pictures."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        real: Mapping[str, Part],
-        states: Mapping[str, str],
-        *,
-        steps: int,
-        tell: Callable[[str], None],
-    ) -> None:
+    def __init__(self, workspace: Workspace, run: Mapping[str, Part], *, steps: int) -> None:
+        """`run`: the parts of the run itself, which are only looked at; `steps`: how many are measured."""
         self.workspace = workspace
-        self.real = real
-        self.states = states
+        self.run = run
+        self.states = {name: part.status().state for name, part in run.items()}
         self.steps = steps
-        self.tell = tell
         self.recipe = workspace.recipe
         self.sample = sample_of(workspace)
+        self.growth = len(workspace.index) / len(self.sample.index)
         self.available = available_memory()
         """bytes that the run could have"""
-        self.growth = len(workspace.index) / len(self.sample.index)
+        self.measures: dict[str, Callable[[PartSpec], Iterator[Row]]] = {
+            "captions": self._captions,
+            "vae": self._vae,
+            "latents": self._latents,
+            "text": self._text,
+            "bundle": self._bundle,
+        }
 
     def rows(self) -> Iterator[Row]:
         """A row for each part, in order; for the autoencoder one more where losses start later."""
-        caches = {"captions": self._captions, "latents": self._latents, "text": self._text}
-        measures = {**caches, "unet": self._unet, "t2i": self._t2i, "bundle": self._bundle}
         failed: list[str] = []
         for name, spec in PARTS.items():
-            lacking = [f"the {each}" for each in spec.needs if each in failed]
-            if lacking or name not in (*measures, "vae"):
-                reason = f"it needs {' and '.join(lacking)}" if lacking else ""
-                yield Row(stage=spec.label, state="cannot run" if lacking else "to do", reason=reason, seconds=None)
-            elif name == "vae":
-                yield from self._guarded(spec.label, (name,), self._vae)
-                self._untrained_autoencoder()
-            else:
-                needed = name in caches and self._to_do(*behind(name))
-                row = self._one(spec.label, (name,), measures[name], needed=needed)
-                yield row
-                if row.state == "cannot run" and name in ("latents", "text"):  # captions have a stand-in
-                    failed.append(name)
+            if lacking := [f"the {each}" for each in spec.needs if each in failed]:
+                yield _cannot_run(spec, f"it needs {' and '.join(lacking)}")
+                continue
+            rows = self._rows(spec)
+            yield from rows
+            if name == "vae":
+                empty(self.workspace.folder(name))
+                weights = build_autoencoder(self.recipe).state_dict()
+                save_weights(self.workspace.folder(name) / "model.safetensors", weights)
+            if rows[0].state == "cannot run" and name in ("latents", "text"):  # the others have a stand-in
+                failed.append(name)
 
-    # --- what each row has in common ------------------------------------------------------------------------
-
-    def _to_do(self, *parts: str) -> bool:
-        return any(self.states[part] != "done" for part in parts)
-
-    def _one(self, label: str, parts: tuple[str, ...], measure: Callable[[], Row], *, needed: bool = False) -> Row:
-        (row,) = self._guarded(label, parts, lambda: [measure()], needed=needed)
-        return row
-
-    def _guarded(
-        self, label: str, parts: tuple[str, ...], measure: Callable[[], list[Row]], *, needed: bool = False
-    ) -> list[Row]:
-        """The rows, or one that says that it is done, or why it cannot run; `needed` measures a done one as well."""
-        to_do = self._to_do(*parts)
+    def _rows(self, spec: PartSpec) -> list[Row]:
+        """What is left of the part, or that it is done, or why it cannot run."""
+        done = self.states[spec.name] == "done"
+        # What others are made from is measured all the same: they cannot be without it.
+        cache = spec.name in ("captions", "latents", "text")
+        needed = cache and any(self.states[name] != "done" for name in behind(spec.name))
+        rows = []
         try:
-            rows = []
-            if to_do or needed:
-                self.tell(label)
-                rows = measure()
+            if needed or not done:
+                self.workspace.reporter.line(f"measuring {spec.label}")
+                rows = list(self.measures.get(spec.name, self._other)(spec))
         except Interrupted:
             raise
         except LdmkitError as error:
-            return [Row(stage=label, state="cannot run", reason=str(error), seconds=None)]
-        return rows if to_do else [Row(stage=label, state="done")]
+            return [_cannot_run(spec, str(error))]
+        return [Row(stage=spec.label, state="done")] if done else rows
 
     # --- captions, latents, text ----------------------------------------------------------------------------
 
-    def _captions(self) -> Row:
-        path = self.real["captions"].folder / "captions.jsonl"
+    def _captions(self, spec: PartSpec) -> Iterator[Row]:
+        """Leaves a caption for each picture of the sample, some of them made up where the captioner is slow."""
+        path, index = self.run["captions"].folder / "captions.jsonl", self.workspace.index
+        empty(self.workspace.folder("captions"))
         if self.states["captions"] == "done":
-            empty(self.workspace.folder("captions"))
             shutil.copy(path, self.workspace.folder("captions"))
-            return Row(stage="caption", state="done")
-        done = list(captioners(path)) if self.states["captions"] == "interrupted" else []
-        with PeakMemory() as memory:
-            cost = caption_cost(self.workspace, self.sample, done)
-        return Row(
-            stage="caption",
-            state="to do",
-            left=cost.left,
-            unit="pictures",
-            unit_seconds=cost.seconds if cost.left else None,
-            pictures_per_second=1 / cost.seconds if cost.left else None,
-            memory=memory.peak(),
-            disk=round(cost.line_bytes * (len(self.workspace.index) - len(done))),
-            seconds=cost.start + cost.left * cost.seconds,
-        )
+            return
+        done = set(captioners(path)) if self.states["captions"] == "interrupted" else set()
+        beside: dict[str, str] = {}
+        if self.recipe.caption.keep_existing and self.recipe.caption.use != "sidecar":
+            sidecar: Captioner = self.workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")
+            texts = zip(index.entries, sidecar.caption(index.pictures()), strict=True)
+            beside = {entry.key: text for entry, text in texts if text}
+        waiting = {entry.key: entry for entry in index.entries if entry.key not in done | beside.keys()}
+        sampled = [entry for entry in self.sample.index.entries if entry.key in waiting]
+        some = tuple(sampled or [*waiting.values()][:MIN_SAMPLE])
+        section = self.recipe.caption.model_copy(update={"keep_existing": False})
+        recipe = self.recipe.model_copy(update={"caption": section})
+        probe = Probe(patience=CAPTION_SECONDS)
+        try:
+            with probe.measuring():
+                chosen = PictureIndex(index.folder, some, ())
+                caption(replace(self.workspace, recipe=recipe, index=chosen, reporter=probe))
+        finally:
+            line_bytes = self._caption_sample(beside)
+        yield probe.row(spec.label, left=len(waiting), unit="pictures", disk=line_bytes * (len(index) - len(done)))
 
-    def _untrained_autoencoder(self) -> None:
-        folder = self.workspace.folder("vae")
-        empty(folder)
-        save_weights(folder / "model.safetensors", build_autoencoder(self.recipe).state_dict())
+    def _caption_sample(self, beside: Mapping[str, str]) -> float:
+        """Adds what is missing of the sample: captions from `beside`, or those found, in turn; bytes of a line."""
+        path = self.workspace.folder("captions") / "captions.jsonl"
+        found = captioners(path)
+        texts = cycle([*beside.values(), *(read_captions(path).values() if found else ())] or ["a picture"])
+        missing = [entry.key for entry in self.sample.index.entries if entry.key not in found]
+        # Numbered, since a captioner finds other words for other pictures.
+        rows = [
+            {"file": key, "caption": beside.get(key) or f"{next(texts)} {number}", "captioner": None, "options": {}}
+            for number, key in enumerate(missing)
+        ]
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return path.stat().st_size / (len(found) + len(rows))
 
-    def _latents(self) -> Row:
+    def _latents(self, spec: PartSpec) -> Iterator[Row]:
         folder = self.workspace.folder("latents")
         empty(folder)
-        # Each held-out picture of the sample once: how good they come out is looked at in the end.
-        own = np.unique(self.sample.held_out)
-        with PeakMemory() as memory:
-            watch = Watch()
-            encode_latents(replace(self.sample, held_out=own, reporter=watch))
-            after = watch.seconds() - watch.marks[-1][1]
-        seconds = unit_seconds(watch)
-        after *= min(MAX_HELD_OUT, len(self.sample.held_out)) / max(1, len(own))
-        count = len(self.workspace.index) - self._pictures_encoded()
-        return Row(
-            stage="encode latents",
-            state="to do",
-            left=count,
+        train, held_out = self.sample.split()
+        some = held_out[: max(1, len(self.sample.index) // 4)]  # fewer than the stage reconstructs in the end
+        probe = Probe()
+        with probe.measuring():
+            encode_latents(replace(self.sample, sides=(train, some), reporter=probe))
+            after = probe.seconds() - probe.notes[-1][1]
+        progress = self.run["latents"].folder / PROGRESS
+        interrupted = self.states["latents"] == "interrupted" and progress.is_file()
+        encoded = json.loads(progress.read_text(encoding="utf-8"))["done"] if interrupted else 0
+        yield probe.row(
+            spec.label,
+            left=len(self.workspace.index) - encoded,
             unit="pictures",
-            unit_seconds=seconds,
-            pictures_per_second=1 / seconds,
-            memory=memory.peak(),
-            disk=max(0, grown_bytes(folder, self.growth) - self._there("latents")),
-            seconds=count * seconds + after,
+            disk=grown_bytes(folder, self.growth) - self._bytes_there("latents"),
+            after=after * min(MAX_HELD_OUT, len(held_out)) / max(1, len(some)),
         )
 
-    def _pictures_encoded(self) -> int:
-        """Pictures behind which an interrupted encoding goes on."""
-        progress = self.real["latents"].folder / PROGRESS
-        if self.states["latents"] != "interrupted" or not progress.is_file():
-            return 0
-        return int(json.loads(progress.read_text(encoding="utf-8"))["done"])
-
-    def _there(self, name: str) -> int:
-        """Bytes of what is left of an interrupted part, which goes on from them."""
-        return folder_bytes(self.real[name].folder) if self.states[name] == "interrupted" else 0
-
-    def _text(self) -> Row:
+    def _text(self, spec: PartSpec) -> Iterator[Row]:
         folder = self.workspace.folder("text")
         empty(folder)
-        with PeakMemory() as memory:
-            watch = Watch()
-            encode_text(replace(self.sample, reporter=watch))
-        texts = TextSet(folder)
-        sampled = len(texts.captions)
-        count = self._distinct_captions(sampled)
-        # Without a network to run there are only tokens to be made, which costs nothing to speak of.
-        seconds = unit_seconds(watch) if watch.marks else None
-        return Row(
-            stage="encode text",
-            state="to do",
-            left=count,
-            unit="captions",
-            unit_seconds=seconds,
-            memory=memory.peak(),
-            disk=grown_bytes(folder, count / sampled, per_picture=self.growth),
-            seconds=count * (seconds or 0.0),
-        )
-
-    def _distinct_captions(self, sampled: int) -> int:
-        """Counted where all are written, else as many a picture as in the sample; the empty one is among them."""
-        if self.states["captions"] == "done":
-            captions = read_captions(self.real["captions"].folder / "captions.jsonl")
-            used = {captions.get(entry.key) for entry in self.workspace.index.entries}
-            return len(used - {None}) + 1
-        return max(1, round((sampled - 1) * self.growth)) + 1
+        probe = Probe()
+        with probe.measuring():
+            encode_text(replace(self.sample, reporter=probe))
+        distinct = len(TextSet(folder).captions) - 1  # without the empty one
+        left = round(distinct * self.growth) + 1
+        # Of an encoder that is trained there are only tokens to be made: no time to speak of, and none is noted.
+        yield probe.row(spec.label, left=left, unit="captions", disk=grown_bytes(folder, self.growth))
 
     # --- training -------------------------------------------------------------------------------------------
 
-    def _vae(self) -> list[Row]:
-        section: Vae = self.recipe.vae
+    def _vae(self, spec: PartSpec) -> Iterator[Row]:
+        """Two rows where losses start on the way: the second from there on, a plateau's at the earliest."""
+        section = self.recipe.vae
         num_samples = len(self.workspace.split()[0])
-        num_steps = section.num_steps(num_samples)
-        done = self._steps_done("vae")
-        epoch = num_samples // section.batch_size
-        later = {
-            name: max(loss.start_step, loss.start_epoch * epoch)
-            for name, loss in section.losses.items()
-            if loss.start_step or loss.start_epoch or loss.start_on_plateau
-        }
-        first = min([num_steps, *later.values()])
-        rows = []
-        if done < first:
-            rows.append(self._trained("train-vae", "vae", train_vae, self.workspace, num_samples, done, first))
-        if first < num_steps:
+        end, done = section.num_steps(num_samples), self._steps_done("vae")
+        earliest = section.earliest_steps(num_samples)
+        later = [name for name, loss in section.losses.items() if earliest[name] or loss.start_on_plateau]
+        start = min([end, *(earliest[name] for name in later)])
+        if done < start or start == end:
+            row = self._trained(spec, self.workspace, num_samples, done, start)
+            yield row if start == end else replace(row, disk=0, transient_disk=0, largest_batch=None)
+        if start < end:
             at_once = {"start_step": 0, "start_epoch": 0, "start_on_plateau": False, "ramp_steps": 0}
             losses = {name: loss.model_copy(update=at_once) for name, loss in section.losses.items()}
-            vae = section.model_copy(update={"losses": losses})
-            workspace = replace(self.workspace, recipe=self.recipe.model_copy(update={"vae": vae}))
-            label = f"train-vae with {', '.join(later)}" if rows else "train-vae"
-            rows = [replace(row, disk=0, transient_disk=0, largest_batch=None) for row in rows]
-            begin = max(done, first)
-            rows.append(self._trained(label, "vae", train_vae, workspace, num_samples, begin, num_steps))
-        return rows or [Row(stage="train-vae", state="to do", left=0)]
+            recipe = self.recipe.model_copy(update={"vae": section.model_copy(update={"losses": losses})})
+            row = self._trained(spec, replace(self.workspace, recipe=recipe), num_samples, max(done, start), end)
+            yield replace(row, stage=f"{spec.label} with {', '.join(later)}") if done < start else row
 
-    def _unet(self) -> Row:
-        num_samples = len(self.workspace.split()[0])
-        num_steps = self.recipe.unet.num_steps(num_samples)
-        done = self._steps_done("unet")
-        return self._trained("train-unet", "unet", train_unet, self.sample, num_samples, done, num_steps)
-
-    def _t2i(self) -> Row:
-        with_caption = TextSet(self.workspace.folder("text")).index[self.sample.train] >= 0
-        num_samples = int(with_caption.sum())
-        num_steps = self.recipe.t2i.num_steps(max(1, num_samples))
-        done = self._steps_done("t2i")
-        return self._trained("train-t2i", "t2i", train_t2i, self.sample, num_samples, done, num_steps)
-
-    def _steps_done(self, name: str) -> int:
-        """Steps of the run's newest checkpoint."""
-        if self.states[name] != "interrupted":
-            return 0
-        found = (self.real[name].folder / "checkpoints").glob("step_*")
-        return max((int(folder.name.removeprefix("step_")) for folder in found), default=0)
+    def _other(self, spec: PartSpec) -> Iterator[Row]:
+        """Of a network that is trained on the latents, and on the captions where it needs the text."""
+        section = getattr(self.recipe, spec.name, None)
+        if not spec.trained or not isinstance(section, Training):
+            yield Row(stage=spec.label, state="to do", seconds=None)
+            return
+        train, _ = self.sample.split()
+        if "text" in spec.needs:
+            train = train[TextSet(self.workspace.folder("text")).index[train] >= 0]
+        yield self._trained(spec, self.sample, len(train), self._steps_done(spec.name))
 
     def _trained(
-        self, label: str, name: str, stage: Stage, workspace: Workspace, num_samples: int, begin: int, end: int
+        self, spec: PartSpec, workspace: Workspace, num_samples: int, begin: int, end: int | None = None
     ) -> Row:
-        section: Training = getattr(self.recipe, name)
+        """Of a network from step `begin` to step `end`, or to the last one."""
+        name, section, stage = spec.name, getattr(self.recipe, spec.name), spec.load()
         num_steps = section.num_steps(num_samples)
-        timed = time_steps(stage, workspace, name, num_steps=num_steps, steps=self.steps)
+        end = num_steps if end is None else end
+        costs = measure_steps(stage, workspace, name, num_steps=num_steps, steps=self.steps)
         disk, checkpoint = trained_bytes(workspace.folder(name), section, num_steps)
         return Row(
-            stage=label,
+            stage=spec.label,
             state="to do",
-            left=end - begin,
-            unit_seconds=timed.step,
-            pictures_per_second=section.batch_size / timed.step,
-            memory=timed.memory,
-            disk=max(0, disk - self._there(name)),
+            left=max(0, end - begin),
+            unit_seconds=costs.step,
+            pictures_per_second=section.batch_size / costs.step,
+            memory=costs.memory,
+            disk=max(0, disk - self._bytes_there(name)),
             transient_disk=checkpoint,
-            seconds=steps_seconds(timed, section, begin, end, last=end == num_steps) if begin < end else 0.0,
-            largest_batch=self._largest(stage, workspace, name, timed, num_samples),
+            seconds=costs.seconds(section, begin, end, last=end == num_steps),
+            largest_batch=measure_largest_batch(stage, workspace, name, num_samples, self.available),
         )
 
-    def _largest(self, stage: Stage, workspace: Workspace, name: str, timed: Timed, num_samples: int) -> LargestBatch:
-        section: Training = getattr(self.recipe, name)
-        if processes().device.type == "cuda":
-            return search_largest(
-                lambda size: memory_at(stage, workspace, name, size) is not None,
-                batch_size=section.batch_size,
-                unit=section.grad_accumulation,
-                limit=max(section.batch_size, num_samples),
-            )
-        twice = memory_at(stage, workspace, name, 2 * section.batch_size)
-        assert twice is not None  # only a GPU says that it has no more
-        return extrapolate_largest(
-            timed.step_memory,
-            twice,
-            batch_size=section.batch_size,
-            unit=section.grad_accumulation,
-            available=self.available,
-        )
+    def _steps_done(self, name: str) -> int:
+        """Steps of an interrupted run's newest checkpoint."""
+        found = checkpoints(self.run[name].folder / "checkpoints") if self.states[name] == "interrupted" else []
+        return int(found[0].name.removeprefix("step_")) if found else 0
+
+    def _bytes_there(self, name: str) -> int:
+        """Of what is left of an interrupted part, which goes on from it."""
+        return folder_bytes(self.run[name].folder) if self.states[name] == "interrupted" else 0
 
     # --- the bundle -----------------------------------------------------------------------------------------
 
-    def _bundle(self) -> Row:
+    def _bundle(self, spec: PartSpec) -> Iterator[Row]:
         """Its graphs hold the weights in float32; making and checking them was not measured."""
         encoder: TextEncoder = self.workspace.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
         tokenizer = Tokenizer.from_file(str(self.workspace.folder("text") / "tokenizer.json"))
-        networks: list[torch.nn.Module] = [
-            build_autoencoder(self.recipe).decoder,
-            build_unet(self.recipe),
-            build_text_to_image(self.recipe, encoder, None),
-            encoder.load_module(tokenizer),
-        ]
+        text_networks = [build_text_to_image(self.recipe, encoder, None), encoder.load_module(tokenizer)]
+        networks = [build_autoencoder(self.recipe).decoder, build_unet(self.recipe), *text_networks]
         weights = sum(p.numel() for network in networks for p in network.parameters())
-        return Row(stage="export", state="to do", left=1, unit="bundle", disk=4 * weights, seconds=None)
+        yield Row(stage=spec.label, state="to do", left=1, unit="bundle", disk=4 * weights, seconds=None)
+
+
+def _cannot_run(spec: PartSpec, reason: str) -> Row:
+    return Row(stage=spec.label, state="cannot run", reason=reason, seconds=None)

@@ -1,24 +1,25 @@
-"""Runs the first steps of a real stage under a stopwatch: what `ldmkit plan` is made of."""
+"""Runs the first steps of a real stage and notes their time and memory: what `ldmkit plan` is made of."""
 
 import ctypes
 import gc
+import math
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 
 from ldmkit.errors import LdmkitError
+from ldmkit.plan.estimate import LargestBatch, Row, StepCosts, extrapolate_batch
 from ldmkit.recipe.training import Training
 from ldmkit.report import Bar, Reporter
 from ldmkit.run.workspace import Workspace
@@ -30,104 +31,100 @@ _POLL_SECONDS = 0.005
 _NEVER = 2**62
 
 
-class Enough(Exception):
-    """Ends a stage all of whose steps have been measured."""
+class ProbeEnd(Exception):
+    """Ends a stage of which enough was measured."""
 
 
-@dataclass(frozen=True)
-class Timed:
-    """What the first steps of a training stage cost."""
+class Probe(Reporter):
+    """The reporter of a stage that runs in its `measuring` block: prints nothing, notes time and memory.
 
-    step: float
-    """seconds of one optimizer step, the median after the warm-up"""
-    start: float
-    """seconds that come once: first batches, compilation"""
-    evaluation: float
-    """seconds of one held-out evaluation"""
-    drawing: float
-    """seconds of one sample grid"""
-    saving: float
-    """seconds of one checkpoint"""
-    memory: int
-    """bytes, the most that was held at a time"""
-    step_memory: int
-    """bytes, the most that was held while nothing but steps had been made"""
+    Memory is the GPU's where there is one, else this process's.
+    """
 
-
-class Watch(Reporter):
-    """Prints nothing; notes when each unit of work ended, and ends the stage after `limit` of them."""
-
-    def __init__(self, limit: int | None = None, memory: "PeakMemory | None" = None) -> None:
+    def __init__(self, *, limit: int = sys.maxsize, patience: float = math.inf) -> None:
+        """Ends the stage after `limit` units of work, or once those behind the first one took `patience` seconds."""
         super().__init__(quiet=True)
         self.limit = limit
-        self.memory = memory
-        self.begun = time.perf_counter()
-        self.marks: list[tuple[int, float, int]] = []
-        """(units done since the mark before, seconds since the watch began, peak memory so far)"""
+        self.patience = patience
+        self.notes: list[tuple[int, float]] = []
+        """(pictures, captions or steps since the note before, seconds since the block began)"""
+        self._process = psutil.Process()
+        self._on_gpu = processes().device.type == "cuda"
+        self._peak = 0
+        self._ended = threading.Event()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Goes around the stage."""
+        release()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        poll = threading.Thread(target=self._poll, daemon=True)
+        poll.start()
+        self._begun = time.perf_counter()
+        try:
+            with suppress(ProbeEnd):
+                yield
+        finally:
+            self.peak()
+            self._ended.set()
+            poll.join()
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
-        yield _WatchedBar(self, title, total, done)
-
-    def seconds(self) -> float:
-        """Since the watch began, all work on the device done."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - self.begun
+        bar = _ProbeBar(title, total, done)
+        bar.probe = self
+        yield bar
 
     def note(self, count: int) -> None:
-        """One more unit of work is done, on the device too."""
-        self.marks.append((count, self.seconds(), self.memory.peak() if self.memory else 0))
-        if len(self.marks) == self.limit:
-            raise Enough
+        """Some more work is done, on the device too."""
+        self.notes.append((count, self.seconds()))
+        if len(self.notes) >= self.limit or self.notes[-1][1] - self.notes[0][1] > self.patience:
+            raise ProbeEnd
 
+    def seconds(self) -> float:
+        """Since the block began, all work on the device done."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - self._begun
 
-class _WatchedBar(Bar):
-    def __init__(self, watch: Watch, title: str, total: int, done: int) -> None:
-        super().__init__(title, total, done)
-        self.watch = watch
-
-    def advance(self, count: int = 1, metrics: Any = None) -> None:
-        super().advance(count)
-        self.watch.note(count)
-
-
-class PeakMemory:
-    """The most memory, in bytes, held within the block: of the GPU where there is one, else by this process."""
-
-    def __init__(self) -> None:
-        self.on_gpu = processes().device.type == "cuda"
-        self._process = psutil.Process()
-        self._peak = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        release()
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.peak()
-        self._ended.set()
-        if not self.on_gpu:
-            self._thread.join()
+    def row(self, stage: str, *, left: int, unit: str, disk: float, after: float = 0.0) -> Row:
+        """What is left of a stage whose beginning was measured; `after`: seconds that come once, at its end."""
+        each, start = None, 0.0
+        if self.notes:
+            counts, ends = zip(*self.notes, strict=True)
+            # The first batch, with which all begins, is left out where there are others.
+            each = ends[-1] / counts[0] if len(ends) == 1 else (ends[-1] - ends[0]) / sum(counts[1:])
+            start = max(0.0, ends[0] - counts[0] * each)
+        return Row(
+            stage=stage,
+            state="to do",
+            left=left,
+            unit=unit,
+            unit_seconds=each,
+            pictures_per_second=1 / each if each and unit == "pictures" else None,
+            memory=self.peak(),
+            disk=max(0, round(disk)),
+            seconds=start + left * (each or 0.0) + after,
+        )
 
     def peak(self) -> int:
-        """Bytes, up to now."""
-        now = torch.cuda.max_memory_allocated() if self.on_gpu else int(self._process.memory_info().rss)
+        """The most bytes that were held at a time, up to now."""
+        now = torch.cuda.max_memory_allocated() if self._on_gpu else int(self._process.memory_info().rss)
         self._peak = max(self._peak, now)
         return self._peak
 
     def _poll(self) -> None:
         # Neither Windows nor macOS has a peak that can be reset between two stages.
-        while not self._ended.wait(_POLL_SECONDS):
+        while not self._on_gpu and not self._ended.wait(_POLL_SECONDS):
             self.peak()
+
+
+class _ProbeBar(Bar):
+    probe: Probe
+
+    def advance(self, count: int = 1, metrics: Any = None) -> None:
+        self.probe.note(count)
 
 
 def release() -> None:
@@ -147,129 +144,55 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
 
 
-def with_section(workspace: Workspace, name: str, **changes: Any) -> Workspace:
-    """The same workspace with keys of one recipe section changed."""
-    section: Training = getattr(workspace.recipe, name)
-    recipe = workspace.recipe.model_copy(update={name: section.model_copy(update=changes)})
-    return replace(workspace, recipe=recipe)
-
-
-def time_steps(stage: Stage, workspace: Workspace, name: str, *, num_steps: int, steps: int) -> Timed:
+def measure_steps(stage: Stage, workspace: Workspace, name: str, *, num_steps: int, steps: int) -> StepCosts:
     """The first `steps` optimizer steps of a training stage of `num_steps`, as it really runs.
 
     The last three are followed by an evaluation, a sample grid and a checkpoint, one each, which are timed by what
     they take longer than the others. The part's folder keeps what the stage wrote.
     """
-    workspace = with_section(
-        workspace,
-        name,
-        steps=max(num_steps, steps + 1),  # the last step would do all three at once
-        epochs=None,
-        eval_every=steps - 2,
-        sample_every=steps - 1,
-        checkpoint_every=steps,
-        keep_best=False,  # which would save at the evaluation too
-    )
-    with PeakMemory() as memory:
-        watch = _run(stage, workspace, name, steps, memory)
-    ends = [seconds for _, seconds, _ in watch.marks]
-    took = [ends[0], *(after - before for before, after in pairwise(ends))]
+    every = {"eval_every": steps - 2, "sample_every": steps - 1, "checkpoint_every": steps}
+    # Neither the last step, which would do all three at once, nor a save at the evaluation.
+    changes = {**every, "steps": max(num_steps, steps + 1), "keep_best": False}
+    probe = _first_steps(stage, workspace, name, steps, changes)
+    took = [after - before for before, after in pairwise([0.0, *(seconds for _, seconds in probe.notes)])]
     warm_up = steps // 4
     step = median(took[warm_up : steps - 3])
-    return Timed(
-        step=step,
-        start=max(0.0, sum(took[:warm_up]) - warm_up * step),
-        evaluation=max(0.0, took[steps - 3] - step),
-        drawing=max(0.0, took[steps - 2] - step),
-        saving=max(0.0, took[steps - 1] - step),
-        memory=memory.peak(),
-        step_memory=watch.marks[steps - 4][2],
-    )
+    between = {key: max(0.0, seconds - step) for key, seconds in zip(every, took[-3:], strict=True)}
+    return StepCosts(step, max(0.0, sum(took[:warm_up]) - warm_up * step), between, probe.peak())
 
 
-def memory_at(stage: Stage, workspace: Workspace, name: str, batch_size: int) -> int | None:
-    """Peak bytes of two steps with another batch size; None where the GPU has not got that much."""
-    workspace = with_section(
-        workspace,
-        name,
-        batch_size=batch_size,
-        compile="off",  # takes minutes, and seldom more memory
-        steps=max(3, getattr(workspace.recipe, name).num_steps(len(workspace.split()[0]))),
-        epochs=None,
-        **dict.fromkeys(("eval_every", "sample_every", "checkpoint_every", "log_every"), _NEVER),
-    )
+def measure_largest_batch(
+    stage: Stage, workspace: Workspace, name: str, num_samples: int, available: int
+) -> LargestBatch:
+    """From the memory of two steps with the recipe's batch size and of two with twice that."""
+    section: Training = getattr(workspace.recipe, name)
+    changes = dict.fromkeys(("eval_every", "sample_every", "checkpoint_every", "log_every"), _NEVER)
+    # Compiling takes minutes, and what is compiled seldom takes more memory.
+    changes |= {"compile": "off", "steps": 3}
     try:
-        with PeakMemory() as memory:
-            _run(stage, workspace, name, 2, memory)
-        return memory.peak()
-    except torch.OutOfMemoryError:
-        return None
-    except LdmkitError as error:
+        both = [{**changes, "batch_size": batch} for batch in (section.batch_size, 2 * section.batch_size)]
+        memory, twice = (_first_steps(stage, workspace, name, 2, each).peak() for each in both)
+    except (torch.OutOfMemoryError, LdmkitError) as error:  # as a GPU says it; a CPU has no such limit
         if "out of memory" not in str(error):
             raise
-        return None
-    finally:
-        release()
+        return LargestBatch(section.batch_size, "at least")
+    return extrapolate_batch(memory, twice, section, available=available, num_samples=num_samples)
 
 
-def _run(stage: Stage, workspace: Workspace, name: str, steps: int, memory: PeakMemory) -> Watch:
+def _first_steps(stage: Stage, workspace: Workspace, name: str, steps: int, changes: dict[str, Any]) -> Probe:
+    """So many steps of a stage, some keys of its recipe section changed, `steps` among them."""
+    section: Training = getattr(workspace.recipe, name)
+    changed = section.model_copy(update={"epochs": None, **changes})
+    recipe = workspace.recipe.model_copy(update={name: changed})
     empty(workspace.folder(name))
-    watch = Watch(steps, memory)
-    with suppress(Enough):
-        stage(replace(workspace, reporter=watch))
-    assert len(watch.marks) == steps
-    return watch
+    probe = Probe(limit=steps)
+    with probe.measuring():
+        stage(replace(workspace, recipe=recipe, reporter=probe))
+    assert len(probe.notes) == steps
+    return probe
 
 
 def empty(folder: Path) -> None:
     """Makes the folder anew: a stage goes on from what it finds."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-@dataclass(frozen=True)
-class LargestBatch:
-    """The largest batch that fits into the memory."""
-
-    size: int
-    """0: not even the smallest one does"""
-    kind: str
-    """`found` by trying, `estimate` from the memory of two sizes, `at least` where the search ended before memory"""
-
-
-def search_largest(fits: Callable[[int], bool], *, batch_size: int, unit: int, limit: int) -> LargestBatch:
-    """Doubles from `batch_size` while it fits, else halves until it does, then tries half as much again.
-
-    Sizes are multiples of `unit`; the search ends at `limit`.
-    """
-    size = batch_size
-    if fits(size):
-        while size * 2 <= limit:
-            if not fits(size * 2):
-                break
-            size *= 2
-        else:
-            return LargestBatch(size, "at least")
-    else:
-        size //= 2
-        while size >= unit and (size % unit or not fits(size)):
-            size //= 2
-        if size < unit:
-            return LargestBatch(0, "found")
-    half_more = size + size // 2
-    if half_more % unit == 0 and half_more > size and half_more != batch_size and fits(half_more):
-        size = half_more
-    return LargestBatch(size, "found")
-
-
-def extrapolate_largest(memory: int, twice: int, *, batch_size: int, unit: int, available: int) -> LargestBatch:
-    """From the peak bytes at `batch_size` and at twice that; 2^k or 1.5 * 2^k units, so that a tenth stays free."""
-    growth = (twice - memory) / batch_size  # bytes a picture
-    if growth <= 0:
-        return LargestBatch(2 * batch_size, "at least")
-    units = max(0, int((batch_size + (0.9 * available - memory) / growth) / unit))
-    if not units:
-        return LargestBatch(0, "estimate")
-    power = 1 << (units.bit_length() - 1)
-    rounded = power + power // 2 if units >= power + power // 2 else power
-    return LargestBatch(rounded * unit, "estimate")

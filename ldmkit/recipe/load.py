@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ldmkit import shipped
 from ldmkit.components.options import did_you_mean
-from ldmkit.errors import LdmkitError
+from ldmkit.errors import LdmkitError, UsageError
 from ldmkit.recipe.mistakes import component_at, component_mistakes, schema_mistakes, strange_values, takes_text
 from ldmkit.recipe.sections import Recipe, component_tables
 
@@ -76,7 +76,7 @@ class RecipeFile:
         """Raises LdmkitError where the file is no TOML, or an override is not `section.key=value`."""
         try:
             if path.stat().st_size > MAX_BYTES:
-                raise LdmkitError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no recipe is")
+                raise LdmkitError(f"{path}: larger than {MAX_BYTES >> 20} MiB, the most that a recipe may have")
             table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise LdmkitError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -105,7 +105,7 @@ class RecipeFile:
         Raises LdmkitError: one message with a line for each mistake.
         """
         if _is_deep(self.table):
-            raise LdmkitError(f"{self.path}: tables within tables within tables, more than {MAX_DEPTH}; no recipe is")
+            raise LdmkitError(f"{self.path}: nested more than {MAX_DEPTH} tables deep, the most that a recipe may be")
         mistakes = list(strange_values(self.table))
         recipe = None
         try:
@@ -150,9 +150,9 @@ class RecipeFile:
         key, equals, text = override.partition("=")
         parts = tuple(part.strip() for part in key.split("."))
         if not equals or not all(parts):
-            raise LdmkitError(f"--set {override}: write it as section.key=value, for example --set unet.steps=500")
+            raise UsageError(f"--set {override}: write it as section.key=value, for example --set unet.steps=500")
         if any("\ud800" <= letter <= "\udfff" for letter in override):  # how Python shows bytes that are no UTF-8
-            raise LdmkitError(f"--set {override!r}: not UTF-8 text, which is all that a recipe can hold")
+            raise UsageError(f"--set {override!r}: not UTF-8 text, which is all that a recipe can hold")
         table = self.table
         for part in parts[:-1]:
             table = table.setdefault(part, {})
@@ -189,6 +189,6 @@ def _value(override: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError) as error:
         if text[:1] in ("[", "{", '"', "'"):
-            raise LdmkitError(f"--set {override}: not valid TOML: {error}") from None
+            raise UsageError(f"--set {override}: not valid TOML: {error}") from None
         return text  # a bare word is a string: --set data.path=my/pictures
     return text if len(value) > 1 or isinstance(value["value"], date | time) else value["value"]

@@ -116,12 +116,13 @@ def strange_values(table: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tu
     items = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
     for key, value in items:
         inner = (*place, key) if isinstance(key, str) else place
+        said = ""
         if isinstance(value, date | time):
-            line = f"{_table(inner[:-1])} {inner[-1]} = {value} is a date, which no key takes; text stands in quotes"
-            yield inner, line.strip()
+            said = f"{value} is a date, which no key takes; put text in quotes"
         elif isinstance(value, str) and "\0" in value:
-            line = f"{_table(inner[:-1])} {inner[-1]} = {json.dumps(value)} holds a NUL, which no name of a file can"
-            yield inner, line.strip()
+            said = f"{json.dumps(value)} holds a NUL character, which no file name can"
+        if said:
+            yield inner, f"{_table(inner[:-1])} {inner[-1]} = {said}".strip()
         yield from strange_values(value, inner)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.training import NO_RESULT, T2I, Component, Section, UNetTraining, Vae
+from ldmkit.recipe.training import T2I, Component, Section, UNetTraining, Vae, no_result
 
 
 class Data(Section):
@@ -18,7 +18,7 @@ class Data(Section):
     source: str = Field(
         "folder",
         pattern=r"^(folder|toy-cats|hub:[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/([^/.][^/]*/)*[^/.][^/]*\.zip)$",
-        description="where the pictures come from if the folder is not there: `folder` (nowhere), "
+        description="where the pictures come from if the folder does not exist: `folder` (nowhere), "
         "`toy-cats` (drawn here) or `hub:OWNER/NAME/FILE.zip` (a data set on the Hugging Face hub)",
     )
     num_pictures: int | None = Field(
@@ -31,12 +31,8 @@ class Data(Section):
     flip: bool = Field(True, description="use each picture's mirror image as well")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures never trained on")
     max_bad: float = Field(0.1, ge=0, le=1, description="largest share of unreadable pictures before a run stops")
-    num_workers: int = Field(
-        2,
-        ge=0,
-        le=64,
-        description="processes that decode pictures; 0: none beside the main one",
-        json_schema_extra=NO_RESULT,
+    num_workers: int = no_result(
+        2, ge=0, le=64, description="processes that decode pictures; 0: none beside the main one"
     )
 
 
@@ -58,7 +54,7 @@ class Text(Component):
 class Latents(Section):
     normalize: bool = Field(True, description="subtract each channel's mean over the whole set and divide by its std")
     draw: Literal["each_step", "once", "mean"] = Field(
-        "each_step", description="latents drawn from mean and std anew each step, once for all, or their mean"
+        "each_step", description="latents redrawn from mean and std at each step, drawn once, or their mean"
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the cached mean and std")
 
@@ -66,20 +62,20 @@ class Latents(Section):
 class Gate(Section):
     """What the autoencoder must reach before a U-Net trains on its latents."""
 
-    min_psnr: float = Field(18.0, ge=0, description="dB, least held-out PSNR; 0: not looked at")
-    min_ssim: float = Field(0.4, ge=0, le=1, description="least held-out SSIM; 0: not looked at")
+    min_psnr: float = Field(18.0, ge=0, description="dB, least held-out PSNR; 0: not checked")
+    min_ssim: float = Field(0.4, ge=0, le=1, description="least held-out SSIM; 0: not checked")
     max_lpips: float = Field(
-        0.5, ge=0, description="largest held-out LPIPS, where the recipe has that loss; 0: not looked at"
+        0.5, ge=0, description="largest held-out LPIPS, where the recipe has that loss; 0: not checked"
     )
     min_latent_signal: float = Field(
         0.05,
         ge=0,
         lt=1,
         description="least share of a latent channel's variance that comes from the pictures and not from the "
-        "posterior's noise; below it the channel is dead; 0: not looked at",
+        "posterior's noise; below it the channel is dead; 0: not checked",
     )
     max_latent_kurtosis: float = Field(
-        20.0, ge=0, description="largest excess kurtosis of a latent channel (0: a Gaussian's); 0: not looked at"
+        20.0, ge=0, description="largest excess kurtosis of a latent channel (0: a Gaussian's); 0: not checked"
     )
 
 
@@ -101,7 +97,7 @@ class Diffusion(Section):
     @model_validator(mode="after")
     def _prediction_fits(self) -> "Diffusion":
         if self.prediction == "eps" and (self.schedule == "flow" or self.zero_terminal_snr):
-            raise ValueError('prediction = "eps" has no answer where the signal is zero; use "v", "x0" or "flow"')
+            raise ValueError('prediction = "eps" is undefined where the signal is zero; use "v", "x0" or "flow"')
         return self
 
     def schedule_options(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def template() -> str:
     recipe = Recipe.model_validate({"name": "new", **START})
     lines = [
         "# A recipe of ldmkit: what is not set here has the default shown in the comment.",
-        "# `ldmkit recipe check FILE` tells what is wrong, `ldmkit plugins` what can be chosen.",
+        "# `ldmkit recipe check FILE` lists the mistakes, `ldmkit plugins` what can be chosen.",
         "",
     ]
     sections = {name: value for name, value in recipe if isinstance(value, BaseModel)}

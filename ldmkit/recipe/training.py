@@ -3,10 +3,12 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
 
-# Marks keys that change what is printed or how fast, never the result: they are left out of fingerprints.
-NO_RESULT: JsonDict = {"affects_result": False}
+
+def no_result(default: Any, **rules: Any) -> Any:
+    """A key that changes what is printed or how fast, never the result: it is left out of fingerprints."""
+    return Field(default, json_schema_extra={"affects_result": False}, **rules)
+
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
@@ -48,7 +50,7 @@ class Training(Section):
     steps: int | None = Field(None, gt=0, description="optimizer steps; give this or `epochs`")
     epochs: int | None = Field(None, gt=0, description="passes over the training pictures; give this or `steps`")
     batch_size: int = Field(32, gt=0, description="pictures per optimizer step, over all processes")
-    grad_accumulation: int = Field(1, gt=0, description="parts into which a process splits its share of a batch")
+    grad_accumulation: int = Field(1, gt=0, description="parts that each process splits its share of a batch into")
     optimizer: Literal["adamw", "adam"] = Field("adamw", description="AdamW or Adam")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(
@@ -74,31 +76,20 @@ class Training(Section):
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
     )
-    log_every: int = Field(
-        20, gt=0, description="optimizer steps between two lines of metrics", json_schema_extra=NO_RESULT
-    )
-    eval_every: int = Field(
-        500, gt=0, description="steps between two held-out evaluations", json_schema_extra=NO_RESULT
-    )
-    sample_every: int = Field(1000, gt=0, description="steps between two sample grids", json_schema_extra=NO_RESULT)
-    checkpoint_every: int = Field(500, gt=0, description="steps between two checkpoints", json_schema_extra=NO_RESULT)
-    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints that are kept", json_schema_extra=NO_RESULT)
-    keep_every: int = Field(
-        0,
-        ge=0,
-        description="checkpoints at multiples of so many steps are kept as well; 0: none",
-        json_schema_extra=NO_RESULT,
-    )
-    keep_best: bool = Field(
+    log_every: int = no_result(20, gt=0, description="optimizer steps between two lines of metrics")
+    eval_every: int = no_result(500, gt=0, description="steps between two held-out evaluations")
+    sample_every: int = no_result(1000, gt=0, description="steps between two sample grids")
+    checkpoint_every: int = no_result(500, gt=0, description="steps between two checkpoints")
+    keep_checkpoints: int = no_result(2, gt=0, description="newest checkpoints that are kept")
+    keep_every: int = no_result(0, ge=0, description="also keep checkpoints at multiples of this many steps; 0: none")
+    keep_best: bool = no_result(
         False,
-        description="save at each evaluation with a lower held-out loss than ever (of the first average, where there "
-        "is one), and keep the lowest one's checkpoint",
-        json_schema_extra=NO_RESULT,
+        description="save at each evaluation whose held-out loss is the lowest so far (of the first average, where "
+        "there is one), and keep that checkpoint",
     )
-    deterministic: bool = Field(
+    deterministic: bool = no_result(
         False,
-        description="on a GPU use no kernel whose result may differ from call to call; slower; a CPU's never does",
-        json_schema_extra=NO_RESULT,
+        description="use only GPU kernels that give the same result at each call; slower; on a CPU they always do",
     )
 
     @model_validator(mode="after")
@@ -121,27 +112,27 @@ class VaeLoss(Component):
     start_epoch: int = Field(0, ge=0, description="epoch from which the term counts (the later of the two holds)")
     start_on_plateau: bool = Field(
         False,
-        description="start once the held-out reconstruction stops getting better (see vae.guard), and not before "
+        description="start once the held-out reconstruction stops improving (see vae.guard), and not before "
         "start_step and start_epoch; of an adversarial loss",
     )
     ramp_steps: int = Field(0, ge=0, description="optimizer steps over which the weight rises from 0 after the start")
 
 
 class GanGuard(Section):
-    """Keeps an adversarial loss from ruining the reconstructions."""
+    """Rolls the weights back where an adversarial loss degrades the reconstructions."""
 
     plateau_evaluations: int = Field(
         3, gt=0, description="evaluations (see eval_every) without a better held-out PSNR that make a plateau"
     )
     plateau_psnr: float = Field(0.1, ge=0, description="dB; a gain of less counts as none")
     max_psnr_drop: float = Field(
-        1.0, ge=0, description="dB below the best held-out PSNR before the weights go back to it; 0: never"
+        1.0, ge=0, description="dB below the best held-out PSNR at which the weights are rolled back to it; 0: never"
     )
     max_lpips_rise: float = Field(
-        0.03, ge=0, description="above the best held-out LPIPS before the weights go back to it; 0: never"
+        0.03, ge=0, description="above the best held-out LPIPS at which the weights are rolled back to it; 0: never"
     )
     weight_factor: float = Field(
-        0.5, ge=0, lt=1, description="factor of the adversarial weight each time the weights went back"
+        0.5, ge=0, lt=1, description="factor applied to the adversarial weight at each rollback"
     )
 
 
@@ -166,6 +157,13 @@ class Vae(Training):
         1.0, gt=0, description="upper bound of the adaptive weight of an adversarial loss (Esser et al. 2021, eq. 7)"
     )
     guard: GanGuard = Field(default_factory=lambda: GanGuard(), description="the guard over adversarial losses")
+
+    def earliest_steps(self, num_pictures: int) -> dict[str, int]:
+        """By loss the optimizer step before which it does not count, for a training set of this many pictures."""
+        return {
+            name: max(loss.start_step, loss.start_epoch * num_pictures // self.batch_size)
+            for name, loss in self.losses.items()
+        }
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `AutoencoderKL`."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
-from ldmkit.atomic import fsync, json_bytes, new_folder, no_room, remove_folder, sweep, write_atomic, write_file
+from ldmkit.atomic import fsync, json_bytes, new_folder, no_room, remove_folder, write_atomic, write_file
 from ldmkit.errors import LdmkitError
 
 MANIFEST = "manifest.json"
@@ -91,11 +91,7 @@ def save_checkpoint(
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
-    """Tensors and state of the newest checkpoint that passes its hashes; a damaged one is set aside with a warning.
-
-    What a killed save left is removed, so nobody may be saving meanwhile.
-    """
-    sweep(folder)
+    """Tensors and state of the newest checkpoint that passes its hashes; a damaged one is set aside with a warning."""
     for checkpoint in checkpoints(folder):
         reason = damage(checkpoint)
         if reason is None:

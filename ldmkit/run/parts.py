@@ -6,14 +6,29 @@ A new stage is one row here and the file that it names: commands, `train`, `stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ldmkit.run.inputs import RunParts
+    from ldmkit.recipe import Recipe
+    from ldmkit.run.folder import Part
     from ldmkit.run.workspace import Workspace
 
 LAYOUT = 2
 """raised whenever `encode` writes other files than it did"""
+
+
+class Inputs(Protocol):
+    """What the rows look at to tell what a part is made from; `ldmkit.run.inputs.RunParts` describes each."""
+
+    recipe: "Recipe"
+    pictures: str
+    caption_files: str
+    frozen: bool
+
+    def __getitem__(self, name: str, /) -> "Part": ...
+    def section(self, name: str, *keys: str) -> dict[str, Any]: ...
+    def data(self) -> dict[str, Any]: ...
+    def captions(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +41,7 @@ class PartSpec:
     """several rows one after the other may name the same one"""
     maker: str
     """module:function; see `load`"""
-    inputs: Callable[["RunParts"], dict[str, Any]]
+    inputs: Callable[[Inputs], dict[str, Any]]
     """JSON values: whatever changes one of them makes the part stale"""
     needs: tuple[str, ...] = ()
     """parts that must be done before, each in a row above"""
@@ -60,38 +75,38 @@ def _without(table: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name != key}
 
 
-def _captions(run: "RunParts") -> dict[str, Any]:
+def _captions(run: Inputs) -> dict[str, Any]:
     caption = _without(run.section("caption"), "missing")
     return {"pictures": run.pictures, "caption": caption, "caption_files": run.caption_files}
 
 
-def _vae(run: "RunParts") -> dict[str, Any]:
+def _vae(run: Inputs) -> dict[str, Any]:
     return {"pictures": run.pictures, "data": run.data(), "vae": run.section("vae")}
 
 
-def _latents(run: "RunParts") -> dict[str, Any]:
+def _latents(run: Inputs) -> dict[str, Any]:
     cache = {"dtype": run.recipe.latents.dtype, "layout": LAYOUT}
     return {"vae": run["vae"].fingerprint, "latents": cache, "data": run.data()}
 
 
-def _text(run: "RunParts") -> dict[str, Any]:
+def _text(run: Inputs) -> dict[str, Any]:
     inputs = {"captions": run.captions(), "text": run.section("text"), "missing": run.recipe.caption.missing}
     # Whether a U-Net attends to padding decides whether the padding's states are kept.
     states = {"mask_padding": run.recipe.t2i.mask_padding, "layout": LAYOUT} if run.frozen else {}
     return {**inputs, "pictures": run.pictures, **states}
 
 
-def _unet(run: "RunParts") -> dict[str, Any]:
+def _unet(run: Inputs) -> dict[str, Any]:
     use, diffusion = _without(run.section("latents"), "dtype"), run.section("diffusion")
     latents = {"latents": run["latents"].fingerprint, "use": use, "diffusion": diffusion, "data": run.data()}
     return {**latents, "unet": run.section("unet")}
 
 
-def _t2i(run: "RunParts") -> dict[str, Any]:
+def _t2i(run: Inputs) -> dict[str, Any]:
     return {**_without(_unet(run), "unet"), "text": run["text"].fingerprint, "t2i": run.section("t2i")}
 
 
-def _bundle(run: "RunParts") -> dict[str, Any]:
+def _bundle(run: Inputs) -> dict[str, Any]:
     # The sampler is left out, since it makes nothing stale; what is as it was before its key was known, too.
     export, asked = run.section("export", "opset", "tolerance"), run.recipe.export
     export |= {"precision": asked.precision} if asked.precision != "fp32" else {}

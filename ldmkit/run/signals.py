@@ -52,8 +52,8 @@ class StopSignals:
             os.write(2, f"{self.name}: stopping after this step; once more leaves without saving\n".encode())
 
 
-def stopped(told: str, number: int) -> Interrupted:
+def stopped(message: str, number: int) -> Interrupted:
     """To be raised once all is saved after signal `number`: its exit code is the shell's for that signal."""
-    error = Interrupted(told)
+    error = Interrupted(message)
     error.exit_code = 128 + number
     return error

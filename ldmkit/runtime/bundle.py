@@ -1,148 +1,60 @@
-"""A bundle on disk: its manifest, its checked files and its sessions."""
+"""An exported model to draw with, for who uses it from Python."""
 
-import hashlib
-import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
-from ldmkit.errors import LdmkitError
-from ldmkit.runtime.graph import external_files
-from ldmkit.runtime.manifest import (
-    GRAPHS,
-    MANIFEST,
-    TEXT_ENCODER,
-    TOKENIZER,
-    UNET,
-    UNET_T2I,
-    VAE_DECODER,
-    VAE_ENCODER,
-    WEIGHTS,
-    Manifest,
-    read_manifest,
+import numpy as np
+from PIL import Image
+
+from ldmkit.runtime.generate import Step, draw, to_pictures
+from ldmkit.runtime.onnx_backend import OnnxBackend
+from ldmkit.runtime.request import (
+    DEFAULT_AMOUNT,
+    DrawRequest,
+    PictureRequest,
+    Settings,
+    each_prompt,
+    interpolation,
+    variations,
 )
-from ldmkit.runtime.providers import Provider, Used, check_provider, gpu_may_exist, open_session
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-    from tokenizers import Tokenizer
-
-    from ldmkit.runtime.generate import Step
-    from ldmkit.runtime.request import Wanted
+from ldmkit.runtime.settings import resolve
 
 
-class Bundle:
-    """An exported model. `Bundle.load` opens one, `generate` draws from it."""
+class Options(Settings, total=False):
+    """The keywords that all ways to draw share."""
 
-    def __init__(self, folder: Path, manifest: Manifest, sha256: str, provider: Provider) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.sha256 = sha256
-        """SHA-256 of manifest.json, which holds the SHA-256 of every other file"""
-        self._asked = provider
-        self._sessions: dict[str, Any] = {}
-        self._used: dict[str, Used] = {}
-        self._locks = {name: Lock() for name in GRAPHS}
-        self._tokenizer: Tokenizer | None = None
+    batch_size: int
+    on_step: Callable[[Step], None] | None
 
-    @classmethod
-    def load(cls, path: Path | str, provider: str = "auto") -> "Bundle":
-        """Reads the manifest and looks for its files; graphs are read, checked and opened when first needed.
 
-        `provider`: "auto" (CUDA where a session really gets it, else the CPU, with a `ProviderWarning` where an NVIDIA
-        driver is here), "cpu", "cuda", "tensorrt", "coreml" or "directml". One by name that a graph doesn't get is an
-        LdmkitError when that graph is opened.
-        Raises LdmkitError where the folder is no bundle, or a file is missing, a link, or of another size.
-        """
-        folder = Path(path)
-        manifest, sha256 = read_manifest(folder)
-        bundle = cls(folder, manifest, sha256, check_provider(provider))
-        for name in (*GRAPHS, *WEIGHTS.values(), TOKENIZER):
-            if name in manifest.files:
-                bundle._locate(name)
-        return bundle
+class Bundle(OnnxBackend):
+    """An exported model. `Bundle.load` opens one; `generate`, `vary` and `interpolate` draw from it.
 
-    @property
-    def draws_text(self) -> bool:
-        """Whether it can follow a prompt."""
-        return UNET_T2I in self.manifest.files
-
-    @property
-    def draws_unconditionally(self) -> bool:
-        """Whether it has a U-Net of its own for no prompt; else the text U-Net draws from the empty caption."""
-        return UNET in self.manifest.files
-
-    @property
-    def provider(self) -> Used:
-        """The provider in use, "cpu" where any graph fell back to it; opens the decoder to find out."""
-        if not self._used:
-            self._session(VAE_DECODER)
-        return "cpu" if "cpu" in self._used.values() else next(iter(self._used.values()))
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a picture's metadata say of the bundle."""
-        return {"bundle": self.manifest.name, "bundle_sha256": self.sha256}
-
-    def verify(self) -> None:
-        """Checks the SHA-256 of every file that the manifest lists. Raises LdmkitError at the first that differs."""
-        for name in self.manifest.files:
-            self._check(name)
+    `options` are the fields of `DrawRequest`, `batch_size` (8), and `on_step`, which is called after each call of the
+    U-Net. A value out of range raises LdmkitError before any graph is opened. A prompt that is longer than the text
+    encoder reads gives a `PromptCutWarning`.
+    """
 
     def generate(
-        self,
-        prompts: Sequence[str] | str | None = None,
-        *,
-        n: int = 1,
-        seed: int = 0,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | Mapping[str, Any] | None = None,
-        negative_prompt: str = "",
-        init_image: "Image.Image | None" = None,
-        strength: float = 0.6,
-        size: tuple[int, int] | None = None,
-        batch_size: int = 8,
-        on_step: "Callable[[Step], None] | None" = None,
-    ) -> "list[Image.Image]":
-        """Draws `n` pictures of each prompt, prompt by prompt.
+        self, prompts: Sequence[str] | str | None = None, *, n: int = 1, seed: int = 0, **options: Unpack[Options]
+    ) -> list[Image.Image]:
+        """Draws `n` pictures of each prompt, prompt by prompt; None and "" draw unconditionally.
 
-        None and "" draw unconditionally. Picture k comes from seed + k, whatever the batch. Guidance moves away from
-        `negative_prompt`, or from the empty caption. `init_image` is scaled and cut to the pictures' size, noised to
-        `strength` of the way (1: nothing of it stays), and drawn anew from there; it needs a bundle with an encoder.
-        `sampler`: one of `ldmkit plugins sampler`, or {"use": NAME, OPTION: VALUE}.
-        `size`: width and height in pixels, where the bundle draws more than one. `on_step` is called after each call
-        of the U-Net. Raises LdmkitError for a value out of range, before any graph is opened. Warns with
-        `PromptCutWarning` where a prompt is longer than the text encoder reads.
+        Picture k comes from seed + k, whatever the batch.
         """
-        from ldmkit.runtime.request import each_prompt
-
-        return self._draw(
-            each_prompt(self, prompts, n=n, seed=seed),
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            negative_prompt=negative_prompt,
-            init_image=init_image,
-            strength=strength,
-            size=size,
-            batch_size=batch_size,
-            on_step=on_step,
-        )
+        return self._draw(each_prompt(prompts, n=n, seed=seed), **options)
 
     def vary(
-        self, prompt: str | None = None, *, n: int = 4, seed: int = 0, amount: float = 0.3, **settings: Any
-    ) -> "list[Image.Image]":
-        """The picture of `seed` and `n` like it: their noise lies `amount` of the way to the noise of other seeds.
-
-        `settings` are those of `generate`, from `steps` on.
-        """
-        from ldmkit.runtime.request import variations
-
-        return self._draw(variations(self, prompt, n=n, seed=seed, amount=amount), **settings)
+        self,
+        prompt: str | None = None,
+        *,
+        n: int = 4,
+        seed: int = 0,
+        amount: float = DEFAULT_AMOUNT,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """The picture of `seed` and `n` like it: their noise lies `amount` of the way to the noise of other seeds."""
+        return self._draw(variations(prompt, n=n, seed=seed, amount=amount), **options)
 
     def interpolate(
         self,
@@ -150,39 +62,30 @@ class Bundle:
         *,
         seeds: tuple[int, int] = (0, 0),
         frames: int = 8,
-        **settings: Any,
-    ) -> "list[Image.Image]":
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
         """`frames` pictures from the first prompt and seed to the second; the ends are what `generate` draws of them.
 
-        Noise goes along a great circle; between prompts the U-Net's outputs for both are weighted. `settings` are
-        those of `generate`, from `steps` on.
+        Noise goes along a great circle; between prompts the U-Net's outputs for both are weighted.
         """
-        from ldmkit.runtime.request import between
-
-        return self._draw(between(self, prompts, seeds, frames=frames), **settings)
+        return self._draw(interpolation(prompts, seeds, frames=frames), **options)
 
     def _draw(
         self,
-        wanted: "Sequence[Wanted]",
+        pictures: list[PictureRequest],
         *,
         batch_size: int = 8,
-        on_step: "Callable[[Step], None] | None" = None,
-        **settings: Any,
-    ) -> "list[Image.Image]":
-        from ldmkit.runtime.generate import draw
-        from ldmkit.runtime.request import make_plan
+        on_step: Callable[[Step], None] | None = None,
+        **settings: Unpack[Settings],
+    ) -> list[Image.Image]:
+        resolved = resolve(self, DrawRequest(pictures, **settings))
+        return draw(self, resolved, batch_size=batch_size, on_step=on_step)
 
-        return draw(self, make_plan(self, wanted, **settings), batch_size=batch_size, on_step=on_step)
-
-    def preview(self, x0: "np.ndarray") -> "list[Image.Image]":
+    def preview(self, x0: np.ndarray) -> list[Image.Image]:
         """Latents (B, C, h, w), as in `Step.x0`, by a cheap linear map: pictures of the bundle's size, if blurred.
 
         Empty where the bundle has no such map; `run(VAE_DECODER, ...)` is exact, and takes as long as some steps.
         """
-        import numpy as np
-
-        from ldmkit.runtime.generate import to_pictures
-
         rgb = self.manifest.latent.rgb
         if rgb is None:
             return []
@@ -190,157 +93,3 @@ class Bundle:
         pixels += np.asarray(rgb.bias)[:, None, None]
         factor = self.manifest.picture_size // self.manifest.latent.height
         return [picture.resize((picture.width * factor, picture.height * factor)) for picture in to_pictures(pixels)]
-
-    def check_encodes(self) -> None:
-        """Raises LdmkitError where the bundle has no graph that turns a picture into latents."""
-        if VAE_ENCODER not in self.manifest.files:
-            raise LdmkitError(
-                f"bundle {self.folder} has no {VAE_ENCODER}, so it cannot start from a picture: export it again with "
-                "`ldmkit export onnx --with-encoder`."
-            )
-
-    @property
-    def tokenizer(self) -> "Tokenizer":
-        """Pads and cuts to `manifest.text.max_tokens`."""
-        if self._tokenizer is None:
-            from ldmkit.runtime.tokenizer import read_tokenizer
-
-            assert self.manifest.text is not None  # a bundle that draws text has it
-            try:
-                self._tokenizer = read_tokenizer(self.read(TOKENIZER), self.manifest.text.max_tokens)
-            except ValueError as error:
-                raise LdmkitError(f"{self.folder / TOKENIZER} is not a tokenizer: {error}") from error
-            self._tokenizer.encode_special_tokens = True  # a prompt that spells one is text
-        return self._tokenizer
-
-    def run(self, name: str, **inputs: "np.ndarray") -> "np.ndarray":
-        """The only output of graph `name`. Raises LdmkitError where the graph and the manifest disagree on shapes."""
-        session = self._session(name)
-        # An exporter may drop an input that the network ignores, such as the mask of a model trained without one.
-        known = {given.name for given in session.get_inputs()}
-        with self._naming(name):
-            output: np.ndarray = session.run(None, {key: value for key, value in inputs.items() if key in known})[0]
-        return output
-
-    def bind(self, name: str, **fixed: "np.ndarray") -> "Callable[..., np.ndarray]":
-        """Graph `name` with inputs that stay the same from call to call; the result holds until the next call."""
-        from ldmkit.runtime.binding import Binding
-
-        with self._naming(name):
-            session = self._session(name)
-            # The others take their inputs from, and leave their output in, the machine's memory.
-            device = "cuda" if self._used[name] in ("cuda", "tensorrt") else "cpu"
-            binding = Binding(session, device, fixed)
-
-        def call(**inputs: "np.ndarray") -> "np.ndarray":
-            with self._naming(name):
-                return binding(**inputs)
-
-        return call
-
-    def close(self) -> None:
-        """Lets its graphs go; they are opened again when needed."""
-        self._sessions.clear()
-
-    @contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
-        """Turns onnxruntime's errors into one that names the graph."""
-        try:
-            yield
-        except LdmkitError:
-            raise
-        except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-            raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {error}") from error
-
-    def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
-        """Begins to open, in the background, the graphs that these prompts need, the largest first.
-
-        Whoever needs one waits for it, and gets its error. Only where the CPU draws: which of several sessions gets
-        the GPU first, and warns, is not left to chance.
-        """
-        if self._asked != "cpu" and (self._asked != "auto" or gpu_may_exist()):
-            return
-        unconditional = not negative_prompt.strip() and self.draws_unconditionally
-        names = [UNET if unconditional and not prompt.strip() else UNET_T2I for prompt in prompts]
-        names += [TEXT_ENCODER] * (UNET_T2I in names) + [VAE_DECODER]
-        import onnxruntime  # noqa: F401 - once here, and not by all threads at once
-
-        for name in dict.fromkeys(names):
-            if name in self.manifest.files and name not in self._sessions:
-                Thread(target=self._try, args=(name,), name=f"open {name}").start()
-
-    def _try(self, name: str) -> None:
-        with suppress(Exception):  # whatever it is, it is raised again where the graph is needed
-            self._session(name)
-
-    def _session(self, name: str) -> Any:
-        with self._locks[name]:
-            if name not in self._sessions:
-                self._sessions[name], self._used[name] = self._open(name)
-                if self._asked == "auto" and self._used[name] == "cpu":
-                    self._asked = "cpu"  # what one graph could not have, the next ones need not try
-        return self._sessions[name]
-
-    def _open(self, name: str) -> tuple[Any, Used]:
-        path = self.folder / name
-        parts = [part for part in (name, WEIGHTS[name]) if part in self.manifest.files]
-        checked = {part: self._check(part) for part in parts}
-        try:
-            external = _external_files(path)
-        except ValueError as error:
-            raise LdmkitError(f"{path} is not an ONNX graph ({error}): export it again.") from None
-        if external - {part.encode() for part in parts[1:]}:  # weights in files that no hash covers
-            raise LdmkitError(f"{path} refers to a file outside itself: export it again.")
-        # By its path: a large graph's bytes in memory, and onnxruntime's copy of them, would be twice its size. The
-        # text encoder is called once a batch.
-        opened = open_session(path, name=str(path), provider=self._asked, prepack=name != TEXT_ENCODER)
-        for part, before in checked.items():
-            if _identity(self.folder / part) != before:
-                raise LdmkitError(f"{self.folder / part} was changed while it was opened: try again.")
-        return opened
-
-    def _locate(self, name: str) -> Path:
-        """The path of a file of the manifest, a plain file of the size that it says."""
-        path, entry = self.folder / name, self.manifest.files[name]
-        if path.is_symlink() or not path.is_file():
-            raise LdmkitError(f"{self.folder} is not a whole bundle: {name} is in {MANIFEST}, but not a file there.")
-        if path.stat().st_size != entry.size:
-            raise LdmkitError(
-                f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {entry.size}: it is damaged or was "
-                "changed. Export the bundle again, or fetch it anew."
-            )
-        return path
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a small file of the manifest, hashed: what is checked is what is used."""
-        data = self._locate(name).read_bytes()
-        self._compare(name, hashlib.sha256(data).hexdigest())
-        return data
-
-    def _check(self, name: str) -> tuple[int, ...]:
-        """Hashes a file of the manifest, a block at a time, and gives what tells whether it is the same later on."""
-        path = self._locate(name)
-        before = _identity(path)
-        with path.open("rb") as file:
-            self._compare(name, hashlib.file_digest(file, "sha256").hexdigest())
-        return before
-
-    def _compare(self, name: str, sha256: str) -> None:
-        if sha256 != self.manifest.files[name].sha256:
-            raise LdmkitError(
-                f"{self.folder / name} does not match its SHA-256 in {MANIFEST}: it is damaged or was changed. "
-                "Export the bundle again, or fetch it anew."
-            )
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _external_files(graph: Path) -> set[bytes]:
-    """Of a graph in a file, of which it reads what stands between the weights. Raises ValueError."""
-    if not graph.stat().st_size:
-        raise ValueError("it is empty")  # and cannot be mapped
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return external_files(content)

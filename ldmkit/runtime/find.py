@@ -26,5 +26,5 @@ def default_bundle(*folders: Path | None) -> Path:
             return found[0][0]
     places = ", ".join(str(folder) for folder in folders if folder is not None)
     raise LdmkitError(
-        f"there is no bundle in {places}: `ldmkit export onnx` writes one there, or name one with --bundle DIR."
+        f"there is no bundle in {places}: `ldmkit export onnx` writes one there, or name one with --bundle DIR"
     )

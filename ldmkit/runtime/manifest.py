@@ -234,39 +234,33 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise LdmkitError(
-            f"{folder} is not a bundle: it has no {MANIFEST}. `ldmkit export onnx` writes one into exports/."
+            f"{folder} is not a bundle: it has no {MANIFEST}. `ldmkit export onnx` writes one into exports/"
         )
     with path.open("rb") as file:
         data = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
-        raise LdmkitError(f"{path} is not a bundle's manifest: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB.")
+        raise LdmkitError(f"{path} is not a bundle's manifest: it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise LdmkitError(f"{folder} is not a bundle: {path} is not JSON ({error}).") from None
+        raise LdmkitError(f"{folder} is not a bundle: {path} is not JSON ({error})") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
-        raise LdmkitError(f"{folder} is not a bundle: {path} has no format_version.")
+        raise LdmkitError(f"{folder} is not a bundle: {path} has no format_version")
     if version > FORMAT_VERSION:
         needs = content.get("needs")
         named = isinstance(needs, str) and re.match(_VERSION, needs)
+        remedy = f"{f'ldmkit {needs} or newer' if named else 'A newer ldmkit'} reads it: update ldmkit"
+    else:
+        remedy = "Export its run again with `ldmkit export onnx`"
+    if version != FORMAT_VERSION:
         raise LdmkitError(
-            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}. "
-            + (
-                f"ldmkit {needs} or newer reads it: update ldmkit."
-                if named
-                else "A newer ldmkit reads it: update ldmkit."
-            )
-        )
-    if version < FORMAT_VERSION:
-        raise LdmkitError(
-            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}: export its "
-            "run again with `ldmkit export onnx`."
+            f"{path}: format_version is {version}, and ldmkit {ldmkit.__version__} reads {FORMAT_VERSION}. {remedy}"
         )
     if "sha256" in content and not _is_as_written(content, data):
         raise LdmkitError(
             f"{path} does not match its own SHA-256: it is damaged or was changed. Export the bundle again, or fetch "
-            "it anew."
+            "it anew"
         )
     try:
         manifest = Manifest.model_validate_json(data, strict=True)
@@ -274,7 +268,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise LdmkitError(
-            f"{folder} is not a bundle: {path}: {key}: {first['msg']}. Export it again with `ldmkit export onnx`."
+            f"{folder} is not a bundle: {path}: {key}: {first['msg']}. Export it again with `ldmkit export onnx`"
         ) from None
     return manifest, hashlib.sha256(data).hexdigest()
 

@@ -7,32 +7,85 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime.backend import Backend
+from ldmkit.runtime.request import PictureRequest
+from ldmkit.runtime.settings import DrawSettings
 
-if TYPE_CHECKING:
-    from ldmkit.runtime.generate import Backend
-    from ldmkit.runtime.request import Plan
+Pictures = Sequence[Image.Image]
+Requests = Sequence[PictureRequest]
 
 
-def metadata_of(opened: "Backend", plan: "Plan", img2img: Path | None = None) -> dict[str, str]:
+def metadata_of(backend: Backend, settings: DrawSettings, img2img: Path | None = None) -> dict[str, str]:
     """What every picture of a call has in common, as text; its prompt and seed are its own."""
+    table = settings.table
     metadata = {
-        "sampler": json.dumps(plan.sampler) if len(plan.sampler) > 2 else plan.sampler["use"],
-        "steps": str(plan.steps),
-        "guidance": str(plan.guidance_scale),
-        **opened.identity,
-        "provider": opened.provider,
+        "sampler": json.dumps(table) if len(table) > 2 else table["use"],
+        "steps": str(settings.steps),
+        "guidance": str(settings.guidance_scale),
+        **backend.identity,
+        "provider": backend.provider,
     }
-    if plan.negative_prompt:
-        metadata["negative"] = plan.negative_prompt
+    if settings.negative_prompt:
+        metadata["negative"] = settings.negative_prompt
     if img2img is not None:
-        metadata |= {"img2img": img2img.name, "strength": str(plan.strength)}
+        metadata |= {"img2img": img2img.name, "strength": str(settings.strength)}
     return metadata
+
+
+def write_pictures(
+    pictures: Pictures, requests: Requests, out: Path, metadata: Mapping[str, str], *, one_file: bool
+) -> dict[str, Any]:
+    """A file a picture and, of several, all of them in one; what was written, as `ldmkit generate --json` prints it.
+
+    `out` is a folder, or with `one_file` the file of the only picture.
+    """
+    written = []
+    for picture, each in zip(pictures, requests, strict=True):
+        text = {**metadata, "prompt": each.prompt, "seed": str(each.seed)}
+        name = f"{slug(each.prompt)}-{each.seed}"
+        if each.to_seed is not None:
+            text |= {"to_seed": str(each.to_seed), "amount": str(each.noise_fraction)}
+            name += f"-to-{each.to_seed}"
+        path = write_png(picture, out if one_file else out / f"{name}.png", text, exact=one_file)
+        written.append({"path": str(path), "prompt": each.prompt, "seed": each.seed})
+    first, last = requests[0], requests[-1]
+    prompts = list(dict.fromkeys(each.prompt for each in requests))
+    prompt = "\n".join(prompts)
+    if len(pictures) == 1:
+        return {"pictures": written, "prompt": prompt, "grid": None}
+    seeds = f"{first.seed}-variations" if last.to_seed is not None else f"{first.seed}-to-{last.seed}"
+    text = {**metadata, "prompt": prompt, "seed": f"{first.seed} to {last.seed}"}
+    others = f"-and-{len(prompts) - 1}-more" if len(prompts) > 1 else ""
+    sheet = write_png(grid(pictures), out / f"{slug(first.prompt)}{others}-{seeds}-grid.png", text)
+    return {"pictures": written, "prompt": prompt, "grid": str(sheet)}
+
+
+def write_interpolation(
+    frames: Pictures, requests: Requests, out: Path, metadata: Mapping[str, str], *, one_file: bool
+) -> dict[str, Any]:
+    """All frames in a row and as an animation, or the one of them that `out` names; returns as `write_pictures`."""
+    first = requests[0]
+    text = {**metadata, "prompt": first.prompt, "seed": str(first.seed), "frames": str(len(frames))}
+    name = f"{slug(first.prompt)}-{first.seed}"
+    if first.to_prompt is not None:
+        text["to_prompt"] = first.to_prompt
+        name += f"-to-{slug(first.to_prompt)}"
+    if first.to_seed is not None:
+        text["to_seed"] = str(first.to_seed)
+        name += f"-to-{first.to_seed}"
+    written: dict[str, Any] = {"pictures": [], "prompt": first.prompt, "grid": None}
+    if not one_file or out.suffix.lower() == ".png":
+        strip = grid(frames, columns=len(frames))
+        written["strip"] = str(write_png(strip, out if one_file else out / f"{name}-strip.png", text, exact=one_file))
+    if not one_file or out.suffix.lower() == ".gif":
+        written["gif"] = str(write_gif(frames, out if one_file else out / f"{name}.gif", text, exact=one_file))
+    return written
 
 
 def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, exact: bool = False) -> Path:
@@ -48,14 +101,7 @@ def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, ex
     return _write_new(path, buffer, exact=exact)
 
 
-def write_gif(
-    images: Sequence[Image.Image],
-    path: Path,
-    metadata: Mapping[str, str],
-    *,
-    exact: bool = False,
-    seconds: float = 0.12,
-) -> Path:
+def write_gif(images: Pictures, path: Path, metadata: Mapping[str, str], *, exact: bool = False) -> Path:
     """Writes pictures as an endless animation, 8 a second, with its metadata as a comment in JSON.
 
     Where it is written is as of `write_png`.
@@ -77,7 +123,7 @@ def _write_new(path: Path, content: io.BytesIO, *, exact: bool) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LdmkitError(f"the folder {path.parent} cannot be made: {error.strerror}.") from error
+        raise LdmkitError(f"the folder {path.parent} cannot be made: {error.strerror}") from error
     target, number = path, 1
     while True:
         try:
@@ -85,18 +131,18 @@ def _write_new(path: Path, content: io.BytesIO, *, exact: bool) -> Path:
                 file.write(content.getbuffer())
         except FileExistsError:
             if exact:
-                raise LdmkitError(f"{path} exists and is not overwritten: choose another name for --out.") from None
+                raise LdmkitError(f"{path} exists and is not overwritten: choose another name for --out") from None
             number += 1
             target = path.with_name(f"{path.stem}-{number}{path.suffix}")
         except OSError as error:  # not FileExistsError, so that what is there is ours
             with contextlib.suppress(OSError):
                 target.unlink()
-            raise LdmkitError(f"{target} cannot be written: {error.strerror}.") from error
+            raise LdmkitError(f"{target} cannot be written: {error.strerror}") from error
         else:
             return target
 
 
-def grid(images: Sequence[Image.Image], *, columns: int | None = None, gap: int = 2) -> Image.Image:
+def grid(images: Pictures, *, columns: int | None = None, gap: int = 2) -> Image.Image:
     """The pictures row by row on white, `gap` pixels apart: near to a square, in full rows where that is possible."""
     square = math.isqrt(len(images) - 1) + 1
     columns = columns or next((k for k in (square, square + 1) if len(images) % k == 0), square)

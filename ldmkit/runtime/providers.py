@@ -1,11 +1,9 @@
 """Opens onnxruntime sessions on the device that was asked for, and tells which one is really in use."""
 
 import contextlib
-import ctypes
 import io
 import os
 import re
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -47,14 +45,16 @@ class ProviderWarning(UserWarning):
 def check_provider(provider: str) -> Provider:
     """`provider` itself. Raises LdmkitError where there is no such one."""
     if provider not in get_args(Provider):
-        raise LdmkitError(f"provider {provider!r} is unknown; choose from {', '.join(get_args(Provider))}.")
+        raise LdmkitError(f"provider {provider!r} is unknown; choose from {', '.join(get_args(Provider))}")
     return cast(Provider, provider)
 
 
 def gpu_may_exist() -> bool:
     """Whether an NVIDIA driver is here: cheap, and without onnxruntime's messages on stderr."""
+    from shutil import which
+
     devices = [*Path("/dev").glob("nvidia[0-9]*"), Path("/dev/dxg")]  # /dev/dxg: Windows' Linux subsystem
-    return any(device.exists() for device in devices) or shutil.which("nvidia-smi") is not None
+    return any(device.exists() for device in devices) or which("nvidia-smi") is not None
 
 
 def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack: bool = True) -> tuple[Any, Used]:
@@ -95,12 +95,12 @@ def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack:
     elif wanted in ("cuda", "tensorrt") and not gpu_may_exist():
         lacks += " (no NVIDIA driver was found)"
     if provider == "auto":
-        words = f"an NVIDIA GPU seems to be here, but {lacks}. {_REMEDIES[wanted]}. `ldmkit doctor` says more."
+        words = f"an NVIDIA GPU seems to be here, but {lacks}. {_REMEDIES[wanted]}. `ldmkit doctor` says more"
         warnings.warn(words, ProviderWarning, stacklevel=2)
         return _session(graph, name, [NAMES["cpu"]], prepack), "cpu"
     raise LdmkitError(
         f"provider '{wanted}' was asked for, but {lacks} for {name}. {_REMEDIES[wanted]}. `ldmkit doctor` says more; "
-        "`--provider cpu` draws without."
+        "`--provider cpu` draws without"
     )
 
 
@@ -114,8 +114,8 @@ def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool
         options.add_session_config_entry("session.disable_prepacking", "1")
     if providers != [NAMES["cpu"]]:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if isinstance(graph, Path) and not _is_text(str(graph)):
-        graph = graph.read_bytes()  # its path is text to onnxruntime
+    if isinstance(graph, Path) and any("\ud800" <= letter <= "\udfff" for letter in str(graph)):
+        graph = graph.read_bytes()  # its path is text to onnxruntime, and a file's name may hold any bytes
     try:
         # Its own way of falling back prints to stdout.
         return ort.InferenceSession(graph, options, providers=providers, enable_fallback=0)
@@ -123,26 +123,12 @@ def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool
         raise LdmkitError(f"{name} cannot be loaded by onnxruntime {ort.__version__}: {error}") from error
 
 
-def _is_text(path: str) -> bool:
-    """Whether it is valid Unicode; a file's name may hold any bytes."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _providers(wanted: Used) -> list[Any]:
     """For `InferenceSession`: the one that is wanted, and those that take the nodes it cannot."""
     # The default, EXHAUSTIVE, tries every algorithm of every convolution at each new shape, for hundreds of ms.
     cuda = (NAMES["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"})
-    match wanted:
-        case "cuda":
-            return [cuda, NAMES["cpu"]]
-        case "tensorrt":
-            return [NAMES["tensorrt"], cuda, NAMES["cpu"]]
-        case _:
-            return [NAMES[wanted], NAMES["cpu"]]
+    first: list[Any] = {"cuda": [cuda], "tensorrt": [NAMES["tensorrt"], cuda]}.get(wanted, [NAMES[wanted]])
+    return [*first, NAMES["cpu"]]
 
 
 def _draws(session: Any, name: str) -> bool:
@@ -193,6 +179,8 @@ def missing_libraries(provider: Literal["cuda", "tensorrt"]) -> list[str]:
 
 
 def _loads(library: str) -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL(library)
     except OSError:

@@ -106,9 +106,9 @@ def _shapes(bundle: Bundle, name: str) -> tuple[State, str]:
             output = bundle.run(name, **inputs)
             given = " ".join("x".join(map(str, array.shape)) for array in inputs.values() if array.ndim > 1)
             if output.shape != wanted:
-                raise LdmkitError(f"{bundle.folder / name}: of {given} it makes {output.shape}, and not {wanted}.")
+                raise LdmkitError(f"{bundle.folder / name}: of {given} it makes {output.shape}, and not {wanted}")
             if not np.isfinite(output).all():
-                raise LdmkitError(f"{bundle.folder / name}: of {given} it makes values that are not finite.")
+                raise LdmkitError(f"{bundle.folder / name}: of {given} it makes values that are not finite")
             told.append("x".join(map(str, wanted)))
     return "ok", ", ".join(told)
 
@@ -153,7 +153,7 @@ def _golden(bundle: Bundle) -> tuple[State, str]:
     with Image.open(bundle.folder / GOLDEN) as sheet:
         if sheet.size != (size * len(golden.prompts), size):
             raise LdmkitError(
-                f"{bundle.folder / GOLDEN} is {sheet.width}x{sheet.height}: not the pictures it should be."
+                f"{bundle.folder / GOLDEN} is {sheet.width}x{sheet.height}: not the pictures it should be"
             )
         found = [psnr(picture, wanted) for picture, wanted in zip(drawn, split_golden(sheet, size), strict=True)]
     words = f"{', '.join(f'{value:.1f}' for value in found)} dB of at least {golden.min_psnr:g}, on {bundle.provider}"

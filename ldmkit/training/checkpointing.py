@@ -20,6 +20,7 @@ from ldmkit.run.checkpoint import (
 from ldmkit.run.folder import Part, differences
 from ldmkit.training.device import environment
 from ldmkit.training.engine import Engine
+from ldmkit.training.overfitting import CURVES
 from ldmkit.training.task import Metrics, Task
 
 _PATIENCE = 2.0
@@ -80,13 +81,13 @@ class Checkpoints:
 
     def is_better(self, evaluated: Metrics) -> bool:
         """Whether the held-out loss is lower than that of every checkpoint so far."""
-        loss = held_out_loss(evaluated)
+        loss = _held_out_loss(evaluated)
         return loss is not None and (self.best is None or loss < self.best)
 
     def save(self, step: int, *, seconds: float, evaluated: Metrics) -> None:
         """Begins to write a checkpoint, in the first process; `evaluated` are the metrics of this very step."""
         self.join()
-        loss = held_out_loss(evaluated)
+        loss = _held_out_loss(evaluated)
         if self.is_better(evaluated):
             self.best = loss
         if not self.engine.processes.is_main_process:
@@ -149,6 +150,6 @@ class Checkpoints:
             os.close(log)
 
 
-def held_out_loss(evaluated: Metrics) -> float | None:
+def _held_out_loss(evaluated: Metrics) -> float | None:
     """What `keep_best` goes by: of the first average, where there is one."""
-    return evaluated.get("held_out_loss_ema", evaluated.get("held_out_loss"))
+    return next((evaluated[key] for key in CURVES if key in evaluated), None)

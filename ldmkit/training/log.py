@@ -31,8 +31,8 @@ class TrainingLog:
             for key, value in row.items():
                 self._tensorboard.add_scalar(f"{name}/{key}", value, step)
             workspace.registry.hook.log_metrics(run_dir=workspace.run_dir, stage=name, step=step, metrics=row)
-        if any(key in row for key in CURVES) and (found := find_overfitting(self._log.rows)):
-            workspace.reporter.line(f"{name}: step {step}: {found.line(name)}")
+        if any(key in row for key in CURVES) and (warning := find_overfitting(self._log.rows, name)):
+            workspace.reporter.line(f"{name}: step {step}: {warning}")
         if pictures:
             plot_losses(folder, f"{workspace.recipe.name}: {name}")
 

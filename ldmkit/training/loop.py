@@ -25,7 +25,7 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
     reporter.line(f"{name}: {engine.summary(task.modules['model'])}")
 
     checkpoints = Checkpoints(part, engine, task)
-    with engine.processes.main_process_first():  # who also sweeps and sets aside
+    with engine.processes.main_process_first():  # who also sets damaged ones aside
         start, seconds, differences = checkpoints.resume()
     if start:
         warning = f"; not to the last bit what it would have been: {'; '.join(differences)}" if differences else ""

@@ -8,8 +8,8 @@ MARGIN = 0.02
 """rise of the held-out loss over its best, as a share of it, that counts"""
 NUM_EVALUATIONS = 3
 """evaluations in a row that must find it risen"""
-CURVES = ("held_out_loss_ema", "held_out_loss")
-"""of the first average, which later stages use, and of the raw weights"""
+CURVES = {"held_out_loss_ema": "average", "held_out_loss": "raw weights"}
+"""held-out losses, and what they are of: the first average, which later stages use, comes first"""
 
 
 @dataclass(frozen=True)
@@ -23,52 +23,36 @@ class Evaluation:
     """mean of the training losses logged since the evaluation before, in the terms that the held-out loss has"""
 
 
-@dataclass(frozen=True)
-class Overfitting:
-    """What the last evaluation found; each pair is (at the best evaluation, now)."""
-
-    best_step: int
-    held_out: Mapping[str, tuple[float, float]]
-    training: tuple[float, float]
-
-    def line(self, stage: str) -> str:
-        """For the user: what was seen, and what helps."""
-        named = {"held_out_loss_ema": "of the average", "held_out_loss": "of the raw weights"}
-        rises = " and ".join(f"{best:.4g} -> {now:.4g} ({named[key]})" for key, (best, now) in self.held_out.items())
-        before, now = self.training
-        return (
-            f"overfitting: the held-out loss was at its best at step {self.best_step} and has risen since, {rises}, "
-            f"while the training loss fell, {before:.4g} -> {now:.4g}; more pictures, a higher {stage}.dropout, a "
-            f"smaller network or {stage}.steps = {self.best_step} help"
-        )
-
-
-def find_overfitting(rows: Sequence[Mapping[str, float]]) -> Overfitting | None:
-    """What the last row's evaluation has newly found in a stage's metrics; None otherwise, and when told before.
+def find_overfitting(rows: Sequence[Mapping[str, float]], stage: str) -> str | None:
+    """What the last row's evaluation has newly found in a stage's metrics and what helps; None otherwise.
 
     It is found where every curve has been more than MARGIN over its best for NUM_EVALUATIONS in a row and the
-    training loss's mean over them is below that at the best. It is told once, until a curve is back near its best.
+    training loss's mean over them is below that at the best; then not again until a curve is back near its best.
     """
-    found: Overfitting | None = None
+    found: str | None = None
     best: dict[str, Evaluation] = {}
     risen: list[Evaluation] = []
-    told = False
+    reported = False
     for evaluation in evaluations(rows):
-        found = None
-        for key, value in evaluation.held_out.items():
+        found, now = None, evaluation.held_out
+        for key, value in now.items():
             if key not in best or value < best[key].held_out[key]:
                 best[key] = evaluation
-        rises = [value - best[key].held_out[key] for key, value in evaluation.held_out.items()]
-        limits = [MARGIN * abs(best[key].held_out[key]) for key in evaluation.held_out]
-        if any(rise <= limit for rise, limit in zip(rises, limits, strict=True)):
-            risen, told = [], False
+        lowest = {key: best[key].held_out[key] for key in now}
+        if any(now[key] - lowest[key] <= MARGIN * abs(lowest[key]) for key in now):
+            risen, reported = [], False
             continue
         risen.append(evaluation)
         before = best[next(key for key in CURVES if key in best)]
-        now = fmean(each.training for each in risen[-NUM_EVALUATIONS:])
-        if not told and len(risen) >= NUM_EVALUATIONS and now < before.training:
-            held_out = {key: (best[key].held_out[key], value) for key, value in evaluation.held_out.items()}
-            found, told = Overfitting(before.step, held_out, (before.training, now)), True
+        training = fmean(each.training for each in risen[-NUM_EVALUATIONS:])
+        if not reported and len(risen) >= NUM_EVALUATIONS and training < before.training:
+            reported = True
+            rises = " and ".join(f"{lowest[key]:.4g} -> {now[key]:.4g} (of the {CURVES[key]})" for key in now)
+            found = (
+                f"overfitting: the held-out loss was at its best at step {before.step} and has risen since, {rises}, "
+                f"while the training loss fell, {before.training:.4g} -> {training:.4g}; more pictures, a higher "
+                f"{stage}.dropout, a smaller network or {stage}.steps = {before.step} help"
+            )
     return found
 
 

@@ -3,7 +3,6 @@
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +11,13 @@ from PIL import Image
 
 from ldmkit.runtime import generate
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import PromptCutWarning, Step
+from ldmkit.runtime.generate import Step
 from ldmkit.runtime.pictures import metadata_of, slug, write_png
-from ldmkit.runtime.providers import ProviderWarning
-from ldmkit.runtime.request import Plan, each_prompt, make_plan
-from ldmkit.ui.asked import Asked
-from ldmkit.ui.line import Line, Stopped
+from ldmkit.runtime.request import DrawRequest
+from ldmkit.runtime.settings import DrawSettings, resolve
+from ldmkit.ui.queue import DrawQueue, Stopped
 
-TOGETHER = 4
+BATCH_SIZE = 4
 """pictures of one batch: the first four are shown while the next four are drawn"""
 PREVIEW_EVERY = 0.15
 """seconds; a step may take far less, and a browser would fall behind"""
@@ -42,34 +40,26 @@ class Progress:
 
 def draw(
     bundle: Bundle,
-    asked: Asked,
+    request: DrawRequest,
     *,
     folder: Path,
     stop: threading.Event,
-    line: Line,
+    turns: DrawQueue,
     on_turn: Callable[[], None],
 ) -> Iterator[Progress]:
     """Draws what was asked for into PNG files in `folder`; ends early, after the step in work, once `stop` is set.
 
-    Whoever leaves this iterator before its end stops the drawing as well. It waits in `line` for its turn, and calls
+    Whoever leaves this iterator before its end stops the drawing as well. It waits in `turns` for its own, and calls
     `on_turn` when that has come. Raises LdmkitError where the bundle refuses the settings, or too many wait.
     """
-    plan = make_plan(
-        bundle,
-        each_prompt(bundle, asked.prompt, n=asked.count, seed=asked.seed),
-        steps=asked.steps,
-        guidance_scale=asked.guidance_scale,
-        sampler=asked.sampler,
-        negative_prompt=asked.negative_prompt,
-        size=(asked.width, asked.height),
-    )
+    settings = resolve(bundle, request)
     news: queue.SimpleQueue[Progress | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            with line.turn(stop, lambda ahead: news.put(Progress(0, 0, ahead=ahead))):
+            with turns.turn(stop, lambda ahead: news.put(Progress(0, 0, ahead=ahead))):
                 on_turn()
-                _draw_batches(bundle, plan, folder, stop, news.put)
+                _draw_batches(bundle, settings, folder, stop, news.put)
             news.put(None)
         except Stopped:
             news.put(None)
@@ -87,11 +77,11 @@ def draw(
 
 
 def _draw_batches(
-    bundle: Bundle, plan: Plan, folder: Path, stop: threading.Event, tell: Callable[[Progress], None]
+    bundle: Bundle, settings: DrawSettings, folder: Path, stop: threading.Event, tell: Callable[[Progress], None]
 ) -> None:
     """Raises Stopped soon after `stop` is set."""
-    batches = [plan.wanted[k : k + TOGETHER] for k in range(0, len(plan.wanted), TOGETHER)]
-    kinds = (PromptCutWarning, ProviderWarning)
+    pictures = settings.pictures
+    batches = [pictures[k : k + BATCH_SIZE] for k in range(0, len(pictures), BATCH_SIZE)]
     done = total = 0
     for index, batch in enumerate(batches):
         told = 0.0
@@ -108,18 +98,15 @@ def _draw_batches(
 
         if stop.is_set():
             raise Stopped
-        with warnings.catch_warnings(record=True) as caught:  # in its turn alone, as the filters are the process's
-            for kind in kinds:
-                warnings.simplefilter("always", kind)
-            pictures = generate.draw(bundle, replace(plan, wanted=batch), batch_size=TOGETHER, on_step=on_step)
-            metadata = metadata_of(bundle, plan)
+        with generate.collected_warnings() as said:  # in its turn alone
+            images = generate.draw(bundle, replace(settings, pictures=batch), batch_size=BATCH_SIZE, on_step=on_step)
+            metadata = metadata_of(bundle, settings)
         paths = [
             write_png(
-                picture,
+                image,
                 folder / f"{slug(each.prompt)}-{each.seed}.png",
                 {"prompt": each.prompt, **metadata, "seed": str(each.seed)},
             )
-            for picture, each in zip(pictures, batch, strict=True)
+            for image, each in zip(images, batch, strict=True)
         ]
-        said = [str(warning.message) for warning in caught if issubclass(warning.category, kinds)]
         tell(Progress(done, total, pictures=paths, warnings=said if index == 0 else []))

@@ -108,10 +108,10 @@ class Guard:
         headers, path, method = Headers(scope=scope), scope["path"], scope["method"]
         host = ",".join(headers.getlist("host"))
         if "@" in host or not self._allows(urlsplit(f"//{host}").hostname or ""):
-            return 403, "This name is not one of this server's: open the address that `ldmkit ui` printed."
+            return 403, "this name is not one of this server's: open the address that `ldmkit ui` printed"
         origins = headers.getlist("origin")
         if origins and (len(origins) > 1 or urlsplit(origins[0]).netloc.lower() != host.lower()):
-            return 403, "Another site's page may not use this server."
+            return 403, "another site's page may not use this server"
         if method in ("GET", "HEAD"):
             # Gradio would fetch a URL here, and serve what it got.
             remote = path.startswith("/gradio_api/file=") and "://" in path
@@ -119,7 +119,7 @@ class Guard:
                 return None
         elif method == "POST" and path in WRITES:
             return None
-        return 404, "There is nothing here."
+        return 404, "there is nothing here"
 
     def _body_refusal(self, body: bytes | None, *, event: bool) -> tuple[int, str] | None:
         """Gradio copies a file to where it can be fetched wherever `data` holds an object that names one.
@@ -127,18 +127,18 @@ class Guard:
         No component of this page takes an object, so none gets through.
         """
         if body is None:
-            return 413, f"A request has {MAX_BODY} bytes at most."
+            return 413, f"a request has {MAX_BODY} bytes at most"
         try:
             content: Any = json.loads(body)
         except (ValueError, RecursionError):
-            return 400, "The request is not JSON."
+            return 400, "the request is not JSON"
         if not isinstance(content, dict):
-            return 400, "The request must be a JSON object."
+            return 400, "the request must be a JSON object"
         data, number = content.get("data", []), content.get("fn_index")
         if not isinstance(data, list) or any(isinstance(value, list | dict) for value in data):
-            return 400, "The request's data must be a list of texts and numbers."
+            return 400, "the request's data must be a list of texts and numbers"
         if event and (not isinstance(number, int) or self.num_inputs.get(number) != len(data)):
-            return 400, "The request is for no event of this page, or has too few or too many values."
+            return 400, "the request is for no event of this page, or has too few or too many values"
         return None
 
     def _allows(self, name: str) -> bool:

@@ -1,34 +1,38 @@
 """What stands where on the page. The widgets hold the same limits as the server, which trusts none of them."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
 
-from ldmkit.ui import asked as limits
-from ldmkit.ui.live import live_html
-from ldmkit.ui.shown import Shown
+from ldmkit.runtime.bundle import Bundle
+from ldmkit.ui import settings as limits
+from ldmkit.ui.html import card_html, header_html, live_html
+
+EXAMPLES = ("example_1", "example_2", "example_3", "example_4")
+"""buttons with prompts to try, hidden where the bundle names fewer"""
+
+Fields = dict[str, dict[str, Any]]
+"""attribute of `Layout` -> what depends on the bundle of the component's keywords, and of `gr.update`'s"""
 
 
 class Layout:
     """The page's components, made inside the `gr.Blocks` at hand."""
 
-    def __init__(self, bundles: Sequence[str], shown: Shown, samplers: Sequence[str]) -> None:
+    def __init__(self, bundles: Sequence[str], samplers: Sequence[str], fields: Fields) -> None:
+        """`fields`: what they hold of the first bundle."""
         with gr.Row(elem_id="top"):
-            self.header = gr.HTML(shown.header, elem_id="header")
+            self.header = gr.HTML(elem_id="header", **fields["header"])
             self.bundle = gr.Dropdown(
-                list(bundles),
-                value=bundles[0],
-                label="Bundle",
-                elem_id="bundle",
-                visible=len(bundles) > 1,
+                list(bundles), value=bundles[0], label="Bundle", elem_id="bundle", visible=len(bundles) > 1
             )
         with gr.Row(elem_id="columns"):
             with gr.Column(elem_id="controls", min_width=300):
                 with gr.Column(elem_id="ask"):
-                    self._build_ask(shown)
+                    self._build_ask(fields)
                 with gr.Column(elem_id="more"):
-                    self._build_settings(shown, samplers)
+                    self._build_settings(fields, samplers)
             with gr.Column(elem_id="pictures", min_width=320):
                 self.live = gr.HTML(live_html(), elem_id="live")
                 self.gallery = gr.Gallery(
@@ -48,9 +52,9 @@ class Layout:
                         self.again_button = gr.Button("Use these again", size="md", scale=0, elem_id="again")
                         self.download = gr.DownloadButton("Download PNG", size="md", scale=0, elem_id="download")
         with gr.Accordion("About this bundle", open=False, elem_id="about"):
-            self.card = gr.HTML(shown.card, elem_id="card")
+            self.card = gr.HTML(elem_id="card", **fields["card"])
 
-    def _build_ask(self, shown: Shown) -> None:
+    def _build_ask(self, fields: Fields) -> None:
         self.prompt = gr.Textbox(
             label="Prompt",
             placeholder="Empty: whatever it likes",
@@ -59,17 +63,16 @@ class Layout:
             max_length=limits.MAX_PROMPT,
             autofocus=True,
             elem_id="prompt",
-            visible=shown.draws_text,
+            **fields["prompt"],
         )
         with gr.Row(elem_id="examples"):
-            self.examples = [
-                gr.Button(text, size="sm", elem_classes="example", visible=bool(text)) for text in shown.examples
-            ]
+            for name in EXAMPLES:
+                setattr(self, name, gr.Button(size="sm", elem_classes="example", **fields[name]))
         with gr.Row(elem_id="actions"):
             self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=3)
             self.stop_button = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
 
-    def _build_settings(self, shown: Shown, samplers: Sequence[str]) -> None:
+    def _build_settings(self, fields: Fields, samplers: Sequence[str]) -> None:
         with gr.Row(elem_id="seed-row"):
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=limits.MAX_SEED, elem_id="seed")
             self.dice = gr.Button("Random seed", elem_id="dice", scale=0)
@@ -82,33 +85,51 @@ class Layout:
                 max_lines=4,
                 max_length=limits.MAX_PROMPT,
                 elem_id="negative",
-                visible=shown.draws_text,
+                **fields["negative"],
             )
             self.steps = gr.Slider(
-                1, limits.MAX_STEPS, shown.defaults.steps, step=1, precision=0, label="Steps", elem_id="steps"
+                1, limits.MAX_STEPS, step=1, precision=0, label="Steps", elem_id="steps", **fields["steps"]
             )
             self.guidance = gr.Slider(
                 0,
                 limits.MAX_GUIDANCE,
-                shown.defaults.guidance_scale,
                 step=0.1,
                 label="Guidance",
                 info="How closely to follow the prompt; 1 is off.",
                 elem_id="guidance",
+                **fields["guidance"],
             )
-            self.sampler = gr.Dropdown(list(samplers), value=shown.defaults.sampler, label="Sampler", elem_id="sampler")
+            self.sampler = gr.Dropdown(list(samplers), label="Sampler", elem_id="sampler", **fields["sampler"])
             with gr.Row():
                 self.width, self.height = (
-                    gr.Dropdown(label=label, min_width=120, elem_id=label.lower(), **side_of(shown))
+                    gr.Dropdown(label=label, min_width=120, elem_id=label.lower(), **fields[label.lower()])
                     for label in ("Width", "Height")
                 )
 
 
-def side_of(shown: Shown) -> dict[str, Any]:
-    """For the field of a width or a height: what it offers, hidden where the bundle draws one size only."""
+def fields_of(bundle: Bundle) -> Fields:
+    """What the page shows of a bundle. Raises LdmkitError where a file of its card does not match its hash."""
+    manifest, sides = bundle.manifest, limits.sides_of(bundle.manifest)
+    text: dict[str, Any] = {"visible": True} if bundle.draws_text else {"visible": False, "value": ""}
+    examples = manifest.examples if bundle.draws_text else ()
+    side = {
+        "choices": list(sides),
+        "value": manifest.picture_size,
+        "info": f"Trained at {manifest.picture_size}.",
+        "visible": len(sides) > 1,
+    }
     return {
-        "choices": list(shown.sides),
-        "value": shown.picture_size,
-        "info": f"Trained at {shown.picture_size}.",
-        "visible": len(shown.sides) > 1,
+        "header": {"value": header_html(bundle)},
+        "card": {"value": card_html(bundle)},
+        "prompt": text,
+        "negative": text,
+        "steps": {"value": manifest.defaults.steps},
+        "guidance": {"value": manifest.defaults.guidance_scale},
+        "sampler": {"value": manifest.defaults.sampler},
+        "width": side,
+        "height": side,
+        **{
+            name: {"value": example, "visible": bool(example)}
+            for name, example in zip_longest(EXAMPLES, examples[: len(EXAMPLES)], fillvalue="")
+        },
     }

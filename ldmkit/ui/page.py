@@ -12,14 +12,15 @@ from PIL import Image
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.ui.asked import MAX_SEED, check_asked
 from ldmkit.ui.drawing import Progress, draw
-from ldmkit.ui.layout import Layout, side_of
-from ldmkit.ui.line import Line
-from ldmkit.ui.live import live_html, settings_html
+from ldmkit.ui.html import live_html, settings_html
+from ldmkit.ui.layout import EXAMPLES, Layout, fields_of
+from ldmkit.ui.queue import DrawQueue
 from ldmkit.ui.sessions import Session, Sessions
-from ldmkit.ui.shown import shown_of
+from ldmkit.ui.settings import MAX_SEED, request_of, sides_of
 
+SETTINGS = ("bundle", "prompt", "negative", "seed", "steps", "guidance", "sampler", "width", "height", "count")
+"""fields of the page in the order in which it sends their values"""
 CLOSE_PICTURE = "() => document.querySelector('#gallery button[aria-label=Close]')?.click()"
 """a picture that is shown large would hide the new ones, and an update to no selected picture never leaves Gradio"""
 
@@ -34,14 +35,14 @@ class Page:
         self.bundles = dict(bundles)
         self.folder = folder
         self.samplers = Registry.load().names("sampler")
-        self.shown = {name: shown_of(bundle) for name, bundle in bundles.items()}
+        self.fields = {name: fields_of(bundle) for name, bundle in bundles.items()}
         self.sessions = Sessions()
-        self.line = Line()
+        self.turns = DrawQueue()
         self._in_memory: str | None = None
         """name of the bundle whose graphs are open"""
-        first = next(iter(self.shown.values()))
-        with gr.Blocks(title=f"{first.name} - ldmkit", analytics_enabled=False, fill_width=True) as self.app:
-            self.on = Layout(list(self.bundles), first, self.samplers)
+        name, bundle = next(iter(bundles.items()))
+        with gr.Blocks(title=f"{bundle.manifest.name} - ldmkit", analytics_enabled=False, fill_width=True) as self.app:
+            self.on = Layout(list(bundles), self.samplers, self.fields[name])
             self._connect()
 
     def num_inputs(self) -> dict[int, int]:
@@ -50,20 +51,8 @@ class Page:
 
     def _connect(self) -> None:
         """Events. Values reach `draw` as they were sent: it checks them itself, types as well."""
-        settings = [
-            self.on.bundle,
-            self.on.prompt,
-            self.on.negative,
-            self.on.seed,
-            self.on.steps,
-            self.on.guidance,
-            self.on.sampler,
-            self.on.width,
-            self.on.height,
-            self.on.count,
-        ]
-        shown = [self.on.header, self.on.card, self.on.prompt, self.on.negative, *self.on.examples]
-        defaults = [self.on.steps, self.on.guidance, self.on.sampler, self.on.width, self.on.height]
+        settings = [getattr(self.on, name) for name in SETTINGS]
+        shown = [getattr(self.on, name) for name in self.fields[next(iter(self.bundles))]]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         begin = [self.on.draw_button.click, self.on.prompt.submit, self.on.negative.submit, self.on.seed.submit]
         gr.on(begin, None, js=CLOSE_PICTURE)
@@ -73,7 +62,7 @@ class Page:
             settings,
             [self.on.live, self.on.gallery, self.on.stop_button],
             preprocess=False,
-            concurrency_limit=None,  # they wait in a line of our own, which tells how long it is and can be left
+            concurrency_limit=None,  # they wait in a queue of our own, which tells how long it is and can be left
             trigger_mode="once",
             show_progress="hidden",
             api_visibility="private",
@@ -84,57 +73,31 @@ class Page:
         self.on.again_button.click(self.again, None, [*dict.fromkeys([*settings, *shown])], **quick).then(
             None, js="() => document.querySelector('#draw').focus()"
         )
-        self.on.bundle.input(self.choose, self.on.bundle, [*shown, *defaults], preprocess=False, **quick)
+        self.on.bundle.input(self.choose, self.on.bundle, shown, preprocess=False, **quick)
         self.on.dice.click(None, None, self.on.seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})")
-        for example in self.on.examples:
+        for example in (getattr(self.on, name) for name in EXAMPLES):
             example.click(None, example, self.on.prompt, js="(text) => text")
         self.app.unload(self.leave)
 
-    def draw(
-        self,
-        bundle: Any,
-        prompt: Any,
-        negative: Any,
-        seed: Any,
-        steps: Any,
-        guidance: Any,
-        sampler: Any,
-        width: Any,
-        height: Any,
-        count: Any,
-        request: gr.Request,
-    ) -> Iterator[Updates]:
-        """Previews and pictures as they come."""
+    def draw(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Previews and pictures as they come; `values` are those of SETTINGS, as whoever sent them wrote them."""
         session = self.sessions.get(request.session_hash)
         session.stop.set()  # one drawing a page
         session.stop = stop = threading.Event()
         try:
-            opened = self._named(bundle)
-            asked = check_asked(
-                {
-                    "prompt": prompt,
-                    "negative_prompt": negative,
-                    "seed": seed,
-                    "steps": steps,
-                    "guidance_scale": guidance,
-                    "sampler": sampler,
-                    "width": width,
-                    "height": height,
-                    "count": count,
-                },
-                self.samplers,
-                self.shown[bundle].sides,
-            )
-            yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: _enabled(True)}
+            settings = dict(zip(SETTINGS, values, strict=True))
+            bundle = self._named(settings["bundle"])
+            wanted = request_of(settings, self.samplers, sides_of(bundle.manifest))
+            yield {self.on.live: live_html(Progress(0, 0)), self.on.stop_button: gr.update(interactive=True)}
             drawn: list[Path] = []
             notes: list[str] = []
             for progress in draw(
-                opened,
-                asked,
+                bundle,
+                wanted,
                 folder=self.folder,
                 stop=stop,
-                line=self.line,
-                on_turn=lambda: self._keep_open(bundle),
+                turns=self.turns,
+                on_turn=lambda: self._keep_open(settings["bundle"]),
             ):
                 updates: Updates = {self.on.live: live_html(progress)}
                 notes += progress.warnings
@@ -143,11 +106,11 @@ class Page:
                     self.sessions.add(session, drawn)
                     updates[self.on.gallery] = self._gallery(session)
                 yield updates
-            if len(drawn) < asked.count:
-                notes.append(f"Stopped: {len(drawn)} of {asked.count} pictures were finished.")
-            yield {self.on.live: live_html(notes=notes), self.on.stop_button: _enabled(False)}
+            if len(drawn) < len(wanted.pictures):
+                notes.append(f"Stopped: {len(drawn)} of {len(wanted.pictures)} pictures were finished.")
+            yield {self.on.live: live_html(notes=notes), self.on.stop_button: gr.update(interactive=False)}
         except Exception as error:
-            yield {self.on.live: live_html(), self.on.stop_button: _enabled(False)}
+            yield {self.on.live: live_html(), self.on.stop_button: gr.update(interactive=False)}
             raise (self._refused(error) if isinstance(error, LdmkitError) else error) from None
         finally:
             stop.set()
@@ -155,7 +118,7 @@ class Page:
     def stop(self, request: gr.Request) -> Any:
         """Ends this page's drawing after the step in work."""
         self.sessions.get(request.session_hash).stop.set()
-        return _enabled(False)
+        return gr.update(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
@@ -182,7 +145,7 @@ class Page:
         except (KeyError, TypeError):
             chosen = None
         if chosen not in map(str, session.pictures):
-            raise gr.Error("This picture is not here any more.", print_exception=False)
+            raise gr.Error("this picture is not here any more", print_exception=False)
         session.selected = Path(chosen)
         return {
             self.on.chosen: gr.update(visible=True),
@@ -194,55 +157,45 @@ class Page:
         """The selected picture's settings, back in the controls."""
         session = self.sessions.get(request.session_hash)
         if session.selected is None or not session.selected.is_file():
-            raise gr.Error("Select a picture first.", print_exception=False)
+            raise gr.Error("select a picture first", print_exception=False)
         found = read_settings(session.selected)
         width, height = found["size"].split(" x ")
+        sampler = found["sampler"]  # or all of its options
         (bundle,) = [name for name, each in self.bundles.items() if each.sha256 == found["bundle_sha256"]][:1]
-        return self._show(bundle) | {
-            self.on.bundle: bundle,
-            self.on.prompt: gr.update(value=found["prompt"], visible=self.shown[bundle].draws_text),
-            self.on.negative: gr.update(value=found.get("negative", ""), visible=self.shown[bundle].draws_text),
-            self.on.seed: int(found["seed"]),
-            self.on.steps: int(found["steps"]),
-            self.on.guidance: float(found["guidance"]),
-            self.on.sampler: _sampler(found["sampler"]),
-            self.on.width: gr.update(**side_of(self.shown[bundle]) | {"value": int(width)}),
-            self.on.height: gr.update(**side_of(self.shown[bundle]) | {"value": int(height)}),
-            self.on.count: 1,
+        values = {
+            "bundle": bundle,
+            "prompt": found["prompt"],
+            "negative": found.get("negative", ""),
+            "seed": int(found["seed"]),
+            "steps": int(found["steps"]),
+            "guidance": float(found["guidance"]),
+            "sampler": json.loads(sampler)["use"] if sampler.startswith("{") else sampler,
+            "width": int(width),
+            "height": int(height),
+            "count": 1,
         }
+        return self._show(bundle, values)
 
     def choose(self, name: Any) -> Updates:
         """Another bundle, with its defaults."""
         try:
-            defaults = self._named(name).manifest.defaults
+            self._named(name)
         except LdmkitError as error:
             raise self._refused(error) from None
-        return self._show(name) | {
-            self.on.steps: defaults.steps,
-            self.on.guidance: defaults.guidance_scale,
-            self.on.sampler: defaults.sampler,
-            self.on.width: gr.update(**side_of(self.shown[name])),
-            self.on.height: gr.update(**side_of(self.shown[name])),
-        }
+        return self._show(name, {})
 
-    def _show(self, name: str) -> Updates:
-        """What the page says of a bundle."""
-        shown = self.shown[name]
-        text = {"visible": True} if shown.draws_text else {"visible": False, "value": ""}
+    def _show(self, name: str, values: Mapping[str, Any]) -> Updates:
+        """What the page holds of a bundle, with `values` in place of its defaults."""
+        given = {field: {"value": value} for field, value in values.items()}
+        fields = self.fields[name]
         return {
-            self.on.header: shown.header,
-            self.on.card: shown.card,
-            self.on.prompt: gr.update(**text),
-            self.on.negative: gr.update(**text),
-            **{
-                button: gr.update(value=text, visible=bool(text))
-                for button, text in zip(self.on.examples, shown.examples, strict=True)
-            },
+            getattr(self.on, field): gr.update(**fields.get(field, {}) | given.get(field, {}))
+            for field in fields | given
         }
 
     def _named(self, name: Any) -> Bundle:
         if not isinstance(name, str) or name not in self.bundles:
-            raise LdmkitError("There is no such bundle.")
+            raise LdmkitError("there is no such bundle")
         return self.bundles[name]
 
     def _keep_open(self, name: str) -> None:
@@ -271,12 +224,3 @@ def read_settings(path: Path) -> dict[str, str]:
     with Image.open(path) as image:
         text: dict[str, str] = image.text  # type: ignore[attr-defined] # a PNG's alone, and Image has none
         return {**text, "size": f"{image.width} x {image.height}"}
-
-
-def _sampler(text: str) -> str:
-    """The sampler's name, of metadata that may hold its options too."""
-    return str(json.loads(text)["use"]) if text.startswith("{") else text
-
-
-def _enabled(enabled: bool) -> Any:
-    return gr.update(interactive=enabled)

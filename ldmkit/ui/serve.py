@@ -32,11 +32,11 @@ TRIED_PORTS = 20
 
 
 MAX_JOINING = 32
-"""events that Gradio has taken and not begun, a moment each: drawings wait in a line of the page's own"""
+"""events that Gradio has taken and not begun, a moment each: drawings wait in a queue of the page's own"""
 
 
 @dataclass
-class Running:
+class Server:
     """A server at work."""
 
     url: str
@@ -63,10 +63,10 @@ def serve(
     signal.signal(signal.SIGTERM, leave)  # so that the folder of pictures is removed
     with running(bundles, host=host, port=port) as server:
         if not is_loopback(host):
-            tell(f"warning: --host {host} lets every machine that reaches this one draw here, without a password.")
+            tell(f"warning: --host {host} lets every machine that reaches this one draw here, without a password")
         tell(f"{server.url}  (Ctrl-C ends it)")
         if share:
-            tell("warning: --share lets everybody who has the link draw here, through a server of Gradio's makers.")
+            tell("warning: --share lets everybody who has the link draw here, through a server of Gradio's makers")
             tell(_share(server))
         if browser and _has_display():
             webbrowser.open(server.url)
@@ -76,7 +76,7 @@ def serve(
 
 
 @contextlib.contextmanager
-def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> Iterator[Running]:
+def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> Iterator[Server]:
     """A server in a thread, ended when left; the pictures go with it. Raises LdmkitError where it cannot listen."""
     with (
         contextlib.closing(bind(host, port)) as bound,
@@ -93,11 +93,11 @@ def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> It
         thread.start()
         while not server.started:
             if not thread.is_alive():
-                raise LdmkitError("The server could not start; what it said stands above.")
+                raise LdmkitError("the server could not start; its own message stands above")
             time.sleep(0.01)
         try:
             chosen = int(bound.getsockname()[1])
-            yield Running(f"http://{_shown_host(host)}:{chosen}", chosen, page, guard, thread)
+            yield Server(f"http://{_shown_host(host)}:{chosen}", chosen, page, guard, thread)
         finally:
             for session in page.sessions:
                 session.stop.set()
@@ -183,10 +183,10 @@ def bind(host: str, port: int | None) -> socket.socket:
             continue
         return bound
     tried = f"port {port}" if port is not None else f"no port from {ports[0]} to {ports[-1]}"
-    raise LdmkitError(f"--host {host}: {tried} can be listened on ({reason}). Choose another with --port.")
+    raise LdmkitError(f"--host {host}: {tried} can be listened on ({reason}). choose another with --port")
 
 
-def _share(server: Running) -> str:
+def _share(server: Server) -> str:
     """The public address of a tunnel to this server. Raises LdmkitError where there is none to be had."""
     from gradio import networking
 

@@ -209,6 +209,5 @@ def build_guard(section: Vae, terms: Mapping[str, Any], num_train: int, memory: 
                 f"[vae.losses.{name}] start_on_plateau = true is for adversarial losses, and {loss.use} is none; "
                 "give it a start_step or start_epoch"
             )
-    size = section.batch_size
-    earliest = {name: max(loss.start_step, loss.start_epoch * num_train // size) for name, loss in losses.items()}
+    earliest = section.earliest_steps(num_train)
     return LossGuard(losses, adversarial=adversarial, earliest=earliest, settings=section.guard, memory=memory)

@@ -184,14 +184,10 @@ class VaeTask:
         if not len(self.held_out):
             return {}
         metrics: Metrics = {}
+        batches = [self.held_out[i : i + 32] for i in range(0, len(self.held_out), 32)]
+        options: dict[str, Any] = {"terms": self.terms, "losses": self.section.losses, "device": self.engine.device}
         for name, network in self._networks().items():
-            found = reconstruction_metrics(
-                network,
-                self._held_out_pixels(),
-                terms=self.terms,
-                losses=self.section.losses,
-                device=self.engine.device,
-            )
+            found = reconstruction_metrics(network, self._few(*batches), **options)
             suffix = "" if name == "raw" else f"_{name}"
             metrics |= {f"held_out_{key}{suffix}": value for key, value in found.items()}
         return metrics
@@ -212,7 +208,7 @@ class VaeTask:
     @torch.no_grad()
     def draw(self, step: int) -> dict[str, torch.Tensor]:
         chosen = (self.held_out if len(self.held_out) else self.train)[:8]
-        target = next(picture_batches(self.pictures, self._single_process(), [chosen])).to(self.engine.device)
+        target = next(self._few(chosen)).to(self.engine.device)
         networks = self._networks()
         rows = [target]
         for network in networks.values():
@@ -224,13 +220,9 @@ class VaeTask:
         averaged = {name: cast(AutoencoderKL, average.module) for name, average in self.emas.items()}
         return {"raw": self.autoencoder, **averaged}
 
-    def _held_out_pixels(self) -> Iterator[torch.Tensor]:
-        batches = [self.held_out[i : i + 32] for i in range(0, len(self.held_out), 32)]
-        return picture_batches(self.pictures, self._single_process(), batches)
-
-    def _single_process(self) -> Any:
-        # Starting workers takes longer than decoding a few pictures.
-        return self.data.model_copy(update={"num_workers": 0})
+    def _few(self, *batches: np.ndarray) -> Iterator[torch.Tensor]:
+        """Pixels (B, 3, H, W) of so few pictures that starting workers would take longer than decoding them."""
+        return picture_batches(self.pictures, self.data.model_copy(update={"num_workers": 0}), batches)
 
     def _next_pixels(self, step: int) -> torch.Tensor:
         """This process's share of the step's pictures; steps are asked for in order."""

@@ -105,15 +105,17 @@ def test_killed_between_shards(undisturbed: Any, trained: Any, processes: Any, t
     assert code == 0, output
     for strike, behind in [
         (5, None),  # at the rename of the second: one is safe
-        (4, "encode latents: going on behind picture 4 of 20"),
-        (8, "encode latents: going on behind picture 8 of 20"),
-        (5, "encode latents: going on behind picture 16 of 20"),  # and at the rename of the first captions
+        (4, "encode latents: resuming after picture 4 of 20"),
+        (8, "encode latents: resuming after picture 8 of 20"),
+        (5, "encode latents: resuming after picture 16 of 20"),  # and at the rename of the first captions
         (7, None),
-        (-1, "encode text: going on behind caption 8 of 21"),
+        (-1, "encode text: resuming after caption 8 of 21"),
     ]:
         code, output = processes.run(tmp_path, ENCODE, strike=strike, at="/.progress.json")
         assert code == (0 if strike == -1 else -signal.SIGKILL), output
-        assert [line for line in output.splitlines() if "behind" in line] == ([behind] if behind else []), output
+        assert [line for line in output.splitlines() if "resuming after" in line] == ([behind] if behind else []), (
+            output
+        )
     for name in ("latents", "text"):
         assert contents(run / name) == contents(undisturbed[0] / name)
 
@@ -227,8 +229,8 @@ def test_out_of_memory_halves_the_batch(
     with torch.no_grad():
         mean, std = encoder(pixels)
         assert capsys.readouterr().out.splitlines() == [
-            "encode: out of memory; going on with 32 pictures at a time",
-            "encode: out of memory; going on with 16 pictures at a time",
+            "encode: out of memory; continuing with 32 pictures at a time",
+            "encode: out of memory; continuing with 16 pictures at a time",
         ]
         encoder(pixels)
         assert capsys.readouterr().out == ""  # it is not tried again

@@ -97,7 +97,7 @@ def test_a_stop_waits_for_the_captioners_own_batch(many: Any, processes: Any) ->
     found = rows(many)
     assert len(found) == len({row["file"] for row in found}) < 150
     assert sum(row["captioner"] != "sidecar" for row in found) == len(asked)
-    assert f"caption: saved, {150 - len(found)} pictures left; the same command goes on" in output
+    assert f"caption: saved, {150 - len(found)} pictures left; the same command resumes" in output
 
 
 @pytest.mark.parametrize("keep", [True, False])

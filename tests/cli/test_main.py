@@ -43,6 +43,19 @@ def test_help_and_version(run: Run) -> None:
         (["data", "make", "toy-dogs"], "'toy-dogs' is not"),
         (["data", "make", "toy-cats", "-n", "0"], "0 is not in the range"),
         (["generate", "--steps", "many"], "'many' is not a valid integer"),
+        (["generate", "--strength", "0.5"], "--strength requires --img2img"),
+        (["export", "verify", "exports/cats", "--provider", "gpu"], "'gpu' is not one of"),
+        (["ui", "--provider", "gpu"], "'gpu' is not one of"),
+        (["plugins", "samplr"], 'did you mean "sampler"'),
+        (["train", "cats", "--only", "encode", "--init-from", "other"], "encode trains nothing"),
+        *(
+            ([*command, "cats", "--set", override], message)
+            for command in (["train"], ["encode"], ["status"], ["plan"], ["verify-resume"], ["recipe", "check"])
+            for override, message in (
+                ("steps", "--set steps: write it as section.key=value"),
+                ("unet.steps=[1", "--set unet.steps=[1: not valid TOML"),
+            )
+        ),
     ],
 )
 def test_wrong_usage_is_code_2(arguments: list[str], expected: str, run: Run) -> None:
@@ -51,6 +64,24 @@ def test_wrong_usage_is_code_2(arguments: list[str], expected: str, run: Run) ->
     assert left.out == ""
     assert expected in left.err
     assert "Traceback" not in left.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "cats", "--set", "unet.stepz=3"], "stepz"),
+        (["train", "no-such-recipe"], "no-such-recipe"),
+        (["plugins", "sampler", "eulr"], 'did you mean "euler"'),
+        (["generate", "--bundle", "nowhere"], "nowhere is not a bundle"),
+        (["generate", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["export", "verify", "nowhere"], "nowhere is not a bundle"),
+    ],
+)
+def test_a_mistake_in_a_file_a_recipe_or_a_bundle_is_code_1(arguments: list[str], expected: str, run: Run) -> None:
+    left = run(*arguments)
+    assert left.code == 1
+    assert expected in left.err
+    assert left.err.startswith("error: ")
 
 
 def test_the_nearest_command_is_named(run: Run) -> None:
@@ -212,6 +243,16 @@ def draw(path: Path, *_: str) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(path)
 
 
+def test_data_commands_show_their_progress_beside_the_result(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldmkit.report.PATIENCE", 0)
+    made = run("data", "make", "toy-cats", "-n", "3", "--size", "16")
+    assert made.out == f"{Path('data/toy-cats')}\n"
+    assert made.err.startswith("drawing toy-cats  3/3  ")
+    checked = run("data", "check", "data/toy-cats")
+    assert checked.out == "3 pictures; sizes: 16x16 (3)\n"
+    assert checked.err.startswith("reading pictures  3/3  ")
+
+
 def test_data_check_tells_what_to_know(run: Run, tmp_path: Path) -> None:
     import json
 
@@ -219,7 +260,7 @@ def test_data_check_tells_what_to_know(run: Run, tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "b.bmp"):
         draw(tmp_path / "pictures" / name)
     out = run("data", "check", "pictures").out
-    assert "2 to know of" in out
+    assert "2 remarks" in out
     assert "b.png: the same content as a.png" in out
     assert "b.png: shares its caption file with b.bmp" in out
     assert len(json.loads(run("data", "check", "pictures", "--json").out)["remarks"]) == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ldmkit.plan import sample as plan_sample
+from ldmkit.plan import planner
 
 Run = Callable[..., Any]
 
@@ -42,9 +42,10 @@ def here(tmp_path: Path, trained: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     # torch makes a folder of its own among the temporary files, once in a process: whichever test is the first.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path.parent / "inductor"))
+    monkeypatch.setattr("ldmkit.report.PATIENCE", 0)
     # Fewer than there are, so that what is said of all is worked out from some.
-    monkeypatch.setattr(plan_sample, "MAX_SAMPLE", 8)
-    monkeypatch.setattr(plan_sample, "MIN_SAMPLE", 8)
+    monkeypatch.setattr(planner, "MAX_SAMPLE", 8)
+    monkeypatch.setattr(planner, "MIN_SAMPLE", 8)
     return tmp_path
 
 
@@ -64,15 +65,18 @@ def written(folder: Path) -> int:
 
 def test_a_run_that_has_not_begun(run: Run, here: Path, trained: Any) -> None:
     before = tree(here)
-    left = run("plan", "tiny.toml", "--steps", "8", "--json")
+    # Two epochs of 18 pictures are 7 batches of 5.
+    epochs = ("--set", "vae.losses.gan.start_epoch=2", "--set", "vae.batch_size=5")
+    left = run("plan", "tiny.toml", "--steps", "8", "--json", *epochs)
     assert left.code == 0, left.err
+    assert "reading pictures  20/20" in left.err
     assert tree(here) == before
     told = json.loads(left.out)
     rows = {row["stage"]: row for row in told["stages"]}
     assert {name: row["left"] for name, row in rows.items()} == {
         "caption": 20,
-        "train-vae": 4,  # the recipe's `gan` begins at step 4 of 8
-        "train-vae with gan": 4,
+        "train-vae": 7,
+        "train-vae with gan": 1,
         "encode latents": 20,
         "encode text": rows["encode text"]["left"],
         "train-unet": 8,
@@ -87,7 +91,7 @@ def test_a_run_that_has_not_begun(run: Run, here: Path, trained: Any) -> None:
     for stage, part in parts.items():
         real = written(trained.run / part)
         assert disk[stage] == pytest.approx(real, rel=0.2), stage
-    assert disk["encode latents"] == pytest.approx(written(trained.run / "latents"), abs=64)  # digits of statistics
+    assert disk["encode latents"] == pytest.approx(written(trained.run / "latents"), abs=512)  # headers
     assert told["disk"] == sum(row["disk"] for row in rows.values())
     checkpoint = max((trained.run / "t2i" / "checkpoints").iterdir())
     assert rows["train-t2i"]["transient_disk"] == pytest.approx(written(checkpoint), rel=0.02)

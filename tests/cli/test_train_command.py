@@ -135,3 +135,21 @@ def test_captions_that_exist_need_no_torch(
     assert (left.code, left.err) == (0, "")
     assert (tmp_path / "runs" / "toy-cats" / "captions" / "captions.jsonl").is_file()
     assert "torch" in run("train-vae", "toy-cats", *options).err
+
+
+@pytest.mark.parametrize("command", [("caption",), ("train", "--dry-run"), ("status", "--json"), ("plan",)])
+def test_reading_many_pictures_is_not_silent(
+    command: tuple[str, ...], run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only looks says so on stderr: stdout is for the result."""
+    monkeypatch.setattr("ldmkit.report.PATIENCE", 0.0)
+    monkeypatch.setattr("ldmkit.plan.planner.Planner.__init__", lambda *_, **__: sys.exit(0))
+    left = run(command[0], "cats", *command[1:], "--set", f"data.path={pictures}", "--set", "caption.use=filename")
+    assert left.code == 0
+    assert "reading pictures  12/12" in (left.out if command == ("caption",) else left.err)
+    assert "reading pictures" not in (left.err if command == ("caption",) else left.out)
+
+
+def test_drawing_many_pictures_is_not_silent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldmkit.report.PATIENCE", 0.0)
+    assert "getting pictures  5/5" in run("caption", "toy-cats", "--set", "data.num_pictures=5").out

@@ -101,7 +101,7 @@ def recipes() -> Iterator[Artefact]:
         )
     texts: dict[str, tuple[str | bytes, str]] = {
         "deep list": ("seed = " + "[" * 100_000, "not valid TOML"),
-        "deep table": ("[" + ".".join(["a"] * 5000) + "]\nx = 1", "not valid TOML|tables within tables"),
+        "deep table": ("[" + ".".join(["a"] * 5000) + "]\nx = 1", "not valid TOML|tables deep"),
         "number of 10,000 digits": ("seed = " + "9" * 10_000, "not valid TOML"),
         "2 MiB": ("#" * 2**21, "larger than 1 MiB"),
         "key of 100,000 letters": (f"{'k' * 100_000} = 1", "unknown key"),

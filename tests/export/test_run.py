@@ -24,7 +24,8 @@ from ldmkit.models.unet import UNet
 from ldmkit.run.folder import recipe_of_run
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import draw
-from ldmkit.runtime.request import each_prompt, make_plan
+from ldmkit.runtime.request import DrawRequest, each_prompt
+from ldmkit.runtime.settings import resolve
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -184,7 +185,7 @@ def test_torch_draws_the_run_as_onnxruntime_draws_its_bundle(exported: Path) -> 
     for prompt in ("a red cat on a mat", ""):
         drawn = []
         for backend in (run, bundle):
-            plan = make_plan(backend, each_prompt(backend, prompt, n=4, seed=7), **settings)
+            plan = resolve(backend, DrawRequest(each_prompt(prompt, n=4, seed=7), **settings))
             drawn.append(np.stack([np.asarray(picture, dtype=np.float64) for picture in draw(backend, plan)]))
         assert np.ptp(drawn[0]) > 50
         assert np.abs(drawn[0] - drawn[1]).max() <= 1  # a level

@@ -3,10 +3,12 @@
 The oracle is the seed's description, written with torch.nn.functional on the seed's own keys: none of our modules.
 """
 
+import hashlib
 import json
 import math
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,47 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.seed_networks import VAE, PatchGAN, TextUNet
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.convert import convert_checkpoint
 from ldmkit.models.discriminator import PatchDiscriminator
 from ldmkit.models.unet import UNet
 
-KEY_LISTS = Path(__file__).parents[2] / ".." / "shared" / "seed" / "state_dicts"
-needs_key_lists = pytest.mark.skipif(not KEY_LISTS.is_dir(), reason="the seed's key lists are not at hand")
-
 State = dict[str, Tensor]
+
+# SHA-256 of the published files' keys and shapes, `key<TAB>64x4x3x3` a line, sorted.
+PUBLISHED = {
+    "vae": "c98351c48790c5f7fb12a2d1f09961efcd112ac5650bd85235318dc5c8e2e83d",
+    "patchgan": "99e02c3fabd6acf76ddb4d602097e08bca0923f56a0f974a1b5ca46804478926",
+    "unet": "a1cbea7f032478f0d7c462217ba140caca7cb5fb63eaef4a5db8134a7916ac6d",
+    "unet_t2i": "5501be6685e83c1ecc83058245c23f9be68b042981d1b85bdb4906f13dd4b963",
+}
+
+
+@cache
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of a published network, in the order of the networks as a notebook writes them."""
+    networks: dict[str, Callable[[], torch.nn.Module]] = {"vae": VAE, "patchgan": PatchGAN}
+    with torch.device("meta"):
+        found = {key: tuple(tensor.shape) for key, tensor in networks.get(name, TextUNet)().state_dict().items()}
+    if name == "unet":  # single-head attention in place of the transformer blocks
+        widths = {key.split(".norm1")[0]: size for key, (size, *_) in found.items() if ".attn.norm1.weight" in key}
+        found = {key: shape for key, shape in found.items() if ".attn." not in key}
+        for key, width in widths.items():
+            for part in ("norm", "to_q", "to_k", "to_v", "to_out"):
+                weight = (width,) if part == "norm" else (width, width)
+                found |= {f"{key}.{part}.weight": weight, f"{key}.{part}.bias": (width,)}
+    lines = sorted(f"{key}\t{'x'.join(map(str, shape))}" for key, shape in found.items())
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == PUBLISHED[name]
+    return found
 
 
 def seed_state(name: str, seed: int = 0) -> State:
     """Random weights under the seed's keys: matrices keep the scale of what passes through, norms are near 1."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for line in (KEY_LISTS / f"{name}.txt").read_text().splitlines():
-        key, shape = line.split()
-        sizes = [int(size) for size in shape.split("x")]
+    for key, sizes in shapes(name).items():
         values = torch.randn(sizes, generator=generator)
         is_norm = len(sizes) == 1 and key.endswith("weight")
         state[key] = 1 + 0.2 * values if is_norm else values / math.sqrt(math.prod(sizes[1:]) if sizes[1:] else 25)
@@ -182,7 +206,6 @@ def assert_same(ours: Tensor, oracle: Tensor) -> None:
     assert (ours - oracle).abs().max() < (1e-10 if oracle.dtype == torch.float64 else 1e-5)
 
 
-@needs_key_lists
 @torch.no_grad()
 def test_checkpoint_gives_autoencoder_and_discriminator(tmp_path: Path) -> None:
     vae, gan = seed_state("vae"), seed_state("patchgan")
@@ -208,52 +231,52 @@ def test_checkpoint_gives_autoencoder_and_discriminator(tmp_path: Path) -> None:
     assert_same(rebuilt(written[1])(draw(2, 3, 64, 64)), patchgan(gan, draw(2, 3, 64, 64)))
 
 
-@needs_key_lists
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("text", [False, True], ids=["unconditional", "text"])
-def test_unets_compute_the_seeds_function(tmp_path: Path, text: bool, dtype: torch.dtype) -> None:
+def test_unets_compute_the_seeds_function(tmp_path: Path, text: bool) -> None:
     state = seed_state("unet_t2i" if text else "unet")
     torch.save({f"_orig_mod.{key}": value for key, value in state.items()} if text else state, tmp_path / "unet.pth")
     (written,) = convert_checkpoint(tmp_path / "unet.pth", tmp_path)
     assert written.name == ("unet_t2i.safetensors" if text else "unet.safetensors")
 
-    x, t = draw(2, 4, 16, 16).to(dtype), torch.tensor([3, 981], dtype=dtype)
-    context = draw(2, 77, 768, seed=2).to(dtype) if text else None
     # The seed attends to all 77 states: a mask must change nothing.
     mask = (torch.arange(77) < 9).expand(2, 77) if text else None
-    network = rebuilt(written).to(dtype)
-    assert_same(network(x, t, context, mask), unet({key: v.to(dtype) for key, v in state.items()}, x, t, context))
+    network = rebuilt(written)
+    for dtype in (torch.float32, torch.float64):
+        x, t = draw(2, 4, 16, 16).to(dtype), torch.tensor([3, 981], dtype=dtype)
+        context = draw(2, 77, 768, seed=2).to(dtype) if text else None
+        found = network.to(dtype)(x, t, context, mask)
+        assert_same(found, unet({key: v.to(dtype) for key, v in state.items()}, x, t, context))
 
 
-@needs_key_lists
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda s: s.pop("down1.res1.conv1.weight"), "missing: down1.res1.conv1.weight"),
-        (lambda s: s.update({"extra.weight": torch.zeros(1)}), "unexpected: extra.weight"),
-        (lambda s: s.update({"_orig_mod.out.2.bias": torch.zeros(4)}), "with and without _orig_mod"),
-        (lambda s: s.update({"out.2.bias": torch.zeros(5)}), r"out\.2\.bias is torch.float32 \[5\], expected .* \[4\]"),
-        (lambda s: s.update({"out.2.bias": torch.zeros(4, dtype=torch.int64)}), "out.2.bias is torch.int64"),
-        (lambda s: s.update({"out.2.bias": 3}), "out.2.bias is int"),
-        (lambda s: s.update({"out.2.bias": torch.zeros(4, device="meta")}), "holds no plain values"),
-    ],
-)
-def test_state_dict_that_does_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], Any], said: str) -> None:
-    # One value expanded to every shape keeps the file tiny.
-    state: dict[str, Any] = {key: torch.zeros(()).expand(value.shape) for key, value in seed_state("unet").items()}
-    change(state)
-    torch.save(state, tmp_path / "unet.pth")
-    with pytest.raises(LdmkitError, match=said) as caught:
-        convert_checkpoint(tmp_path / "unet.pth", tmp_path / "out")
-    assert "unet.pth" in str(caught.value)
-    assert not (tmp_path / "out").exists()
+def flat(name: str) -> dict[str, Any]:
+    """One value expanded to every shape, which keeps the file tiny."""
+    return {key: torch.zeros(()).expand(shape) for key, shape in shapes(name).items()}
+
+
+def test_state_dict_that_does_not_fit(tmp_path: Path) -> None:
+    lacking = flat("unet")
+    del lacking["down1.res1.conv1.weight"]
+    for state, said in (
+        (lacking, "missing: down1.res1.conv1.weight"),
+        (flat("unet") | {"extra.weight": torch.zeros(1)}, "unexpected: extra.weight"),
+        (flat("unet") | {"_orig_mod.out.2.bias": torch.zeros(4)}, "with and without _orig_mod"),
+        (flat("unet") | {"out.2.bias": torch.zeros(5)}, r"out\.2\.bias is torch.float32 \[5\], expected .* \[4\]"),
+        (flat("unet") | {"out.2.bias": torch.zeros(4, dtype=torch.int64)}, "out.2.bias is torch.int64"),
+        (flat("unet") | {"out.2.bias": 3}, "out.2.bias is int"),
+        (flat("unet") | {"out.2.bias": torch.zeros(4, device="meta")}, "holds no plain values"),
+    ):
+        torch.save(state, tmp_path / "unet.pth")
+        with pytest.raises(LdmkitError, match=said) as caught:
+            convert_checkpoint(tmp_path / "unet.pth", tmp_path / "out")
+        assert "unet.pth" in str(caught.value)
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"epoch": 3, "model": {}}, "none of the seed's checkpoints: it holds epoch, model;"),
+        ({"epoch": 3, "model": {}}, "not a checkpoint of the original system: it holds epoch, model;"),
         ({}, "it holds none"),
         ([1, 2], "holds a list"),
         ({"vae_state_dict": 1, "gan_state_dict": {}}, "vae_state_dict holds a int"),
@@ -280,9 +303,8 @@ def test_missing_file(tmp_path: Path) -> None:
         convert_checkpoint(tmp_path, tmp_path)
 
 
-@needs_key_lists
 def test_target_that_is_a_file(tmp_path: Path) -> None:
-    torch.save(seed_state("unet"), tmp_path / "unet.pth")
+    torch.save(flat("unet"), tmp_path / "unet.pth")
     with pytest.raises(LdmkitError, match=r"unet\.pth: the converted weights can't be written there"):
         convert_checkpoint(tmp_path / "unet.pth", tmp_path / "unet.pth")
 

@@ -139,7 +139,7 @@ def test_unreachable_weights_tell_the_remedy(
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(LdmkitError, match=r"backbone_weights: .*gone\.pth is no file"):
+    with pytest.raises(LdmkitError, match=r"backbone_weights: no such file: .*gone\.pth"):
         LPIPS(backbone_weights=str(tmp_path / "gone.pth"))
 
 

@@ -66,7 +66,7 @@ def test_one_mistake_is_one_line(cats: Path) -> None:
         ("[vae]\nlosses = 'l1'", '[vae] losses = "l1" is not allowed: it takes table'),
         ("[vae]\nsteps=1\nlosses = { l1 = 'l1' }", '[vae.losses] l1 = "l1" is not allowed: it takes a table'),
         ("[vae.losses.l1]\nweight = 1", '[vae.losses.l1] lacks the key "use"'),
-        ("[diffusion]\nprediction = 'eps'", '[diffusion] prediction = "eps" has no answer where the signal is zero'),
+        ("[diffusion]\nprediction = 'eps'", '[diffusion] prediction = "eps" is undefined where the signal is zero'),
         ("[text]\nuse = 3", "[text] use = 3 is not allowed"),
         ("[text]\ndropout = nan", "[text] dropout = NaN is not allowed"),
     ],

@@ -18,7 +18,7 @@ def test_what_fits_is_what_the_networks_can_be_built_from(cats: Path) -> None:
     rng = random.Random(0)
     base = load_recipe(cats)
     verdicts = []
-    for _ in range(100):
+    for _ in range(50):
         unet = {
             "channels": tuple(rng.choice([8, 12, 16]) for _ in range(rng.choice([2, 3]))),
             "attention_levels": tuple(rng.sample([1, 2, 3], rng.choice([0, 1]))),
@@ -54,7 +54,7 @@ def test_what_fits_is_what_the_networks_can_be_built_from(cats: Path) -> None:
             builds = False
         assert (misfits(recipe) == []) == builds, (recipe.data.size, vae, unet, heads, misfits(recipe))
         verdicts.append(builds)
-    assert 15 < sum(verdicts) < 85
+    assert 8 < sum(verdicts) < 42
 
 
 def test_the_way_up_attends_at_the_width_of_the_level_above(cats: Path) -> None:

@@ -47,6 +47,16 @@ def test_hostile_words_survive_being_shown(cats: Path) -> None:
     assert tomllib.loads(to_toml(Recipe.model_validate_json(json.dumps(recipe)))) == recipe
 
 
+def test_an_option_that_is_a_table_is_shown_in_one_line(cats: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from ldmkit import hookimpl\n@hookimpl\ndef register_samplers():\n    return {'mine': Mine}\n"
+        "class Mine:\n    def __init__(self, *, steps: int = 2, table: dict[str, int] = {'a b': 1}) -> None: ...\n"
+    )
+    recipe = load_recipe(cats, ["sampler.use=mine"])
+    assert '\n# table = {"a b" = 1}\n' in to_toml(recipe, Registry.load([plugin]))
+
+
 def test_a_new_recipe_is_a_recipe(registry: Registry, validator: Any, tmp_path: Path) -> None:
     path = tmp_path / "new.toml"
     path.write_text(template())

@@ -137,6 +137,17 @@ def test_metrics_log_is_cut_back(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
+@pytest.mark.parametrize("bad", [b'{"step": 2, "lo', b"", b"\xff\xfe", b"[" * 100_000])
+def test_a_line_of_metrics_that_is_damaged_is_named_unless_a_kill_cut_it(bad: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first, last = b'{"step": 1, "loss": 0.5}', b'{"step": 3, "loss": 0.25}'
+    path.write_bytes(b"\n".join([first, bad]))
+    assert read_metrics(path) == [json.loads(first)]
+    path.write_bytes(b"\n".join([first, bad, last, b""]))
+    with pytest.raises(LdmkitError, match=r"metrics\.jsonl, line 2: no JSON; correct or remove the line"):
+        read_metrics(path)
+
+
 def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "set"
 

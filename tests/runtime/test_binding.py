@@ -5,7 +5,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from ldmkit.runtime.binding import Binding
+from ldmkit.runtime.onnx_backend import Binding
 
 
 @pytest.fixture(scope="module")

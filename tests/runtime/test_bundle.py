@@ -55,7 +55,7 @@ def test_a_newer_format_asks_for_an_update(make_bundle: MakeBundle) -> None:
 def test_an_older_format_is_to_be_exported_again(make_bundle: MakeBundle) -> None:
     folder = make_bundle()
     edit(folder, format_version=1)
-    with pytest.raises(LdmkitError, match=r"format_version is 1, and .* reads 2: export its run again with `ldmkit"):
+    with pytest.raises(LdmkitError, match=r"format_version is 1, and .* reads 2. Export its run again with `ldmkit"):
         Bundle.load(folder)
 
 

@@ -142,6 +142,8 @@ def test_a_prompt_that_is_too_long_names_the_words_cut(make_bundle: MakeBundle) 
         ({"sampler": "eulr"}, 'did you mean "euler"'),
         ({"prompts": []}, "there are no prompts"),
         ({"prompts": "\udcff"}, "not valid Unicode"),
+        ({"seed": np.float64(3.0)}, "seed is"),
+        ({"seed": np.int64(-1)}, "seed is"),
     ],
 )
 def test_values_out_of_range_end_before_a_graph_is_opened(
@@ -151,6 +153,20 @@ def test_values_out_of_range_end_before_a_graph_is_opened(
     monkeypatch.setattr(bundle, "_session", lambda name: pytest.fail(f"opened {name}"))
     with pytest.raises(LdmkitError, match=message):
         bundle.generate(**settings)
+
+
+def test_numpys_integers_are_whole_numbers(make_bundle: MakeBundle) -> None:
+    bundle = Bundle.load(make_bundle(prediction="flow"))
+    drawn = bundle.generate(n=np.int32(2), seed=np.int64(3), steps=np.uint8(2), batch_size=np.int64(1))
+    expected = bundle.generate(n=2, seed=3, steps=2, batch_size=1)
+    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in expected]
+    frames = bundle.interpolate(seeds=(np.int64(1), np.int64(2)), frames=np.int64(3))
+    assert len(frames) == len(bundle.vary(n=np.int64(2), seed=np.int64(1))) == 3
+
+
+def test_an_unknown_setting_is_an_error(make_bundle: MakeBundle) -> None:
+    with pytest.raises(TypeError, match="step"):
+        Bundle.load(make_bundle()).generate(step=3)  # type: ignore[call-arg]
 
 
 def test_more_steps_than_timesteps_are_refused(make_bundle: MakeBundle) -> None:

@@ -67,12 +67,21 @@ def test_several_pictures_come_with_a_grid(make_bundle: MakeBundle, work: Path) 
     ]
 
 
+def test_a_grid_of_several_prompts_names_them_all(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle()
+    (work / "list.txt").write_text("red cat\nmat\n\nred mat\n")
+    drawn = json.loads(invoke("--prompts", "list.txt", "-n", "2", "--json"))
+    assert Path(drawn["grid"]).name == "red-cat-and-2-more-0-to-5-grid.png"
+    with Image.open(drawn["grid"]) as sheet:
+        assert sheet.text["prompt"] == "red cat\nmat\nred mat"  # type: ignore[attr-defined]
+    assert drawn["prompt"] == "red cat\nmat\nred mat"
+
+
 def test_one_file(make_bundle: MakeBundle, work: Path) -> None:
     make_bundle()
     assert invoke("cat", "--out", "a.png").splitlines()[-1] == "a.png"
     for arguments, message in (
         (["--out", "a.png"], "exists and is not overwritten"),
-        (["--out", "b.png", "-n", "2"], "is one file"),
         (["--out", "exports/hand-made/manifest.json"], "is a file"),
     ):
         with pytest.raises(LdmkitError, match=message):
@@ -97,7 +106,6 @@ def test_prompts_from_a_file(make_bundle: MakeBundle, work: Path) -> None:
         (["--prompts", "empty.txt"], "empty.txt: holds no prompt"),
         (["--prompts", "latin.txt"], "latin.txt: is not text in UTF-8"),
         (["--prompts", "none.txt"], "none.txt: cannot be read"),
-        (["cat", "--prompts", "list.txt"], "PROMPT and --prompts do not go together"),
         (["--prompts", "list.txt", "--out", "one.png"], "is one file"),
     ):
         with pytest.raises(LdmkitError, match=message):
@@ -162,7 +170,6 @@ def test_a_picture_to_start_from(make_bundle: MakeBundle, work: Path) -> None:
     for arguments, message in (
         (["--img2img", "no.png"], "no.png: not a JPEG"),
         (["--img2img", "missing.png"], "missing.png: cannot be read"),
-        (["--img2img", "start.bmp", "--strength", "0"], "strength is 0"),
     ):
         with pytest.raises(LdmkitError, match=message):
             invoke(*arguments)
@@ -171,35 +178,56 @@ def test_a_picture_to_start_from(make_bundle: MakeBundle, work: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strength", "0.5"], "--strength means something only with --img2img"),
-        (["--to-seed", "5"], "--to-seed means something only with --interpolate"),
-        (["--amount", "0.5"], "--amount means something only with --variations"),
+        (["--strength", "0.5"], "--strength requires --img2img"),
+        (["--to-seed", "5"], "--to-seed requires --interpolate"),
+        (["--to-prompt", "mat"], "--to-prompt requires --interpolate"),
+        (["--amount", "0.5"], "--amount requires --variations"),
         (["--interpolate", "4", "--variations", "2"], "--variations and --interpolate do not go together"),
         (["--interpolate", "4", "-n", "2"], "--interpolate and -n do not go together"),
-        (["--interpolate", "4"], "nothing between one prompt and itself"),
+        (["--prompts", "list.txt"], "PROMPT and --prompts do not go together"),
+        (["--out", "b.png", "-n", "2"], "--out b.png is one file"),
         (["--backend", "torch"], "--backend torch and --run RUN go together"),
         (["--run", "runs/x"], "--backend torch and --run RUN go together"),
-        (["--backend", "torch", "--run", "runs/x"], "runs/x: not a run"),
-        (["--sampler-option", "eta"], "--sampler-option eta: it takes KEY=VALUE"),
+        (["--backend", "torch", "--run", "runs/x", "--provider", "cpu"], "--backend torch draws without it"),
+        (["--backend", "torch", "--run", "runs/x", "--bundle", "b"], "--run and --bundle do not go together"),
+        (["--interpolate", "4"], "nothing between one prompt and itself"),
+        (["--img2img", "start.png", "--strength", "0"], "strength is 0"),
+        (["--variations", "2", "--amount", "1.5"], "amount is 1.5"),
+        (["--steps", "0"], "steps is 0"),
+        (["-n", "0"], "n is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--guidance", "nan"], "guidance_scale is nan"),
+        (["--sampler-option", "eta"], "eta: it takes KEY=VALUE"),
         (["--sampler-option", "steps=3"], "it takes KEY=VALUE"),
+        (["--provider", "gpu"], "'gpu' is not one of 'auto', 'cpu', 'cuda'"),
+        *((["--size", size], "is not a width and a height") for size in ("4", "4x", "x4", "-4x4", "4x4x4", "³x4")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_code_2(make_bundle: MakeBundle, work: Path, arguments: list[str], message: str) -> None:
+    make_bundle()
+    Image.new("RGB", (2, 2)).save("start.png")
+    result = CliRunner().invoke(cli, ["generate", "cat", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (work / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "torch", "--run", "runs/x"], "runs/x: not a run"),
         (["--sampler", "ddim", "--sampler-option", "eta=2"], "eta = 2 is not allowed"),
         (["--sampler", "dpmpp_2m", "--sampler-option", "spacing=karas"], "spacing"),
         (["--size", "4x4"], "size is 4x4; bundle .* draws 2x2 only"),
         (["--negative", "mat"], "no effect at guidance_scale 1"),
     ],
 )
-def test_options_that_do_not_fit(make_bundle: MakeBundle, work: Path, arguments: list[str], message: str) -> None:
+def test_what_does_not_fit_the_bundle(make_bundle: MakeBundle, work: Path, arguments: list[str], message: str) -> None:
     make_bundle()
     with pytest.raises(LdmkitError, match=message):
         invoke("cat", *arguments)
     assert not (work / "outputs").exists()
-
-
-@pytest.mark.parametrize("size", ["4", "4x", "x4", "-4x4", "4x4x4", "³x4"])
-def test_a_size_is_two_numbers(work: Path, size: str) -> None:
-    result = CliRunner().invoke(cli, ["generate", "--size", size])
-    assert result.exit_code == 2
-    assert "is not a width and a height" in result.stderr
 
 
 def test_words_cut_are_named_on_stderr(make_bundle: MakeBundle, work: Path) -> None:

@@ -33,10 +33,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--steps", "0"], "error: steps is 0"),
-        (["--steps", "-1"], "error: steps is -1"),
-        (["-n", "0"], "error: n is 0"),
-        (["--guidance", "nan"], "error: guidance_scale is nan"),
         (["--sampler", "eluer"], 'did you mean "euler"'),
         (["--out", "manifest.json"], "error: --out manifest.json is a file"),
     ],

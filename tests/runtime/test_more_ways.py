@@ -10,9 +10,8 @@ from PIL import Image, ImageOps
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import Step
-from ldmkit.runtime.noise import Source, slerp
-from ldmkit.runtime.request import to_pixels
+from ldmkit.runtime.generate import Source, Step, slerp
+from ldmkit.runtime.settings import to_pixels
 
 MakeBundle = Callable[..., Path]
 

@@ -126,7 +126,7 @@ def test_folder_that_cannot_be_written_stops_before_anything_is_computed(worksho
     ("stage", "at", "strike", "told"),
     [
         ("caption", "pictures/05.txt", 1, r"caption: saved, 0 pictures left"),
-        ("encode", "pictures/05.png", 2, r"encode latents: saved behind picture 20 of 20"),
+        ("encode", "pictures/05.png", 2, r"encode latents: saved up to picture 20 of 20"),
     ],
 )
 def test_asked_to_stop_while_caching(

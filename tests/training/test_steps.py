@@ -190,8 +190,8 @@ def test_gradient_of_the_parts_is_that_of_the_batch(make: Any, parts: int, train
         engine, task = make(trained, *(f"{part}.grad_accumulation={count}" for part in ("unet", "vae")))
         kept: list[torch.Tensor] = []
 
-        def keep(name: str, _names: Any, kept: Any = kept, task: Any = task) -> torch.Tensor:
-            kept += [parameter.grad for parameter in task.modules[name].parameters()]
+        def keep(name: str, _names: Any, kept: Any = kept, modules: Any = task.modules) -> torch.Tensor:
+            kept += [parameter.grad for parameter in modules[name].parameters()]
             return torch.zeros(())
 
         engine.step = keep

@@ -13,7 +13,7 @@ from selenium import webdriver
 
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import file_entry
-from ldmkit.ui.serve import Running, running
+from ldmkit.ui.serve import Server, running
 from tests.ui.browser import Browser, chromium_is_here, start_chromium
 
 SHIPPED = Path(__file__).parents[2] / "exports" / "toy-cats"
@@ -80,13 +80,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 
 @pytest.fixture(scope="session")
-def server(bundles: dict[str, Bundle]) -> Iterator[Running]:
+def server(bundles: dict[str, Bundle]) -> Iterator[Server]:
     with running(bundles, host="127.0.0.1", port=0) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def client(server: Running) -> Iterator[httpx.Client]:
+def client(server: Server) -> Iterator[httpx.Client]:
     # Without the environment's proxies: the server is on loopback.
     with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         yield client
@@ -103,7 +103,7 @@ class Answer(NamedTuple):
 class Forger:
     """Sends the server what the page sends, and what it never would."""
 
-    def __init__(self, client: httpx.Client, server: Running) -> None:
+    def __init__(self, client: httpx.Client, server: Server) -> None:
         self.client = client
         self.server = server
         self._sessions = 0
@@ -143,16 +143,16 @@ class Forger:
         """As that session's page would."""
         self.post("run/predict", data=[], fn_index=self.number("stop"), session_hash=session)
 
-    def until_in_line(self, count: int) -> None:
+    def until_in_queue(self, count: int) -> None:
         """Waits until so many drawings are in work and wait."""
         end = time.monotonic() + 300
-        while len(self.server.page.line) != count:
-            assert time.monotonic() < end, f"{len(self.server.page.line)} drawings, and not {count}"
+        while len(self.server.page.turns) != count:
+            assert time.monotonic() < end, f"{len(self.server.page.turns)} drawings, and not {count}"
             time.sleep(0.02)
 
 
 @pytest.fixture
-def forger(client: httpx.Client, server: Running) -> Forger:
+def forger(client: httpx.Client, server: Server) -> Forger:
     return Forger(client, server)
 
 
@@ -165,5 +165,5 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 
 @pytest.fixture
-def browser(chromium: webdriver.Chrome, server: Running) -> Browser:
+def browser(chromium: webdriver.Chrome, server: Server) -> Browser:
     return Browser(chromium, server.url)

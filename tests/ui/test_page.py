@@ -12,7 +12,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.ui.serve import Running
+from ldmkit.ui.serve import Server
 
 PROMPT = "a cute orange cat with green eyes on a blue background"
 THUMBNAILS = "#gallery .grid-container button"
@@ -198,7 +198,7 @@ def begin_long_drawing(browser: Any) -> None:
     browser.press("#draw")
 
 
-def test_previews_and_the_stop_button(browser: Any, server: Running) -> None:
+def test_previews_and_the_stop_button(browser: Any, server: Server) -> None:
     begin_long_drawing(browser)
     browser.until(lambda: len(browser.all("#live .tiles img")) == 4)
     first = browser.one("#live progress").get_attribute("value")
@@ -207,14 +207,14 @@ def test_previews_and_the_stop_button(browser: Any, server: Running) -> None:
     note = browser.until(lambda: browser.one("#live .note").text)
     assert note.startswith("Stopped: ")
     assert note.endswith(" of 16 pictures were finished.")
-    browser.until(lambda: not server.page.line)
+    browser.until(lambda: not server.page.turns)
 
 
 def test_a_page_that_waits_says_so_and_can_be_stopped(browser: Any, forger: Any) -> None:
     browser.open()
     browser.write("#count input[type=number]", "1")
     _, other = forger.join(steps=200, count=16)
-    forger.until_in_line(1)
+    forger.until_in_queue(1)
     browser.press("#draw")
     browser.until(lambda: browser.one("#live .note").text == "Waiting: 1 drawing is before this one.")
     browser.press("#stop")
@@ -225,11 +225,11 @@ def test_a_page_that_waits_says_so_and_can_be_stopped(browser: Any, forger: Any)
     browser.drawn(1)
 
 
-def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> None:
+def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Server) -> None:
     begin_long_drawing(browser)
-    browser.until(lambda: server.page.line)
+    browser.until(lambda: server.page.turns)
     browser.driver.get("about:blank")
-    browser.until(lambda: not server.page.line)
+    browser.until(lambda: not server.page.turns)
     shown = list(server.page.sessions)[-1].pictures
     assert len(shown) < 16
 
@@ -237,14 +237,14 @@ def test_a_page_that_is_closed_stops_drawing(browser: Any, server: Running) -> N
 def test_a_page_that_is_closed_while_it_waits_leaves_the_line(browser: Any, forger: Any) -> None:
     browser.open()
     _, other = forger.join(steps=200, count=16)
-    forger.until_in_line(1)
+    forger.until_in_queue(1)
     browser.press("#draw")
-    forger.until_in_line(2)
+    forger.until_in_queue(2)
     browser.driver.get("about:blank")
-    forger.until_in_line(1)
+    forger.until_in_queue(1)
     assert not forger.server.page.sessions.get(other).stop.is_set(), "the drawing before it is still in work"
     forger.stop(other)
-    forger.until_in_line(0)
+    forger.until_in_queue(0)
 
 
 def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser: Any) -> None:

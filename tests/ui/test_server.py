@@ -12,7 +12,7 @@ import pytest
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.ui.guard import Guard, allowed_hosts, is_loopback
-from ldmkit.ui.serve import Running, bind, running
+from ldmkit.ui.serve import Server, bind, running
 
 
 def test_a_plain_request_draws(forger: Any) -> None:
@@ -22,19 +22,19 @@ def test_a_plain_request_draws(forger: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"steps": 5000}, "The number of steps is 5000; it must be from 1 to 200."),
-        ({"count": 17}, "The number of pictures is 17; it must be from 1 to 16."),
-        ({"guidance": 31}, "The guidance is 31; it must be from 0 to 30."),
-        ({"guidance": float("nan")}, "The guidance must be a number from 0 to 30."),
-        ({"seed": -1}, "The seed is -1; it must be from 0 to 4294967295."),
-        ({"prompt": "x" * 1001}, "The prompt has 1001 characters; 1000 are the most."),
-        ({"sampler": "ddi"}, "The sampler must be one of "),
-        ({"width": 160}, "The width is 160; it must be from 32 to 128."),
-        ({"height": 65}, "The height is 65; it must be a multiple of 32."),
-        ({"bundle": "wordless", "prompt": "", "width": 32}, "The width is 32; it must be from 64 to 64."),
-        ({"bundle": "../secret"}, "There is no such bundle."),
+        ({"steps": 5000}, "the number of steps is 5000; it must be from 1 to 200"),
+        ({"count": 17}, "the number of pictures is 17; it must be from 1 to 16"),
+        ({"guidance": 31}, "the guidance is 31; it must be from 0 to 30"),
+        ({"guidance": float("nan")}, "the guidance must be a number from 0 to 30"),
+        ({"seed": -1}, "the seed is -1; it must be from 0 to 4294967295"),
+        ({"prompt": "x" * 1001}, "the prompt has 1001 characters; 1000 are the most"),
+        ({"sampler": "ddi"}, "the sampler must be one of "),
+        ({"width": 160}, "the width is 160; it must be from 32 to 128"),
+        ({"height": 65}, "the height is 65; it must be a multiple of 32"),
+        ({"bundle": "wordless", "prompt": "", "width": 32}, "the width is 32; it must be from 64 to 64"),
+        ({"bundle": "../secret"}, "there is no such bundle"),
         ({"negative": "dog", "guidance": 1}, "negative_prompt has no effect at guidance_scale 1"),
-        ({"bundle": "wordless"}, "bundle wordless has no unet_t2i.onnx: it draws without a prompt only."),
+        ({"bundle": "wordless"}, "bundle wordless has no unet_t2i.onnx: it draws without a prompt only"),
     ],
 )
 def test_forged_values_get_one_line(
@@ -53,13 +53,13 @@ def test_a_file_of_the_server_is_no_input(forger: Any, tmp_path: Path) -> None:
     secret.write_text("secret")
     upload = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     for key in ("prompt", "bundle", "seed"):
-        assert forger.draw(**{key: upload}) == (400, "The request's data must be a list of texts and numbers.\n")
+        assert forger.draw(**{key: upload}) == (400, "the request's data must be a list of texts and numbers\n")
         assert forger.draw(**{key: [upload]}).status == 400
     assert forger.server.page.app.has_launched, "without this Gradio itself does not check such paths"
 
 
 def test_events_that_are_none(forger: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    refused = (400, "The request is for no event of this page, or has too few or too many values.\n")
+    refused = (400, "the request is for no event of this page, or has too few or too many values\n")
     for number, data in ((forger.number("draw"), [1, 2]), (999, []), ("0", []), (None, [])):
         answer = forger.post("queue/join", data=data, fn_index=number, session_hash="none")
         assert (answer.status_code, answer.text) == refused
@@ -68,7 +68,7 @@ def test_events_that_are_none(forger: Any, capfd: pytest.CaptureFixture[str]) ->
         answer = forger.post(
             "run/predict", data=[], fn_index=forger.number("select"), session_hash="none", event_data=event_data
         )
-        assert answer.json()["error"] == "This picture is not here any more."
+        assert answer.json()["error"] == "this picture is not here any more"
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -81,18 +81,18 @@ def test_bodies(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:{port}", "", "192.168.1.4", "me@localhost"]
 )
-def test_a_forged_host_is_refused(host: str, client: httpx.Client, server: Running) -> None:
+def test_a_forged_host_is_refused(host: str, client: httpx.Client, server: Server) -> None:
     answer = client.get("/", headers={"host": host.format(port=server.port)})
     assert answer.status_code == 403
     assert "window.gradio_config" not in answer.text
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}"])
-def test_the_servers_own_names(host: str, client: httpx.Client, server: Running) -> None:
+def test_the_servers_own_names(host: str, client: httpx.Client, server: Server) -> None:
     assert client.get("/", headers={"host": host.format(port=server.port)}).status_code == 200
 
 
-def test_two_hosts_are_refused(server: Running) -> None:
+def test_two_hosts_are_refused(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
         assert raw.recv(12) in (b"HTTP/1.1 403", b"HTTP/1.1 400")
@@ -115,7 +115,7 @@ def test_two_hosts_that_a_server_lets_through_are_refused_by_the_guard(hosts: tu
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "file://", "http://localhost:1", "http://127.0.0.1"])
-def test_a_forged_origin_is_refused(origin: str, client: httpx.Client, server: Running) -> None:
+def test_a_forged_origin_is_refused(origin: str, client: httpx.Client, server: Server) -> None:
     for method, path in (("GET", "/"), ("POST", "/gradio_api/queue/join"), ("OPTIONS", "/gradio_api/queue/join")):
         answer = client.request(method, path, headers={"origin": origin, "access-control-request-method": "POST"})
         assert answer.status_code == 403
@@ -157,20 +157,20 @@ def test_nothing_may_be_loaded_from_elsewhere(client: httpx.Client) -> None:
 def test_the_queue_is_bounded(forger: Any) -> None:
     """One in work and eight that wait; each leaves when it is stopped, wherever it stands."""
     sessions = [forger.join(steps=200, count=16)[1]]
-    forger.until_in_line(1)
+    forger.until_in_queue(1)
     sessions += [forger.join()[1] for _ in range(8)]
-    forger.until_in_line(9)
-    assert forger.draw().text == "8 drawings wait already. Try again in a while."
+    forger.until_in_queue(9)
+    assert forger.draw().text == "8 drawings wait already; try again in a while"
     forger.stop(sessions[4])
-    forger.until_in_line(8)
+    forger.until_in_queue(8)
     forger.join()
-    forger.until_in_line(9)
+    forger.until_in_queue(9)
     for session in sessions:
         forger.stop(session)
-    forger.until_in_line(0)
+    forger.until_in_queue(0)
 
 
-def test_ports(bundles: dict[str, Bundle], server: Running) -> None:
+def test_ports(bundles: dict[str, Bundle], server: Server) -> None:
     with (
         pytest.raises(LdmkitError, match=rf"port {server.port} can.*--port"),
         running(bundles, host="127.0.0.1", port=server.port),

@@ -1,4 +1,4 @@
-"""Drawings wait for each other here, first come, first served, and know how many come before them."""
+"""The queue of drawings: first come, first served, and each knows how many come before it."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,17 +16,17 @@ class Stopped(BaseException):
     """Leaves a drawing that was told to stop; no error, so that nothing on the way takes it for one."""
 
 
-class Line:
+class DrawQueue:
     """One drawing at a time, so that two of them do not share the processor."""
 
     def __init__(self) -> None:
-        self._line: list[object] = []
+        self._drawings: list[object] = []
         """the first is in work"""
         self._moved = threading.Condition()
 
     def __len__(self) -> int:
         """How many are in work and wait."""
-        return len(self._line)
+        return len(self._drawings)
 
     @contextmanager
     def turn(self, stop: threading.Event, tell: Callable[[int], None]) -> Iterator[None]:
@@ -36,12 +36,12 @@ class Line:
         """
         mine, told = object(), 0
         with self._moved:
-            if len(self._line) > MAX_WAITING:
-                raise LdmkitError(f"{MAX_WAITING} drawings wait already. Try again in a while.")
-            self._line.append(mine)
+            if len(self._drawings) > MAX_WAITING:
+                raise LdmkitError(f"{MAX_WAITING} drawings wait already; try again in a while")
+            self._drawings.append(mine)
         try:
             with self._moved:
-                while ahead := self._line.index(mine):
+                while ahead := self._drawings.index(mine):
                     if ahead != told:
                         tell(ahead)
                         told = ahead
@@ -51,5 +51,5 @@ class Line:
             yield
         finally:
             with self._moved:
-                self._line.remove(mine)
+                self._drawings.remove(mine)
                 self._moved.notify_all()
