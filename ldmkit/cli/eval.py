@@ -45,7 +45,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "--out", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Folder for the sheets."
 )
 @_json
-def evaluate(
+def eval(
     target: Path,
     reference: Path | None,
     num: int,
@@ -57,9 +57,9 @@ def evaluate(
 ) -> None:
     """Draw pictures from a run or a bundle and judge them against real ones.
 
-    KID (Binkowski et al. 2018) with its standard error: 0 for pictures like the real ones. Precision: whether they look
-    real; coverage: whether they are as varied. For a run also near-copies of training pictures. The row of real training
-    pictures shows what the best model could reach. Figures of different --features do not compare.
+    KID (Binkowski et al. 2018) with its standard error is 0 for pictures like the real ones. Precision: whether they
+    look real; coverage: whether they are as varied. For a run also near-copies of training pictures. The first row,
+    of real pictures, shows what a perfect model would reach. Figures of different --features do not compare.
     """
     from ldmkit.evaluation.evaluate import Scores, sheet, table
     from ldmkit.report import Reporter
@@ -158,7 +158,9 @@ def compare(
             "standard_error": difference.standard_error,
         }
         if not as_json:
-            click.echo(f"{network}: {num} pictures each from the same seeds, {len(real)} real ones, features {features}")
+            click.echo(
+                f"{network}: {num} pictures each from the same seeds, {len(real)} real ones, features {features}"
+            )
             for line in table(scores):
                 click.echo(line)
             apart = abs(difference.value) > 2 * difference.standard_error

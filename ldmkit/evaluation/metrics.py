@@ -72,4 +72,5 @@ def precision_coverage(real: Floats, drawn: Floats, *, k: int = 5) -> tuple[floa
 def distances(x: Floats, y: Floats) -> Floats:
     """(M, N) Euclidean distances between the rows of x (M, D) and y (N, D)."""
     square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    return np.sqrt(np.maximum(square, 0.0))
+    found: Floats = np.sqrt(np.maximum(square, 0.0))
+    return found

@@ -1,5 +1,6 @@
 """A run or a bundle as `ldmkit eval` sees it: what draws, and the real pictures that belong to it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 from ldmkit.caches.sets import LatentSet, TextSet
 from ldmkit.components.protocols import Picture
 from ldmkit.components.registry import Registry
-from ldmkit.data.pictures import prepare, scan
+from ldmkit.data.decode import prepare
+from ldmkit.data.pictures import scan
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.errors import LdmkitError
 from ldmkit.evaluation.evaluate import Drawn, draw_set
@@ -23,7 +25,7 @@ from ldmkit.recipe import Recipe
 from ldmkit.run.randomness import numpy_generator
 from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.generate import to_pictures
+from ldmkit.runtime.generate import PromptCutWarning, to_pictures
 from ldmkit.runtime.manifest import VAE_DECODER
 
 LEAST = 20
@@ -92,7 +94,9 @@ class Subject:
         numbers = texts.index[held_out if len(held_out) else train]
         latents = LatentSet(run_dir / "latents", recipe.latents, recipe.seed)
         if len(latents.mean) != len(pictures):
-            raise LdmkitError(f"{run_dir}: its pictures are no longer those it was trained on; run `ldmkit train` first")
+            raise LdmkitError(
+                f"{run_dir}: its pictures are no longer those it was trained on; run `ldmkit train` first"
+            )
         return cls(
             TorchBackend(recipe, registry, run_dir),
             features,
@@ -126,7 +130,10 @@ class Subject:
         if network == "t2i" and not self.prompts:
             raise LdmkitError(f"{self.backend.folder}: no caption to draw; give --prompts FILE")
         prompts = self.prompts if network == "t2i" else []
-        return draw_set(self.backend, prompts, self._features, num=num, seed=seed, progress=progress)
+        with warnings.catch_warnings():
+            # The model was trained on captions cut at the same place.
+            warnings.simplefilter("ignore", PromptCutWarning)
+            return draw_set(self.backend, prompts, self._features, num=num, seed=seed, progress=progress)
 
     def nearest(self, drawn: Drawn) -> Nearest | None:
         """The nearest training pictures; None where the model does not know them, or none is held out to compare."""
