@@ -20,9 +20,9 @@ REPOSITORY = Path(__file__).parents[1]
 ORDER = [
     *("errors", "report", "atomic", "shipped"),
     *("components", "recipe", "data", "diffusion", "models", "run", "training", "vae", "caches", "denoising"),
-    *("runtime", "export", "plan", "ui", "web", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
+    *("runtime", "export", "evaluation", "plan", "ui", "web", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
 ]
-MAY_IMPORT_TORCH = {"models", "training", "vae", "caches", "denoising", "export", "plan"}
+MAY_IMPORT_TORCH = {"models", "training", "vae", "caches", "denoising", "export", "evaluation", "plan"}
 TORCH_FILES = {"ldmkit.run.checkpoint", "ldmkit.run.networks", "ldmkit.diffusion.torch_sampling", "ldmkit.data.batches"}
 HEAVY = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate", "lpips", "diffusers", "tensorboard"}
 

@@ -92,7 +92,9 @@ def test_the_wheel_holds_all_of_it_and_nothing_else(wheel: Path, clone: Path) ->
     bundle = {f"ldmkit/shipped/exports/toy-cats/{name}" for name in files}
     plugins = {path.name for path in (REPOSITORY / "plugins").glob("*.py")}
     kinds = (".js", ".html", ".css")
-    page = {f"ldmkit/web/page/{path.name}" for path in (REPOSITORY / "ldmkit/web/page").iterdir() if path.suffix in kinds}
+    page = {
+        f"ldmkit/web/page/{path.name}" for path in (REPOSITORY / "ldmkit/web/page").iterdir() if path.suffix in kinds
+    }
     assert names == package | page | {"ldmkit/py.typed"} | recipes | bundle | plugins
     assert len(recipes) >= 4
     assert len(plugins) >= 8

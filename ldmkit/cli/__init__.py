@@ -22,6 +22,8 @@ COMMANDS = {
     "status": "ldmkit.cli.train",
     "plan": "ldmkit.cli.plan",
     "verify-resume": "ldmkit.cli.verify_resume",
+    "eval": "ldmkit.cli.eval",
+    "compare": "ldmkit.cli.eval",
     "export": "ldmkit.cli.export",
     "generate": "ldmkit.cli.generate",
     "ui": "ldmkit.cli.ui",

@@ -33,9 +33,7 @@ def ui(
         from ldmkit.web.serve import serve_page
 
         if bundle is not None or share or provider != "auto":
-            raise click.UsageError(
-                "--web serves a page that draws by itself: leave BUNDLE, --share and --provider out"
-            )
+            raise click.UsageError("--web serves a page that draws by itself: leave BUNDLE, --share and --provider out")
         serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
         return
     from ldmkit import shipped

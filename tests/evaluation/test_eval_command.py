@@ -1,0 +1,102 @@
+"""`ldmkit eval` and `ldmkit compare`, on a trained run and on the bundle that ships."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import efficientnet_b0
+
+from ldmkit.cli import main
+from ldmkit.data.toy_cats import make_toy_cats
+from ldmkit.errors import LdmkitError
+from ldmkit.evaluation.features import load_features
+
+SHIPPED = Path(__file__).parents[2] / "exports" / "toy-cats"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["ldmkit", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        told = capsys.readouterr()
+        return int(end.value.code or 0), told.out, told.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real") / "cats"
+    make_toy_cats(folder, num_pictures=48, size=64, seed=7)
+    return folder
+
+
+def test_the_shipped_bundle(real: Path, command: Any, tmp_path: Path) -> None:
+    options = ("--reference", real, "--num", 20, "--out", tmp_path, "--json")
+    code, out, _ = command("eval", SHIPPED, *options)
+    assert code == 0
+    found = json.loads(out)
+    assert set(found["rows"]) == {"half of the real ones", "unet", "t2i"}
+    floor, drawn = found["rows"]["half of the real ones"], found["rows"]["t2i"]
+    # Real pictures against real ones are within their own error of 0; what is drawn, 64 pixels of soft cat, is not.
+    assert abs(floor["kid"]) < 3 * floor["kid_standard_error"]
+    assert drawn["kid"] > 3 * drawn["kid_standard_error"]
+    assert floor["coverage"] > drawn["coverage"]
+    with Image.open(found["sheets"]["t2i"]) as sheet:
+        assert sheet.size == (8 * 66 - 2, 2 * 66 - 2)
+
+
+def test_a_run_is_judged_by_its_held_out_pictures(trained: Any, command: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(trained.folder)
+    code, _, err = command("eval", trained.run, "--num", 20, "--out", tmp_path)
+    assert code == 1
+    assert "at least 20 are needed; give --reference DIR" in err
+    code, out, _ = command("eval", trained.run, "--num", 20, "--out", tmp_path, "--reference", "pictures", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found["rows"]) == {"training pictures", "unet", "t2i"}
+    assert set(found["copies"]) == {"unet", "t2i"}
+    with Image.open(found["sheets"]["unet"]) as sheet:
+        assert sheet.size == (8 * 18 - 2, 4 * 18 - 2)
+
+
+def test_a_model_compared_with_itself(real: Path, command: Any) -> None:
+    code, out, _ = command("compare", SHIPPED, SHIPPED, "--reference", real, "--num", 20, "--json")
+    assert code == 0
+    for row in json.loads(out).values():
+        assert row["difference"] == 0
+        assert row["standard_error"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--num", 20), 1, "pictures held out: 0 pictures to judge by"),
+        (("--num", 5), 2, "5 is not in the range x>=20"),
+        (("--features", "vgg"), 1, "choose one of efficientnet-lite0, inception, dinov2"),
+    ],
+)
+def test_mistakes(words: tuple[Any, ...], code: int, message: str, command: Any, tmp_path: Path) -> None:
+    found, _, err = command("eval", SHIPPED, "--out", tmp_path, *words)
+    assert (found, message in err) == (code, True), err
+
+
+def test_features_tell_kinds_of_pictures_apart() -> None:
+    """EfficientNet-Lite0 with its published weights: 1280 features, two blurs of a picture nearer than two pictures."""
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)) for _ in range(2)]
+    x = load_features("efficientnet-lite0", torch.device("cpu"))([*noise, noise[0].resize((32, 32))])
+    assert x.shape == (3, efficientnet_b0().classifier[1].in_features)
+    assert np.linalg.norm(x[0] - x[2]) < np.linalg.norm(x[0] - x[1])
+
+
+def test_features_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(LdmkitError, match=r"pip install 'ldmkit\[eval\]'"):
+        load_features("efficientnet-lite0", torch.device("cpu"))
