@@ -104,16 +104,17 @@ def _inception(device: torch.device) -> FeatureNetwork:
 
 def _dinov2(device: torch.device) -> FeatureNetwork:
     """DINOv2, Oquab et al. 2024, ViT-B/14: 768 features of the class token, fetched once from the hub."""
-    from transformers import AutoModel
+    from transformers import Dinov2Model
 
     network = load_pretrained(
-        AutoModel.from_pretrained,
+        Dinov2Model.from_pretrained,
         "facebook/dinov2-base",
         revision=None,
         owner="--features dinov2",
         key="features",
         needs="a folder of the model in transformers' form",
         otherwise="--features efficientnet-lite0 needs no download",
+        weights=True,
     )
     network = network.eval().requires_grad_(False).to(device)
 
