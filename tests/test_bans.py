@@ -6,7 +6,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = [path for folder in ("ldmkit", "plugins") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
-# Weights that exist as .pth alone: the seed's checkpoints, and the backbone of LPIPS with its own linear layers.
+# Weights that exist as .pth alone: the original's checkpoints, the backbone of LPIPS with its own linear layers, and
+# those that come with EfficientNet-Lite0's package.
 MAY_LOAD_PTH = {"ldmkit/models/convert.py", "plugins/ldmkit_lpips.py", "ldmkit/evaluation/features.py"}
 MODULES = {
     "pickle",

@@ -30,7 +30,7 @@ COMMANDS = {
     "plugins": "ldmkit.cli.plugins",
     "recipe": "ldmkit.cli.recipe",
     "data": "ldmkit.cli.data",
-    "convert": "ldmkit.cli.convert",
+    "convert": "ldmkit.cli.export",
     "doctor": "ldmkit.cli.doctor",
 }
 
@@ -88,7 +88,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _leave("interrupted", 130)
     except ModuleNotFoundError as error:
-        from ldmkit.cli.missing import explain
+        from ldmkit.cli.common import explain
 
         message = explain(error)
         if message is None:

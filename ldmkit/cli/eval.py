@@ -174,7 +174,7 @@ def compare(
 
 
 def _open(target: Path, features: str, prompts: Path | None) -> "Subject":
-    from ldmkit.cli.missing import require
+    from ldmkit.cli.common import require
     from ldmkit.runtime.manifest import MANIFEST
 
     require("torch")

@@ -1,11 +1,11 @@
-"""`ldmkit export`: a bundle, weights for PyTorch, and the check of a bundle."""
+"""`ldmkit export` and `ldmkit convert`: bundles and weights, and the check of a bundle."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldmkit.cli.options import provider_option
+from ldmkit.cli.common import provider_option
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
@@ -32,7 +32,7 @@ _run = click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--with-encoder", is_flag=True, help="Add the encoder's graph, by which a bundle draws from a picture.")
 def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder: bool) -> None:
     """Export RUN as an ONNX bundle: a run's folder, or its name in runs/. Default: the newest finished one."""
-    from ldmkit.cli.missing import EXPORT, TRAINING
+    from ldmkit.cli.common import EXPORT, TRAINING
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
@@ -97,6 +97,20 @@ def web(source: Path | None, **options: Any) -> None:
     write(source, **options)
 
 
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("converted"), show_default=True)
+def convert(checkpoint: Path, out: Path) -> None:
+    """Convert a published .pth CHECKPOINT of the original system to safetensors."""
+    from ldmkit.cli.common import require
+
+    require("torch")
+    from ldmkit.models.convert import convert_checkpoint
+
+    for path in convert_checkpoint(checkpoint, out):
+        click.echo(str(path))
+
+
 def torch_backend(run: Path) -> "TorchBackend":
     """What `ldmkit generate --backend torch` draws with. Raises LdmkitError where `run` is none, or is not finished."""
     folder, recipe, registry = open_run(run, "torch")
@@ -112,7 +126,7 @@ def open_run(run: Path | None, *packages: str) -> "tuple[Path, Recipe, Registry]
     """
     from pydantic import ValidationError
 
-    from ldmkit.cli.missing import require
+    from ldmkit.cli.common import require
     from ldmkit.components.registry import Registry
     from ldmkit.errors import LdmkitError
     from ldmkit.recipe import Recipe

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ldmkit.cli.options import provider_option
+from ldmkit.cli.common import provider_option
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.request import DEFAULT_AMOUNT, DEFAULT_STRENGTH
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldmkit.cli.missing import TRAINING, require
-from ldmkit.cli.options import set_option
+from ldmkit.cli.common import TRAINING, require, set_option
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.report import duration
 

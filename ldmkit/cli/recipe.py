@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmkit.cli.options import set_option
+from ldmkit.cli.common import set_option
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ldmkit.cli.missing import EXPORT, TRAINING, require
-from ldmkit.cli.options import set_option
+from ldmkit.cli.common import EXPORT, TRAINING, require, set_option
 from ldmkit.run.parts import PARTS, stage_names, stage_parts
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ldmkit.cli.options import provider_option
+from ldmkit.cli.common import provider_option
 
 
 @click.command()
@@ -37,7 +37,7 @@ def ui(
         serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
         return
     from ldmkit import shipped
-    from ldmkit.cli.missing import UI, require
+    from ldmkit.cli.common import UI, require
     from ldmkit.errors import LdmkitError
     from ldmkit.runtime.bundle import Bundle
     from ldmkit.runtime.find import bundles_in, default_bundle

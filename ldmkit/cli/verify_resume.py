@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from ldmkit.cli.missing import TRAINING, require
-from ldmkit.cli.options import set_option
+from ldmkit.cli.common import TRAINING, require, set_option
 from ldmkit.errors import LdmkitError
 from ldmkit.run.parts import PARTS, trained_parts
 

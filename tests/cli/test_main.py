@@ -14,7 +14,7 @@ import pytest
 
 import ldmkit
 from ldmkit.cli import COMMANDS
-from ldmkit.cli.missing import TRAIN_PACKAGES
+from ldmkit.cli.common import TRAIN_PACKAGES
 from ldmkit.errors import Interrupted, LdmkitError
 
 Run = Callable[..., Any]

@@ -129,7 +129,7 @@ def test_a_command_that_cannot_begin_leaves_nothing(run: Run, pictures: Path, tm
 def test_captions_that_exist_need_no_torch(
     run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldmkit.cli.missing.find_spec", lambda name: None)
+    monkeypatch.setattr("ldmkit.cli.common.find_spec", lambda name: None)
     options = ("--set", "data.path=pictures", "--set", "caption.use=filename", "--set", "text.use=transformer")
     left = run("caption", "toy-cats", *options)
     assert (left.code, left.err) == (0, "")

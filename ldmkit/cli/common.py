@@ -1,8 +1,23 @@
-"""What to install where a command needs a package that the base install leaves out."""
+"""What several commands share: options, and what to install where a package is missing."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any, get_args
+
+import click
 
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime.providers import Provider
+
+set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+
+
+def provider_option(help_text: str) -> Callable[[Any], Any]:
+    """`--provider`, what onnxruntime computes on."""
+    return click.option(
+        "--provider", type=click.Choice(get_args(Provider)), default="auto", show_default=True, help=help_text
+    )
+
 
 TRAIN_PACKAGES = {
     "torch",
