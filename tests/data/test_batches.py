@@ -31,8 +31,17 @@ class Shelf:
         return Image.new("RGB", (8, 8), (number, number, number))
 
 
+EARLIER: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def earlier_threads() -> None:
+    """Those of tests before: a task that waits for the garbage collector may still hold one."""
+    EARLIER.update(threading.enumerate())
+
+
 def decoding() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+    return [thread.name for thread in set(threading.enumerate()) - EARLIER if thread.name.startswith("decode")]
 
 
 def greys(pixels: torch.Tensor) -> list[int]:
