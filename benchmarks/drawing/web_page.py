@@ -1,9 +1,9 @@
 """The page of `ldmkit export web` in Chromium: bytes, seconds, responsiveness, memory; damages and hostile text.
 
-python benchmarks/web_page.py                   # bytes over the wire, cold and warm, longest task, golden pictures
-python benchmarks/web_page.py --pictures 200    # memory
-python benchmarks/web_page.py --flips 1000      # one bit of one file, each visit
-python benchmarks/web_page.py --hostile         # 100 texts in every place
+python -m benchmarks.drawing.web_page                   # bytes over the wire, cold and warm, longest task, golden pictures
+python -m benchmarks.drawing.web_page --pictures 200    # memory
+python -m benchmarks.drawing.web_page --flips 1000      # one bit of one file, each visit
+python -m benchmarks.drawing.web_page --hostile         # 100 texts in every place
 """
 
 import argparse
