@@ -1,9 +1,9 @@
 """The page of `ldmkit export web` in Chromium: bytes, seconds, responsiveness, memory; damages and hostile text.
 
-python -m benchmarks.drawing.web_page                   # bytes over the wire, cold and warm, longest task, golden pictures
-python -m benchmarks.drawing.web_page --pictures 200    # memory
-python -m benchmarks.drawing.web_page --flips 1000      # one bit of one file, each visit
-python -m benchmarks.drawing.web_page --hostile         # 100 texts in every place
+python -m benchmarks.drawing.web_page  # bytes over the wire, cold and warm, longest task, golden pictures
+python -m benchmarks.drawing.web_page --pictures 200  # memory
+python -m benchmarks.drawing.web_page --flips 1000  # one bit of one file, each visit
+python -m benchmarks.drawing.web_page --hostile  # 100 texts in every place
 """
 
 import argparse
@@ -79,7 +79,8 @@ def press(visitor: Visitor, driver: webdriver.Chrome) -> float:
     visitor.until(lambda: visitor.js("return !document.getElementById('form').hidden"))
     driver.set_script_timeout(300)
     seconds = float(driver.execute_async_script(DRAW))
-    assert not visitor.text("alert"), visitor.text("alert")
+    alert = visitor.text("alert")
+    assert not alert or alert.startswith("The prompt is longer than the model reads"), alert
     return seconds
 
 
