@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.training import T2I, Component, Section, UNetTraining, Vae, no_result
+from ldmkit.recipe.training import T2I, Component, Section, UNetTraining, Vae, later, no_result
 
 
 class Data(Section):
@@ -118,15 +118,15 @@ class SamplerChoice(Component):
 
 
 class Export(Section):
-    path: str = Field("exports", min_length=1, description="folder that bundles are written to")
+    path: str = no_result("exports", min_length=1, description="folder that bundles are written to")
     tolerance: float = Field(1e-4, gt=0, description="largest difference between a graph and torch")
     opset: int = Field(18, ge=18, le=20, description="ONNX operator set")
-    precision: Literal["fp32", "fp16-weights", "fp16"] = Field(
+    precision: Literal["fp32", "fp16-weights", "fp16"] = later(
         "fp32",
         description="of the graphs; `fp16-weights` halves the files at no cost of time, `fp16` computes in half "
         "precision as well, for GPUs",
     )
-    encoder: bool = Field(False, description="add the encoder's graph, by which a bundle draws from a picture")
+    encoder: bool = later(False, description="add the encoder's graph, by which a bundle draws from a picture")
 
 
 class Recipe(Section):

@@ -10,6 +10,11 @@ def no_result(default: Any, **rules: Any) -> Any:
     return Field(default, json_schema_extra={"affects_result": False}, **rules)
 
 
+def later(default: Any, **rules: Any) -> Any:
+    """A key that was added when runs existed, its default what they did: at it, the key is left out of fingerprints."""
+    return Field(default, json_schema_extra={"later": True}, **rules)
+
+
 PositiveInt = Annotated[int, Field(gt=0)]
 Channels = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
 
@@ -24,11 +29,11 @@ class Section(BaseModel):
 
     def fingerprint_keys(self) -> dict[str, Any]:
         """The keys that affect the result, as JSON values."""
-        dropped = {
-            name
-            for name, field in type(self).model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and not field.json_schema_extra.get("affects_result", True)
-        }
+        dropped = set()
+        for name, field in type(self).model_fields.items():
+            mark = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            if not mark.get("affects_result", True) or (mark.get("later") and getattr(self, name) == field.default):
+                dropped.add(name)
         return self.model_dump(mode="json", exclude=dropped)
 
 

@@ -107,11 +107,8 @@ def _t2i(run: Inputs) -> dict[str, Any]:
 
 
 def _bundle(run: Inputs) -> dict[str, Any]:
-    # The sampler is left out, since it makes nothing stale; what is as it was before its key was known, too.
-    export, asked = run.section("export", "opset", "tolerance"), run.recipe.export
-    export |= {"precision": asked.precision} if asked.precision != "fp32" else {}
-    export |= {"encoder": True} if asked.encoder else {}
-    return {**{name: run[name].fingerprint for name in PARTS["bundle"].needs}, "export": export}
+    # The sampler is left out, since it makes nothing stale.
+    return {**{name: run[name].fingerprint for name in PARTS["bundle"].needs}, "export": run.section("export")}
 
 
 _ROWS = (
