@@ -21,7 +21,8 @@ from ldmkit.run import gate
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status, locked
 from ldmkit.run.inputs import RunParts
-from ldmkit.run.parts import PARTS, PartSpec, stage_names, stage_parts
+from ldmkit.run.parts import PARTS, PartSpec, needed, parts_of, stage_names, stage_parts
+from ldmkit.run.pretrained import identity
 from ldmkit.run.workspace import Workspace
 
 MAX_REMARKS = 10
@@ -83,31 +84,45 @@ class Pipeline:
 
     def start_from(self, source: Path, stages: Sequence[str]) -> None:
         """Has the networks that these stages train start from weights in `source`; see `find_starts`."""
-        trained = [spec.name for stage in stages for spec in stage_parts(stage) if spec.trained]
+        trained = [spec.name for spec in self._specs(stages) if spec.trained]
         if not trained:
             raise UsageError(f"--init-from {source}: {' and '.join(stages)} trains nothing")
         self._init_from = source
         self._given = find_starts(source, trained, self.run_dir)
+
+    def _specs(self, stages: Sequence[str] | None) -> list[PartSpec]:
+        """What these stages, or all, make. Raises LdmkitError for one that has nothing to make by this recipe."""
+        there = parts_of(self.recipe)
+        specs = [spec for stage in stages or stage_names() for spec in stage_parts(stage) if spec.name in there]
+        if not specs and stages:
+            lacking = " or ".join(dict.fromkeys(f"[{spec.section}]" for spec in stage_parts(stages[0])))
+            raise LdmkitError(f"{stages[0]}: recipe {self.recipe.name} has no {lacking}, so there is nothing to do")
+        return specs
 
     def _starts(self) -> dict[str, Start]:
         return {**kept_starts(self.run_dir), **self._given}
 
     def parts(self) -> RunParts:
         """Every part with the inputs that it would be made from now."""
-        encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+        frozen = False
+        if self.recipe.t2i is not None:
+            encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+            frozen = not encoder.trainable
+        pretrained = self.recipe.vae.pretrained
         return RunParts(
             self.recipe,
             self.run_dir,
             self.bundle_dir,
             pictures=self.index.hash,
-            caption_files=self._caption_files,
-            frozen=not encoder.trainable,
+            caption_files=self._caption_files if self.recipe.t2i is not None else "",
+            frozen=frozen,
+            pretrained=identity(pretrained, self.run_dir) if pretrained else "",
             starts={part: start.sha256 for part, start in self._starts().items()},
         )
 
     def states(self, stages: Sequence[str] | None = None) -> dict[str, Status]:
         """State of each part of these stages, or of all; a part behind one that will be made is made too."""
-        names = [name for name, spec in PARTS.items() if stages is None or spec.stage in stages]
+        names = [spec.name for spec in self._specs(stages)]
         if not Path(self.recipe.data.path).exists():
             return dict.fromkeys(names, Status("missing", "the pictures are not there yet"))
         parts = self.parts()
@@ -135,7 +150,7 @@ class Pipeline:
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
         begun = self.run_dir.exists()
-        specs = [spec for stage in stages or stage_names() for spec in stage_parts(stage)]
+        specs = self._specs(stages)
         with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
             if self._main:
                 sweep(self.run_dir)
@@ -275,7 +290,7 @@ class Pipeline:
         self._gate_is_open = True
 
     def _check_inputs(self, spec: PartSpec, parts: RunParts) -> None:
-        for name in spec.needs:
+        for name in needed(spec, self.recipe):
             status = parts[name].status()
             if status.state != "done":
                 reason = f" ({status.reason})" if status.reason else ""

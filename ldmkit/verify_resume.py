@@ -24,7 +24,7 @@ from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
 from ldmkit.run.folder import read_metrics
-from ldmkit.run.parts import PARTS, stage_names, stage_parts
+from ldmkit.run.parts import PARTS, parts_of, stage_names, stage_parts
 
 PICTURES = 64
 """as many of the recipe's pictures are trained on"""
@@ -39,6 +39,8 @@ def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
     """The recipe with every training stage cut to `steps`, all its losses and a few checkpoints among them."""
 
     def short(section: Any, **changes: Any) -> Any:
+        if section is None:
+            return None
         every = {"log_every": 1, "eval_every": max(1, steps // 2), "sample_every": steps}
         every |= {"checkpoint_every": max(1, steps // 3), "keep_checkpoints": 2}
         warmup = {"warmup_steps": min(section.warmup_steps, 2)}
@@ -49,6 +51,9 @@ def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
         name: loss.model_copy(update={**at_once, "start_step": min(loss.start_step, steps // 2)})
         for name, loss in recipe.vae.losses.items()
     }
+    vae: dict[str, Any] = {"losses": losses}
+    if recipe.vae.pretrained:
+        vae |= {"steps": None, "tune_decoder_steps": steps if recipe.vae.tune_decoder_steps else 0}
     # A captioner takes long, and its words change nothing here.
     caption = recipe.caption if recipe.caption.use == "sidecar" else type(recipe.caption)(use="filename")
     data = {"path": str(pictures), "num_pictures": PICTURES}
@@ -56,7 +61,7 @@ def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
         data |= {"path": str(scratch / "pictures"), "source": "toy-cats"}
     return recipe.model_copy(
         update={
-            "vae": short(recipe.vae, losses=losses),
+            "vae": short(recipe.vae, **vae),
             "unet": short(recipe.unet),
             "t2i": short(recipe.t2i),
             "caption": caption.model_copy(update={"missing": "empty"}),
@@ -113,8 +118,10 @@ class ResumeCheck:
 
     def undisturbed(self, stage: str) -> Verdict:
         """Runs all up to the stage without a kill; an empty verdict."""
+        there = {spec.stage for spec in parts_of(self.recipe).values()}
         for each in stage_names()[: stage_names().index(stage) + 1]:
-            self._run(each, self.alone)
+            if each in there:
+                self._run(each, self.alone)
         state = json.loads((_last(self.alone / stage_parts(stage)[0].name) / "state.json").read_text(encoding="utf-8"))
         return Verdict(stage, {name: state[name] for name in _ENVIRONMENT})
 

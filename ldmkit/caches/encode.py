@@ -15,7 +15,7 @@ from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.captions import read_captions
 from ldmkit.errors import LdmkitError
-from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.signals import StopSignals, stopped
@@ -85,7 +85,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
 class _Encoder:
     """Pixels (B, 3, H, W) -> mean and std of the posterior, (B, C, h, w) float32; parts that fit into the memory."""
 
-    def __init__(self, autoencoder: AutoencoderKL, device: torch.device, reporter: Reporter) -> None:
+    def __init__(self, autoencoder: Autoencoder, device: torch.device, reporter: Reporter) -> None:
         self.autoencoder = autoencoder
         self.device = device
         self.reporter = reporter
@@ -150,6 +150,7 @@ def encode_text(workspace: Workspace) -> dict[str, float]:
     write_json(folder / "captions.json", list(distinct))
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
     if not encoder.trainable:
+        assert recipe.t2i is not None
         lengths = real_lengths(mask) if recipe.t2i.mask_padding else np.full(len(mask), mask.shape[1])
         _write_states(workspace, encoder, tokenizer, ids, mask, lengths)
     return {

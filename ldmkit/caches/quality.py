@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ldmkit.data.batches import picture_batches
-from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.vae.metrics import reconstruction_metrics
 
@@ -54,7 +54,7 @@ class LatentMoments:
         return rows
 
 
-def held_out_quality(workspace: Workspace, autoencoder: AutoencoderKL, device: torch.device) -> dict[str, Any]:
+def held_out_quality(workspace: Workspace, autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
     """`num_pictures`, and where that is not 0: `psnr`, `ssim`, and `lpips` where the recipe has that loss."""
     _, held_out = workspace.split()
     if not len(held_out):

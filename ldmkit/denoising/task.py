@@ -14,7 +14,7 @@ from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.diffusion.process import NoiseSchedule, add_noise, target
 from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.diffusion.weighting import draw_timesteps, loss_weight
-from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.recipe.sections import Diffusion
 from ldmkit.run.randomness import derive, numpy_generator
 from ldmkit.run.workspace import Workspace
@@ -80,7 +80,7 @@ class DenoisingTask:
         held_out: np.ndarray,
         *,
         schedule: NoiseSchedule,
-        autoencoder: AutoencoderKL,
+        autoencoder: Autoencoder,
     ) -> None:
         """`train`, `held_out`: indices of pictures in `latents`, which the `autoencoder` decodes in sample grids."""
         recipe = workspace.recipe

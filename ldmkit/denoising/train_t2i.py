@@ -22,6 +22,7 @@ from ldmkit.training.warm_start import load_start
 def train_t2i(workspace: Workspace) -> Metrics:
     """Trains the text U-Net, and the text encoder where it is trained along; returns the last held-out metrics."""
     recipe, section, folder = workspace.recipe, workspace.recipe.t2i, workspace.folder("t2i")
+    assert section is not None
     texts = TextSet(workspace.folder("text"))
     latents = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
     split = [part[texts.index[part] >= 0] for part in workspace.split()]
@@ -34,7 +35,8 @@ def train_t2i(workspace: Workspace) -> Metrics:
     torch.manual_seed(engine.seed)  # the networks' first weights
     encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
-    network = build_text_to_image(recipe, encoder, encoder.load_module(tokenizer) if encoder.trainable else None)
+    text_module = encoder.load_module(tokenizer) if encoder.trainable else None
+    network = build_text_to_image(recipe, autoencoder.latent_channels, encoder, text_module)
     schedule = make_schedule(**recipe.diffusion.schedule_options())
     write_json(folder / "config.json", {**section.network(), "text": recipe.text.table()})
     load_start(workspace, "t2i", network)

@@ -19,11 +19,12 @@ from ldmkit.training.warm_start import load_start
 def train_unet(workspace: Workspace) -> Metrics:
     """Trains the unconditional U-Net; returns its last held-out metrics."""
     recipe, split = workspace.recipe, workspace.split()
+    assert recipe.unet is not None
     latents = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
     engine = Engine("unet", recipe.unet, num_samples=len(split[0]), seed=recipe.seed)
     autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
     torch.manual_seed(engine.seed)  # the network's first weights
-    network = build_unet(recipe)
+    network = build_unet(recipe, autoencoder.latent_channels)
     schedule = make_schedule(**recipe.diffusion.schedule_options())
     write_json(workspace.folder("unet") / "config.json", recipe.unet.network())
     load_start(workspace, "unet", network)

@@ -90,8 +90,11 @@ class Subject:
         )
         pictures = index.pictures()
         train, held_out = (np.array(part, dtype=np.int64) for part in index.split(data.held_out, recipe.seed))
-        texts = TextSet(run_dir / "text")
-        numbers = texts.index[held_out if len(held_out) else train]
+        prompts: list[str] = []
+        if recipe.t2i is not None:
+            texts = TextSet(run_dir / "text")
+            numbers = texts.index[held_out if len(held_out) else train]
+            prompts = [texts.captions[number] for number in numbers[numbers > 0]]
         latents = LatentSet(run_dir / "latents", recipe.latents, recipe.seed)
         if len(latents.mean) != len(pictures):
             raise LdmkitError(
@@ -100,7 +103,7 @@ class Subject:
         return cls(
             TorchBackend(recipe, registry, run_dir),
             features,
-            prompts=[texts.captions[number] for number in numbers[numbers > 0]],
+            prompts=prompts,
             crop=data.crop,
             train=[pictures[i] for i in train],
             held_out=[pictures[i] for i in held_out],

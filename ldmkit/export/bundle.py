@@ -74,16 +74,19 @@ def export_bundle(
             if progress is not None:
                 progress(line)
 
-        # Its own `save` has an error of its own for a full disk.
-        (folder / TOKENIZER).write_text(own.tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
-        text = Text(max_tokens=len(own.tokenizer.encode("").ids), context_dim=int(own.unet_t2i.context_dim or 0))
-        multiple = latent.multiple or 1
+        text, multiple = None, latent.multiple or 1
         networks = {VAE_DECODER: export_networks.decoder(own.autoencoder, latent)}
         if options.encoder:
             networks[VAE_ENCODER] = export_networks.encoder(own.autoencoder, latent)
-        networks[UNET] = export_networks.unet(own.unet, latent, schedule, None, multiple=multiple)
-        networks[TEXT_ENCODER] = export_networks.text_encoder(own.text_module, own.tokenizer)
-        networks[UNET_T2I] = export_networks.unet(own.unet_t2i, latent, schedule, text, multiple=multiple)
+        if own.unet is not None:
+            networks[UNET] = export_networks.unet(own.unet, latent, schedule, None, multiple=multiple)
+        if own.text is not None:
+            unet, encoder, tokenizer = own.text.unet, own.text.encoder, own.text.tokenizer
+            # Its own `save` has an error of its own for a full disk.
+            (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
+            text = Text(max_tokens=len(tokenizer.encode("").ids), context_dim=int(unet.context_dim or 0))
+            networks[TEXT_ENCODER] = export_networks.text_encoder(encoder, tokenizer)
+            networks[UNET_T2I] = export_networks.unet(unet, latent, schedule, text, multiple=multiple)
         graphs = {}
         for file, network in networks.items():
             tell(f"{file}: exporting")

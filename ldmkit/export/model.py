@@ -1,6 +1,5 @@
 """A trained model as all that draws with it sees it: its networks, and what a bundle's manifest says of them."""
 
-import math
 from dataclasses import dataclass
 
 from ldmkit.recipe import Recipe
@@ -44,6 +43,6 @@ def latent_of(networks: RunNetworks, size: int, *, rgb: LatentRgb | None = None)
         width=size,
         mean=tuple(networks.latent_mean.tolist()),
         std=tuple(networks.latent_std.tolist()),
-        multiple=math.lcm(networks.unet.downsample, networks.unet_t2i.downsample),
+        multiple=networks.multiple,
         rgb=rgb,
     )

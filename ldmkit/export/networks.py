@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.runtime.manifest import Latent, Schedule, Text
 
 Size = tuple[int, int]
@@ -57,7 +57,7 @@ class _OfLatents(nn.Module):
 class DecoderGraph(_OfLatents):
     """Normalised latents (B, C, h, w) -> pixels (B, 3, H, W), 1 the brightest and -1 the darkest, not clipped."""
 
-    def __init__(self, autoencoder: AutoencoderKL, latent: Latent) -> None:
+    def __init__(self, autoencoder: Autoencoder, latent: Latent) -> None:
         super().__init__(latent)
         self.decoder = unwrapped(autoencoder).decoder
 
@@ -69,7 +69,7 @@ class DecoderGraph(_OfLatents):
 class EncoderGraph(_OfLatents):
     """Pixels (B, 3, H, W) in [-1, 1] -> mean of the normalised latents (B, C, h, w)."""
 
-    def __init__(self, autoencoder: AutoencoderKL, latent: Latent) -> None:
+    def __init__(self, autoencoder: Autoencoder, latent: Latent) -> None:
         super().__init__(latent)
         self.encoder = unwrapped(autoencoder).encoder
 
@@ -91,14 +91,14 @@ def on_cpu(module: nn.Module) -> nn.Module:
     return copied.requires_grad_(False)
 
 
-def decoder(autoencoder: AutoencoderKL, latent: Latent) -> Network:
+def decoder(autoencoder: Autoencoder, latent: Latent) -> Network:
     def draw(batch: int, size: Size, generator: torch.Generator) -> dict[str, Tensor]:
         return {"latents": torch.randn(batch, latent.channels, *size, generator=generator)}
 
     return Network(on_cpu(DecoderGraph(autoencoder, latent)), draw, (latent.height, latent.width))
 
 
-def encoder(autoencoder: AutoencoderKL, latent: Latent) -> Network:
+def encoder(autoencoder: Autoencoder, latent: Latent) -> Network:
     def draw(batch: int, size: Size, generator: torch.Generator) -> dict[str, Tensor]:
         return {"pixels": torch.rand(batch, 3, *size, generator=generator) * 2 - 1}
 

@@ -42,6 +42,8 @@ def export_run(workspace: Workspace) -> dict[str, Any]:
 
 def _preview_prompts(workspace: Workspace) -> list[str]:
     """Captions of held-out pictures, or of any where none is held out; none where no picture has a caption."""
+    if workspace.recipe.t2i is None:
+        return []
     texts = TextSet(workspace.folder("text"))
     for positions in reversed(workspace.split()):
         numbers = texts.index[positions]
@@ -55,10 +57,16 @@ def _notes(workspace: Workspace) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     starts = kept_starts(workspace.run_dir)
     for name in trained_parts():
+        if name not in workspace.parts:
+            continue
         record = workspace.parts[name].record()
+        if name == "vae" and workspace.recipe.vae.pretrained:
+            stages[name] = {"pretrained": workspace.recipe.published()["vae"]["pretrained"]}
+            if not workspace.recipe.vae.tune_decoder_steps:
+                continue
         # The log's seconds go on from those before an interruption; the record's are of the last session alone.
         seconds = read_metrics(workspace.folder(name) / "metrics.jsonl")[-1]["seconds"]
-        stages[name] = {"seconds": seconds, "held_out": record["facts"]}
+        stages[name] = stages.get(name, {}) | {"seconds": seconds, "held_out": record["facts"]}
         if start := starts.get(name):
             stages[name]["started_from"] = {"name": start.name, "sha256": start.sha256}
     return {

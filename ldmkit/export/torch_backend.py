@@ -20,9 +20,6 @@ from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, V
 class TorchBackend:
     """`ldmkit.runtime.backend.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
 
-    draws_text = True
-    draws_unconditionally = True
-
     def __init__(self, recipe: Recipe, registry: Registry, folder: Path) -> None:
         """Loads the networks of the run in `folder` to the GPU if there is one.
 
@@ -33,14 +30,23 @@ class TorchBackend:
         loaded = load_networks(recipe, registry, folder)
         self.manifest = model_of(recipe, loaded)
         self._networks: dict[str, nn.Module] = {
-            UNET: loaded.unet,
-            UNET_T2I: loaded.unet_t2i,
-            TEXT_ENCODER: loaded.text_module,
             VAE_DECODER: DecoderGraph(loaded.autoencoder, self.manifest.latent),
             VAE_ENCODER: EncoderGraph(loaded.autoencoder, self.manifest.latent),
         }
+        if loaded.unet is not None:
+            self._networks[UNET] = loaded.unet
+        if loaded.text is not None:
+            self._networks |= {UNET_T2I: loaded.text.unet, TEXT_ENCODER: loaded.text.encoder}
         for network in self._networks.values():
             network.to(self._device).eval().requires_grad_(False)
+
+    @property
+    def draws_text(self) -> bool:
+        return UNET_T2I in self._networks
+
+    @property
+    def draws_unconditionally(self) -> bool:
+        return UNET in self._networks
 
     @property
     def provider(self) -> str:

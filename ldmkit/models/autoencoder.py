@@ -27,7 +27,42 @@ class Posterior:
         return self.mean + self.std * noise
 
 
-class AutoencoderKL(nn.Module):
+class Autoencoder(nn.Module):
+    """Pixels <-> z, by networks of any kind."""
+
+    encoder: nn.Module
+    """(B, 3, H, W) pixels in [-1, 1] -> moments (B, 2 * latent_channels, H / f, W / f)"""
+    decoder: nn.Module
+    """(B, latent_channels, h, w) z -> (B, 3, h * f, w * f) pixels, unbounded"""
+    latent_channels: int
+    downsample: int
+    """the factor f"""
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weight, at which losses are balanced."""
+        return [parameter for parameter in self.decoder.parameters() if parameter.ndim > 1][-1]
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """(B, 3, H, W) pixels in [-1, 1] -> the posterior of z (B, latent_channels, H / f, W / f).
+
+        Raises LdmkitError where H or W is not a multiple of f.
+        """
+        check_size("vae", pixels, self.downsample)
+        mean, logvar = self.encoder(pixels).chunk(2, dim=1)
+        return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B, latent_channels, h, w) -> pixels (B, 3, h * f, w * f), not clamped to [-1, 1]."""
+        return self.decoder(z)  # type: ignore[no-any-return]
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+        """Decodes a draw of the posterior; `noise` (B, latent_channels, H / f, W / f) is unit Gaussian."""
+        posterior = self.encode(pixels)
+        return self.decode(posterior.sample(noise)), posterior
+
+
+class AutoencoderKL(Autoencoder):
     """Pixels <-> z, Rombach et al. 2021.
 
     channels[0] is the width of the stem; each further entry is one level, which halves the resolution. The stem sees
@@ -72,7 +107,6 @@ class AutoencoderKL(nn.Module):
             )
 
         levels = range(1, len(channels))
-        # (B, 3, H, W) pixels in [-1, 1] -> moments (B, 2 * latent_channels, H / f, W / f)
         self.encoder = _chain(
             fold=nn.PixelUnshuffle(patch_size),
             stem=nn.Conv2d(3 * patch_size**2, channels[0], 3, padding=1),
@@ -87,8 +121,7 @@ class AutoencoderKL(nn.Module):
             activation=nn.SiLU(),
             conv_out=_moments(channels[-1], latent_channels),
         )
-        # (B, latent_channels, h, w) z -> (B, 3, h * f, w * f) pixels, unbounded. The encoder's levels are walked
-        # backwards: each starts at that level's width and ends at the one above.
+        # The encoder's levels walked backwards: each starts at that level's width and ends at the one above.
         self.decoder = _chain(
             stem=nn.Conv2d(latent_channels, channels[-1], 3, padding=1),
             middle=middle(),
@@ -104,24 +137,6 @@ class AutoencoderKL(nn.Module):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
-
-    def encode(self, pixels: Tensor) -> Posterior:
-        """(B, 3, H, W) pixels in [-1, 1] -> the posterior of z (B, latent_channels, H / f, W / f).
-
-        Raises LdmkitError where H or W is not a multiple of f.
-        """
-        check_size("vae", pixels, self.downsample)
-        mean, logvar = self.encoder(pixels).chunk(2, dim=1)
-        return Posterior(mean=mean, logvar=logvar.clamp(-30.0, 20.0))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """z (B, latent_channels, h, w) -> pixels (B, 3, h * f, w * f), not clamped to [-1, 1]."""
-        return self.decoder(z)  # type: ignore[no-any-return]
-
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
-        """Decodes a draw of the posterior; `noise` (B, latent_channels, H / f, W / f) is unit Gaussian."""
-        posterior = self.encode(pixels)
-        return self.decode(posterior.sample(noise)), posterior
 
 
 def _chain(**parts: nn.Module) -> nn.Sequential:

@@ -9,11 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+from torch import nn
 
+from ldmkit.atomic import write_json
 from ldmkit.caches.caption import caption
 from ldmkit.caches.encode import encode_latents, encode_text
 from ldmkit.caches.quality import MAX_HELD_OUT
@@ -23,13 +26,16 @@ from ldmkit.components.protocols import Captioner, TextEncoder
 from ldmkit.data.captions import captioners, read_captions
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import Interrupted, LdmkitError
-from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
+from ldmkit.models.autoencoder import Autoencoder
+from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.plan.estimate import Row, folder_bytes, grown_bytes, trained_bytes
 from ldmkit.plan.probe import Probe, available_memory, empty, measure_largest_batch, measure_steps
 from ldmkit.recipe.training import Training
 from ldmkit.run.checkpoint import checkpoints, save_weights
 from ldmkit.run.folder import Part
-from ldmkit.run.parts import PARTS, PartSpec, behind
+from ldmkit.run.networks import fresh_autoencoder, read_pretrained
+from ldmkit.run.parts import PartSpec, behind, needed, parts_of
+from ldmkit.run.pretrained import CONFIG
 from ldmkit.run.workspace import Workspace
 
 MAX_SAMPLE = 256
@@ -83,28 +89,36 @@ class Planner:
     def rows(self) -> Iterator[Row]:
         """A row for each part, in order; for the autoencoder one more where losses start later."""
         failed: list[str] = []
-        for name, spec in PARTS.items():
-            if lacking := [f"the {each}" for each in spec.needs if each in failed]:
+        for name, spec in parts_of(self.recipe).items():
+            if lacking := [f"the {each}" for each in needed(spec, self.recipe) if each in failed]:
                 yield _cannot_run(spec, f"it needs {' and '.join(lacking)}")
                 continue
             rows = self._rows(spec)
             yield from rows
             if name == "vae":
                 empty(self.workspace.folder(name))
-                weights = build_autoencoder(self.recipe).state_dict()
-                save_weights(self.workspace.folder(name) / "model.safetensors", weights)
+                network = self._autoencoder(self.workspace.folder(name))
+                save_weights(self.workspace.folder(name) / "model.safetensors", network.state_dict())
             if rows[0].state == "cannot run" and name in ("latents", "text"):  # the others have a stand-in
                 failed.append(name)
+
+    def _autoencoder(self, folder: Path) -> Autoencoder:
+        """What stands in for the trained one in `folder`."""
+        if not self.recipe.vae.pretrained:
+            return fresh_autoencoder(self.recipe)
+        config, network = read_pretrained(self.recipe)
+        write_json(folder / CONFIG, config)
+        return network
 
     def _rows(self, spec: PartSpec) -> list[Row]:
         """What is left of the part, or that it is done, or why it cannot run."""
         done = self.states[spec.name] == "done"
         # What others are made from is measured all the same: they cannot be without it.
         cache = spec.name in ("captions", "latents", "text")
-        needed = cache and any(self.states[name] != "done" for name in behind(spec.name))
+        used = cache and any(self.states.get(name, "done") != "done" for name in behind(spec.name))
         rows = []
         try:
-            if needed or not done:
+            if used or not done:
                 self.workspace.reporter.line(f"measuring {spec.label}")
                 rows = list(self.measures.get(spec.name, self._other)(spec))
         except Interrupted:
@@ -194,6 +208,10 @@ class Planner:
         """Two rows where losses start on the way: the second from there on, a plateau's at the earliest."""
         section = self.recipe.vae
         num_samples = len(self.workspace.split()[0])
+        if section.pretrained and not section.tune_decoder_steps:
+            weights = sum(p.numel() for p in fresh_autoencoder(self.recipe).parameters())
+            yield Row(stage=spec.label, state="to do", left=1, unit="copy", disk=4 * weights, seconds=0.0)
+            return
         end, done = section.num_steps(num_samples), self._steps_done("vae")
         earliest = section.earliest_steps(num_samples)
         later = [name for name, loss in section.losses.items() if earliest[name] or loss.start_on_plateau]
@@ -254,10 +272,15 @@ class Planner:
 
     def _bundle(self, spec: PartSpec) -> Iterator[Row]:
         """Its graphs hold the weights in float32; making and checking them was not measured."""
-        encoder: TextEncoder = self.workspace.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
-        tokenizer = Tokenizer.from_file(str(self.workspace.folder("text") / "tokenizer.json"))
-        text_networks = [build_text_to_image(self.recipe, encoder, None), encoder.load_module(tokenizer)]
-        networks = [build_autoencoder(self.recipe).decoder, build_unet(self.recipe), *text_networks]
+        autoencoder = fresh_autoencoder(self.recipe)
+        networks: list[nn.Module] = [autoencoder.decoder]
+        if self.recipe.unet is not None:
+            networks.append(build_unet(self.recipe, autoencoder.latent_channels))
+        if self.recipe.t2i is not None:
+            table, text = self.recipe.text.table(), self.workspace.folder("text")
+            encoder: TextEncoder = self.workspace.registry.build("text_encoder", table, where="[text]")
+            networks.append(build_text_to_image(self.recipe, autoencoder.latent_channels, encoder, None))
+            networks.append(encoder.load_module(Tokenizer.from_file(str(text / "tokenizer.json"))))
         weights = sum(p.numel() for network in networks for p in network.parameters())
         yield Row(stage=spec.label, state="to do", left=1, unit="bundle", disk=4 * weights, seconds=None)
 

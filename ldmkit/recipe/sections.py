@@ -147,8 +147,8 @@ class Recipe(Section):
     latents: Latents = Field(default_factory=Latents, description="the cached latents")
     gate: Gate = Field(default_factory=lambda: Gate(), description="the gate before the U-Nets")
     diffusion: Diffusion = Field(default_factory=Diffusion, description="the noise process")
-    unet: UNetTraining = Field(description="the unconditional U-Net and its training")
-    t2i: T2I = Field(description="the text-to-image U-Net and its training")
+    unet: UNetTraining | None = Field(None, description="the unconditional U-Net and its training; left out: none")
+    t2i: T2I | None = Field(None, description="the text-to-image U-Net and its training; left out: no text is used")
     sampler: SamplerChoice = Field(default_factory=lambda: SamplerChoice(), description="how pictures are drawn")
     export: Export = Field(default_factory=Export, description="the ONNX bundle")
 
@@ -163,6 +163,8 @@ class Recipe(Section):
         table = self.model_dump(mode="json")
         table["data"]["path"] = Path(self.data.path).name
         table["plugins"] = [Path(plugin).name for plugin in self.plugins]
+        if not self.vae.pretrained.startswith("hub:"):
+            table["vae"]["pretrained"] = Path(self.vae.pretrained).name
         return table
 
 
@@ -184,11 +186,15 @@ def component_tables(recipe: Recipe) -> list[tuple[str, str, Mapping[str, Any]]]
 
 def misfits(recipe: Recipe) -> list[str]:
     """What no key can tell alone: a line for each pair of keys that do not fit, with both and what would."""
-    return [*_networks(recipe), *_sizes(recipe), *_losses(recipe), *_noise(recipe)]
+    down = None if recipe.vae.pretrained else recipe.vae.patch_size * 2 ** (len(recipe.vae.channels) - 1)
+    sizes = () if down is None else size_misfits(recipe, down)
+    return [*_networks(recipe), *sizes, *_losses(recipe), *_noise(recipe)]
 
 
 def _networks(recipe: Recipe) -> Iterator[str]:
-    for name, section in (("vae", recipe.vae), ("unet", recipe.unet), ("t2i", recipe.t2i)):
+    if recipe.unet is None and recipe.t2i is None:
+        yield "[unet] or [t2i] is needed, the network that draws"
+    for name, section in _sections(recipe, "vae", "unet", "t2i"):
         widths, levels = list(section.channels), list(section.attention_levels)
         if any(width % section.norm_groups for width in widths):
             yield f"[{name}] channels = {widths} must be multiples of norm_groups = {section.norm_groups}"
@@ -204,6 +210,8 @@ def _networks(recipe: Recipe) -> Iterator[str]:
                 f"[{name}] batch_size = {section.batch_size} must be a multiple of "
                 f"grad_accumulation = {section.grad_accumulation}"
             )
+    if recipe.t2i is None:
+        return
     widths, heads = list(recipe.t2i.channels), recipe.t2i.num_heads
     # The middle always attends; a level does on its way down and, as wide as the level above it, on its way up.
     levels = [level for level in recipe.t2i.attention_levels if level < len(widths)]
@@ -212,12 +220,18 @@ def _networks(recipe: Recipe) -> Iterator[str]:
         yield f"[t2i] num_heads = {heads} must divide the width of every level with attention, and {wrong[0]} is one"
 
 
-def _sizes(recipe: Recipe) -> Iterator[str]:
-    size, down = recipe.data.size, recipe.vae.patch_size * 2 ** (len(recipe.vae.channels) - 1)
+def _sections(recipe: Recipe, *names: str) -> Iterator[tuple[str, Any]]:
+    yield from ((name, found) for name in names if (found := getattr(recipe, name)) is not None)
+
+
+def size_misfits(recipe: Recipe, down: int) -> Iterator[str]:
+    """As `misfits`, of the sizes alone: `down` is the autoencoder's factor."""
+    size = recipe.data.size
     if size % down:
-        yield f"[data] size = {size} must be a multiple of {down}, by which vae.channels and vae.patch_size shrink it"
+        by = "the pretrained autoencoder" if recipe.vae.pretrained else "vae.channels and vae.patch_size"
+        yield f"[data] size = {size} must be a multiple of {down}, by which {by} shrink{'s' * (by[0] == 't')} it"
         return
-    for name, section in (("unet", recipe.unet), ("t2i", recipe.t2i)):
+    for name, section in _sections(recipe, "unet", "t2i"):
         shrink = 2 ** (len(section.channels) - 1)
         if size // down % shrink:
             yield (
@@ -227,6 +241,8 @@ def _sizes(recipe: Recipe) -> Iterator[str]:
 
 
 def _losses(recipe: Recipe) -> Iterator[str]:
+    if recipe.vae.pretrained and not recipe.vae.tune_decoder_steps:
+        return  # none is used
     if not any(
         loss.weight > 0 and not (loss.start_step or loss.start_epoch or loss.start_on_plateau or loss.ramp_steps)
         for loss in recipe.vae.losses.values()

@@ -1,5 +1,6 @@
 """What every table of a recipe is, and the tables of the stages that train: each key with its range and words."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -99,9 +100,12 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _length(self) -> "Training":
+        self._check_length()
+        return self
+
+    def _check_length(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("needs exactly one of the keys steps and epochs")
-        return self
 
     def num_steps(self, num_pictures: int) -> int:
         """Optimizer steps for a training set of this many pictures."""
@@ -142,6 +146,18 @@ class GanGuard(Section):
 
 
 class Vae(Training):
+    pretrained: str = no_result(
+        "",
+        description="an autoencoder that exists, in place of one trained here: `hub:OWNER/NAME` or "
+        "`hub:OWNER/NAME@REVISION`, a folder of diffusers' AutoencoderKL, AutoencoderTiny or AutoencoderDC, a pair of "
+        "TAESD's files, or another run (`runs/NAME`)",
+    )
+    tune_decoder_steps: int = later(
+        0,
+        ge=0,
+        description="optimizer steps that train a pretrained autoencoder's decoder alone on these pictures, with the "
+        "losses below; its latents stay what they are; 0: none",
+    )
     channels: Channels = Field(
         (32, 64, 128, 128), description="channels of the first convolution, then of each level; a level halves the size"
     )
@@ -162,6 +178,25 @@ class Vae(Training):
         1.0, gt=0, description="upper bound of the adaptive weight of an adversarial loss (Esser et al. 2021, eq. 7)"
     )
     guard: GanGuard = Field(default_factory=lambda: GanGuard(), description="the guard over adversarial losses")
+
+    def _check_length(self) -> None:
+        if not self.pretrained:
+            if self.tune_decoder_steps:
+                raise ValueError("tune_decoder_steps is for a pretrained autoencoder; this one is trained whole")
+            return super()._check_length()
+        if self.pretrained.startswith("hub:") and not re.fullmatch(r"hub:\w[^/@]*/\w[^/@]*(@[^@]+)?", self.pretrained):
+            raise ValueError(f'pretrained = "{self.pretrained}" must be hub:OWNER/NAME or hub:OWNER/NAME@REVISION')
+        own = {"steps", "epochs", "patch_size", "latent_channels", *_NETWORK}
+        fields = type(self).model_fields
+        if told := [key for key in fields if key in own and getattr(self, key) != fields[key].default]:
+            raise ValueError(
+                f"{' and '.join(told)} must be left out where the autoencoder is pretrained; tune_decoder_steps trains "
+                "its decoder"
+            )
+        return None
+
+    def num_steps(self, num_pictures: int) -> int:
+        return self.tune_decoder_steps if self.pretrained else super().num_steps(num_pictures)
 
     def earliest_steps(self, num_pictures: int) -> dict[str, int]:
         """By loss the optimizer step before which it does not count, for a training set of this many pictures."""

@@ -248,8 +248,9 @@ def recipe_of_run(folder: Path) -> "Recipe":
 
 
 def newest_finished_run(runs_dir: Path) -> Path:
-    """The run whose text U-Net was finished last. Raises LdmkitError where there is none."""
-    finished = [record.parent.parent for record in runs_dir.glob("*/t2i/record.json") if is_finished(record.parent)]
+    """The run that a network which draws was finished in last. Raises LdmkitError where there is none."""
+    records = [record for name in ("unet", "t2i") for record in runs_dir.glob(f"*/{name}/{RECORD}")]
+    finished = [record for record in records if is_finished(record.parent)]
     if not finished:
         raise LdmkitError(f"{runs_dir}: no finished run here; `ldmkit train RECIPE` makes one")
-    return max(finished, key=lambda run: (run / "t2i" / "record.json").stat().st_mtime_ns)
+    return max(finished, key=lambda record: record.stat().st_mtime_ns).parent.parent

@@ -7,7 +7,7 @@ from typing import Any
 from ldmkit.data.captions import captions_hash
 from ldmkit.recipe import Recipe
 from ldmkit.run.folder import Part, weights_of
-from ldmkit.run.parts import PARTS, PartSpec, behind
+from ldmkit.run.parts import PARTS, PartSpec, behind, needed, parts_of
 
 
 class RunParts(dict[str, Part]):
@@ -23,11 +23,13 @@ class RunParts(dict[str, Part]):
         caption_files: str,
         frozen: bool,
         starts: Mapping[str, str],
+        pretrained: str = "",
     ) -> None:
         """`pictures`: hash of the data set; `caption_files`: of the captions beside it.
 
         `frozen`: whether the text encoder is, so that its states are cached. `starts`: SHA-256 of the weights that a
-        part's network starts from, where they are not random.
+        part's network starts from, where they are not random. `pretrained`: which autoencoder is used in place of one
+        that is trained here, where the recipe names one.
         """
         super().__init__()
         self.recipe = recipe
@@ -37,16 +39,22 @@ class RunParts(dict[str, Part]):
         self.caption_files = caption_files
         self.frozen = frozen
         self.starts = starts
-        for spec in PARTS.values():
+        self.pretrained = pretrained
+        for spec in parts_of(recipe).values():
             self[spec.name] = self._part(spec)
 
     def refresh(self, made: str) -> None:
         """After the part `made` was made: looks anew at what those behind it are made from."""
         for name in behind(made):
-            self[name] = self._part(PARTS[name])
+            if name in self:
+                self[name] = self._part(PARTS[name])
 
     def _part(self, spec: PartSpec) -> Part:
-        trained = {name: weights_of(self.run_dir / name) for name in spec.needs if PARTS[name].trained}
+        needs = [name for name in needed(spec, self.recipe) if PARTS[name].trained]
+        if self.pretrained and spec.name != "bundle":
+            # Tuning its decoder changes nothing for what is made of its latents.
+            needs = [name for name in needs if name != "vae"]
+        trained = {name: weights_of(self.run_dir / name) for name in needs}
         inputs = spec.inputs(self)
         if spec.name in self.starts:
             inputs["init_from"] = self.starts[spec.name]

@@ -1,8 +1,10 @@
 """A run's trained networks, and what goes with them."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -11,27 +13,42 @@ from torch import nn
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
-from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
+from ldmkit.models.autoencoder import Autoencoder
+from ldmkit.models.build import build_text_to_image, build_unet
+from ldmkit.models.pretrained import build, read
 from ldmkit.models.unet import UNet
 from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Latents
 from ldmkit.run.checkpoint import load_weights
 from ldmkit.run.folder import is_finished, trained_file
-from ldmkit.run.parts import PARTS
+from ldmkit.run.parts import PARTS, needed
+from ldmkit.run.pretrained import CONFIG, find_source
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunNetworks:
     """All that a run draws with."""
 
-    autoencoder: AutoencoderKL
+    autoencoder: Autoencoder
     latent_mean: torch.Tensor
     """(C,): with `latent_std`, what turns normalised latents into the autoencoder's"""
     latent_std: torch.Tensor
+    unet: UNet | None
+    text: "TextNetworks | None"
+
+    @property
+    def multiple(self) -> int:
+        """What the latents' height and width must be a multiple of."""
+        networks = (self.unet, self.text.unet if self.text else None)
+        return math.lcm(*(network.downsample for network in networks if network is not None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextNetworks:
+    """All that text to image takes besides."""
+
     unet: UNet
-    unet_t2i: UNet
-    text_module: nn.Module
+    encoder: nn.Module
     tokenizer: Tokenizer
 
 
@@ -40,26 +57,31 @@ def load_networks(recipe: Recipe, registry: Registry, run_dir: Path) -> RunNetwo
 
     Raises LdmkitError where a part of it is not finished.
     """
-    for part in PARTS["bundle"].needs:
+    for part in needed(PARTS["bundle"], recipe):
         if not is_finished(run_dir / part):
             raise LdmkitError(f"{run_dir / part}: not finished; `ldmkit train` with the run's recipe resumes it")
-    encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(run_dir / "text" / "tokenizer.json"))
-    text_module = encoder.load_module(tokenizer)
-    unet = build_unet(recipe)
-    unet.load_state_dict(trained_weights(run_dir / "unet"))
-    text_to_image = build_text_to_image(recipe, encoder, text_module if encoder.trainable else None)
-    text_to_image.load_state_dict(trained_weights(run_dir / "t2i"))
+    autoencoder = load_autoencoder(recipe, run_dir / "vae")
     mean, std = latent_statistics(run_dir / "latents", recipe.latents)
+    unet = None
+    if recipe.unet is not None:
+        unet = build_unet(recipe, autoencoder.latent_channels)
+        unet.load_state_dict(trained_weights(run_dir / "unet"))
     return RunNetworks(
-        autoencoder=load_autoencoder(recipe, run_dir / "vae"),
+        autoencoder=autoencoder,
         latent_mean=mean,
         latent_std=std,
         unet=unet,
-        unet_t2i=text_to_image.unet,
-        text_module=text_module,
-        tokenizer=tokenizer,
+        text=_text_networks(recipe, registry, run_dir, autoencoder.latent_channels) if recipe.t2i is not None else None,
     )
+
+
+def _text_networks(recipe: Recipe, registry: Registry, run_dir: Path, channels: int) -> TextNetworks:
+    encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
+    tokenizer = Tokenizer.from_file(str(run_dir / "text" / "tokenizer.json"))
+    module = encoder.load_module(tokenizer)
+    text_to_image = build_text_to_image(recipe, channels, encoder, module if encoder.trainable else None)
+    text_to_image.load_state_dict(trained_weights(run_dir / "t2i"))
+    return TextNetworks(unet=text_to_image.unet, encoder=module, tokenizer=tokenizer)
 
 
 def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -67,12 +89,39 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_weights(trained_file(folder))
 
 
-def load_autoencoder(recipe: Recipe, folder: Path) -> AutoencoderKL:
+def load_autoencoder(recipe: Recipe, folder: Path) -> Autoencoder:
     """The trained autoencoder, frozen, in eval mode."""
     weights = trained_weights(folder)
-    autoencoder = build_autoencoder(recipe)
+    autoencoder = build(autoencoder_config(recipe, folder))
     autoencoder.load_state_dict(weights)
     return autoencoder.requires_grad_(False).eval()
+
+
+def fresh_autoencoder(recipe: Recipe) -> Autoencoder:
+    """The recipe's autoencoder before any training: its own with fresh weights, or the pretrained one.
+
+    Raises LdmkitError where the pretrained one cannot be had.
+    """
+    return read_pretrained(recipe)[1] if recipe.vae.pretrained else build(recipe.vae.network())
+
+
+def read_pretrained(recipe: Recipe) -> tuple[dict[str, Any], Autoencoder]:
+    """The autoencoder that `[vae] pretrained` names, and what a run keeps as its config.json.
+
+    Raises LdmkitError where it cannot be had.
+    """
+    name = recipe.vae.pretrained
+    source = find_source(name)
+    config, network = read(source.form, source.files, key=f'vae.pretrained = "{name}"')
+    return {**config, "pretrained": {"name": name, "sha256": source.sha256()}}, network
+
+
+def autoencoder_config(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What `ldmkit.models.pretrained.build` makes the autoencoder of the run's part `folder` from."""
+    if not recipe.vae.pretrained:
+        return recipe.vae.network()
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config
 
 
 def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, torch.Tensor]:

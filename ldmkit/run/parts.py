@@ -24,6 +24,7 @@ class Inputs(Protocol):
     pictures: str
     caption_files: str
     frozen: bool
+    pretrained: str
 
     def __getitem__(self, name: str, /) -> "Part": ...
     def section(self, name: str, *keys: str) -> dict[str, Any]: ...
@@ -44,7 +45,9 @@ class PartSpec:
     inputs: Callable[[Inputs], dict[str, Any]]
     """JSON values: whatever changes one of them makes the part stale"""
     needs: tuple[str, ...] = ()
-    """parts that must be done before, each in a row above"""
+    """parts that must be done before, each in a row above; see `needed`"""
+    section: str | None = None
+    """of the recipe, without which there is no such part"""
     weights: str | None = None
     """file of its weights where others get them: what `export safetensors` writes and `--init-from` reads"""
     gated: bool = False
@@ -81,34 +84,44 @@ def _captions(run: Inputs) -> dict[str, Any]:
 
 
 def _vae(run: Inputs) -> dict[str, Any]:
-    return {"pictures": run.pictures, "data": run.data(), "vae": run.section("vae")}
+    trained = {"pictures": run.pictures, "data": run.data(), "vae": run.section("vae")}
+    if not run.pretrained:
+        return trained
+    return {"pretrained": run.pretrained, **(trained if run.recipe.vae.tune_decoder_steps else {})}
 
 
 def _latents(run: Inputs) -> dict[str, Any]:
     cache = {"dtype": run.recipe.latents.dtype, "layout": LAYOUT}
+    if run.pretrained:  # whose encoder is never trained; a trained autoencoder stands for its pictures as well
+        return {"pretrained": run.pretrained, "pictures": run.pictures, "latents": cache, "data": run.data()}
     return {"vae": run["vae"].fingerprint, "latents": cache, "data": run.data()}
 
 
 def _text(run: Inputs) -> dict[str, Any]:
     inputs = {"captions": run.captions(), "text": run.section("text"), "missing": run.recipe.caption.missing}
     # Whether a U-Net attends to padding decides whether the padding's states are kept.
+    assert run.recipe.t2i is not None
     states = {"mask_padding": run.recipe.t2i.mask_padding, "layout": LAYOUT} if run.frozen else {}
     return {**inputs, "pictures": run.pictures, **states}
 
 
-def _unet(run: Inputs) -> dict[str, Any]:
+def _denoiser(run: Inputs) -> dict[str, Any]:
     use, diffusion = _without(run.section("latents"), "dtype"), run.section("diffusion")
-    latents = {"latents": run["latents"].fingerprint, "use": use, "diffusion": diffusion, "data": run.data()}
-    return {**latents, "unet": run.section("unet")}
+    return {"latents": run["latents"].fingerprint, "use": use, "diffusion": diffusion, "data": run.data()}
+
+
+def _unet(run: Inputs) -> dict[str, Any]:
+    return {**_denoiser(run), "unet": run.section("unet")}
 
 
 def _t2i(run: Inputs) -> dict[str, Any]:
-    return {**_without(_unet(run), "unet"), "text": run["text"].fingerprint, "t2i": run.section("t2i")}
+    return {**_denoiser(run), "text": run["text"].fingerprint, "t2i": run.section("t2i")}
 
 
 def _bundle(run: Inputs) -> dict[str, Any]:
     # The sampler is left out, since it makes nothing stale.
-    return {**{name: run[name].fingerprint for name in PARTS["bundle"].needs}, "export": run.section("export")}
+    needs = needed(PARTS["bundle"], run.recipe)
+    return {**{name: run[name].fingerprint for name in needs}, "export": run.section("export")}
 
 
 _ROWS = (
@@ -117,6 +130,7 @@ _ROWS = (
         stage="caption",
         maker="ldmkit.caches.caption:caption",
         inputs=_captions,
+        section="t2i",
         torch=False,  # what a captioner needs is its own affair: captions that exist need nothing
         help="Caption the pictures that have no caption.",
     ),
@@ -136,13 +150,21 @@ _ROWS = (
         needs=("vae",),
         help="Cache the latents and the text.",
     ),
-    PartSpec(name="text", stage="encode", maker="ldmkit.caches.encode:encode_text", inputs=_text, needs=("captions",)),
+    PartSpec(
+        name="text",
+        stage="encode",
+        maker="ldmkit.caches.encode:encode_text",
+        inputs=_text,
+        needs=("captions",),
+        section="t2i",
+    ),
     PartSpec(
         name="unet",
         stage="train-unet",
         maker="ldmkit.denoising.train_unet:train_unet",
         inputs=_unet,
         needs=("vae", "latents"),
+        section="unet",
         weights="unet.safetensors",
         gated=True,
         help="Train the unconditional U-Net.",
@@ -153,6 +175,7 @@ _ROWS = (
         maker="ldmkit.denoising.train_t2i:train_t2i",
         inputs=_t2i,
         needs=("vae", "latents", "text"),
+        section="t2i",
         weights="unet_t2i.safetensors",
         gated=True,
         help="Train the text-to-image U-Net.",
@@ -167,6 +190,16 @@ _ROWS = (
 )
 PARTS = {row.name: row for row in _ROWS}
 """by name, in the order in which they are made"""
+
+
+def parts_of(recipe: "Recipe") -> dict[str, PartSpec]:
+    """The rows that a run of this recipe has."""
+    return {name: row for name, row in PARTS.items() if row.section is None or getattr(recipe, row.section) is not None}
+
+
+def needed(spec: PartSpec, recipe: "Recipe") -> tuple[str, ...]:
+    """The parts of a run of this recipe that must be done before one of them."""
+    return tuple(name for name in spec.needs if name in parts_of(recipe))
 
 
 def stage_names() -> tuple[str, ...]:

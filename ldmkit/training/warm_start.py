@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
-from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
+from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.recipe import Recipe
 from ldmkit.run.checkpoint import load_weights
 from ldmkit.run.first_weights import Start, kept_starts, misfit, shapes, ways_on
 from ldmkit.run.folder import fingerprint
+from ldmkit.run.networks import fresh_autoencoder
 from ldmkit.run.parts import PARTS
 from ldmkit.run.workspace import Workspace
 
@@ -30,9 +31,15 @@ def check_starts(recipe: Recipe, registry: Registry, starts: Sequence[Start]) ->
 
     A text encoder that is trained along is left out: its size follows from captions that may not be there yet.
     """
+    autoencoder = fresh_autoencoder(recipe)
     for start in starts:
         with torch.device("meta"):
-            network = _network(recipe, registry, start.part)
+            network: nn.Module = autoencoder
+            if start.part == "unet":
+                network = build_unet(recipe, autoencoder.latent_channels)
+            elif start.part == "t2i":
+                encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
+                network = build_text_to_image(recipe, autoencoder.latent_channels, encoder, None)
         found = {
             name: shape
             for name, shape in _ours(network, shapes(Path(start.file))).items()
@@ -71,15 +78,6 @@ def load_start(workspace: Workspace, part: str, network: nn.Module) -> None:
     found, wanted = _shapes(tensors), _shapes(own)
     _refuse_misfit(start, found, wanted)
     network.load_state_dict(tensors, strict=False)  # what is missing is a text encoder that starts anew
-
-
-def _network(recipe: Recipe, registry: Registry, part: str) -> nn.Module:
-    if part == "vae":
-        return build_autoencoder(recipe)
-    if part == "unet":
-        return build_unet(recipe)
-    encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
-    return build_text_to_image(recipe, encoder, None)
 
 
 def _ours(network: nn.Module, tensors: Mapping[str, T]) -> dict[str, T]:

@@ -6,13 +6,13 @@ import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ldmkit.components.protocols import AdversarialLoss, Loss, Reconstruction
-from ldmkit.models.autoencoder import AutoencoderKL
+from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.recipe.training import VaeLoss
 
 
 @torch.no_grad()
 def reconstruction_metrics(
-    network: AutoencoderKL,
+    network: Autoencoder,
     batches: Iterable[torch.Tensor],
     *,
     terms: Mapping[str, Loss],

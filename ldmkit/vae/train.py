@@ -11,8 +11,13 @@ import torch
 from ldmkit.atomic import write_json
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.data.batches import picture_batches
-from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.models.build import build_autoencoder
+from ldmkit.errors import LdmkitError
+from ldmkit.models.autoencoder import Autoencoder
+from ldmkit.models.pretrained import build
+from ldmkit.recipe.sections import size_misfits
+from ldmkit.run.checkpoint import save_weights
+from ldmkit.run.networks import read_pretrained
+from ldmkit.run.pretrained import CONFIG
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.device import memory_format
 from ldmkit.training.ema import emas_of
@@ -29,13 +34,27 @@ MAX_HELD_OUT = 256
 
 
 def train_vae(workspace: Workspace) -> Metrics:
-    """Trains the autoencoder; returns its last held-out metrics."""
-    recipe, split = workspace.recipe, workspace.split()
+    """Trains the autoencoder, or takes the pretrained one and tunes its decoder; returns its last held-out metrics.
+
+    Raises LdmkitError where a pretrained one cannot be had, or the recipe's sizes do not fit it.
+    """
+    recipe, split, folder = workspace.recipe, workspace.split(), workspace.folder("vae")
+    network = None
+    if recipe.vae.pretrained:
+        config, network = read_pretrained(recipe)
+        if found := list(size_misfits(recipe, network.downsample)):
+            raise LdmkitError("\n".join(found))
+        write_json(folder / CONFIG, config)
+        if not recipe.vae.tune_decoder_steps:
+            save_weights(folder / "model.safetensors", network.state_dict())
+            return {}
+        network.encoder.requires_grad_(False)
     engine = Engine("vae", recipe.vae, num_samples=len(split[0]), seed=recipe.seed)
     torch.manual_seed(engine.seed)  # the networks' first weights
-    network = build_autoencoder(recipe)
-    write_json(workspace.folder("vae") / "config.json", recipe.vae.network())
-    load_start(workspace, "vae", network)
+    if network is None:
+        network = build(recipe.vae.network())
+        write_json(folder / CONFIG, recipe.vae.network())
+        load_start(workspace, "vae", network)
     task = VaeTask(workspace, engine, network, *split)
     return train(workspace, engine, task)
 
@@ -44,7 +63,7 @@ class VaeTask:
     """The autoencoder, its losses and, for an adversarial one, the discriminator with its own optimizer."""
 
     def __init__(
-        self, workspace: Workspace, engine: Engine, network: AutoencoderKL, train: np.ndarray, held_out: np.ndarray
+        self, workspace: Workspace, engine: Engine, network: Autoencoder, train: np.ndarray, held_out: np.ndarray
     ) -> None:
         """`train`, `held_out`: positions of pictures in the workspace's index."""
         self.engine = engine
@@ -147,8 +166,8 @@ class VaeTask:
                 term.discriminator.requires_grad_(False)  # this pass trains the autoencoder alone
                 value = term(reconstruction)
                 (gradient,) = torch.autograd.grad(value, reconstruction.output)
-                last_layer = self.autoencoder.decoder.get_parameter("conv_out.weight")
-                adaptive = adaptive_weight(output, gradients[0], gradient, last_layer, self.section.max_adaptive_weight)
+                at, most = self.autoencoder.last_layer, self.section.max_adaptive_weight
+                adaptive = adaptive_weight(output, gradients[0], gradient, at, most)
                 note(name, value)
                 note(f"{name}_adaptive_weight", adaptive)
                 gradients[0] = gradients[0] + weight * adaptive * gradient
@@ -216,8 +235,8 @@ class VaeTask:
             rows.append(network.decode(network.encode(target).mean))
         return {"original_" + "_".join(networks): grid(torch.cat(rows), columns=len(chosen))}
 
-    def _networks(self) -> dict[str, AutoencoderKL]:
-        averaged = {name: cast(AutoencoderKL, average.module) for name, average in self.emas.items()}
+    def _networks(self) -> dict[str, Autoencoder]:
+        averaged = {name: cast(Autoencoder, average.module) for name, average in self.emas.items()}
         return {"raw": self.autoencoder, **averaged}
 
     def _few(self, *batches: np.ndarray) -> Iterator[torch.Tensor]:
