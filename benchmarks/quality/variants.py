@@ -129,6 +129,7 @@ def draw(workspace: Workspace, stage: UNet, prompts: Sequence[str]) -> Iterator[
     recipe, device = workspace.recipe, processes().device
     generator = torch.Generator().manual_seed(derive(recipe.seed, "variant-noise", 0))
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device)
+    channels = autoencoder.latent_channels
     mean, std = (x.to(device)[:, None, None] for x in latent_statistics(workspace.folder("latents"), recipe.latents))
     shape = (autoencoder.latent_channels, *[recipe.data.size // autoencoder.downsample] * 2)
     module = None
@@ -136,10 +137,10 @@ def draw(workspace: Workspace, stage: UNet, prompts: Sequence[str]) -> Iterator[
         encoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
         tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
         module = encoder.load_module(tokenizer)
-        network = build_text_to_image(recipe, encoder, module if encoder.trainable else None)
+        network = build_text_to_image(recipe, channels, encoder, module if encoder.trainable else None)
         module = module.to(device).eval()
     else:
-        network = build_unet(recipe)
+        network = build_unet(recipe, channels)
     network.load_state_dict(trained_weights(workspace.folder(PARTS[stage])))
     network = network.to(device).eval()
 

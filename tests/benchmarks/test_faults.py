@@ -12,8 +12,9 @@ from benchmarks.faults.flips import bundle_flips, checkpoint_flips
 from benchmarks.faults.hostile import held
 from benchmarks.faults.stop import growth
 from benchmarks.runs import TINY, watched
-from ldmkit.models.build import build_autoencoder, build_unet
+from ldmkit.models.build import build_unet
 from ldmkit.recipe import find_recipe, load_recipe
+from ldmkit.run.networks import fresh_autoencoder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -45,7 +46,7 @@ def test_memory_of_a_process_and_of_what_it_started(tmp_path: Path) -> None:
 
 def test_tiny_recipe_is_tiny() -> None:
     recipe = load_recipe(find_recipe("toy-cats"), TINY)
-    for network in (build_autoencoder(recipe), build_unet(recipe)):
+    for network in (fresh_autoencoder(recipe), build_unet(recipe, recipe.vae.latent_channels)):
         assert sum(p.numel() for p in network.parameters()) < 100_000
     assert recipe.data.size == 16
 

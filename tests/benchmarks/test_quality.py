@@ -100,7 +100,7 @@ def test_drawing_decodes_in_the_latents_own_scale(trained, monkeypatch, normaliz
         def forward(self, x_t, t):
             return torch.zeros_like(x_t)
 
-    monkeypatch.setattr(variants, "build_unet", lambda recipe: Zero())
+    monkeypatch.setattr(variants, "build_unet", lambda *_: Zero())
     pictures = [np.asarray(p) for p in variants.draw(workspace, "train-unet", ["", ""])]
     assert len(pictures) == 2
     statistics = json.loads((trained.run / "latents" / "statistics.json").read_text())

@@ -202,7 +202,8 @@ def test_trained_encoder_sees_the_same_of_cut_captions(trained: Any) -> None:
     encoder = pipeline.registry.build("text_encoder", pipeline.recipe.text.table(), where="[text]")
     tokenizer = encoder.build_tokenizer(list(CAPTIONS))
     torch.manual_seed(0)
-    network = waken(build_text_to_image(pipeline.recipe, encoder, encoder.load_module(tokenizer)))
+    module = encoder.load_module(tokenizer)
+    network = waken(build_text_to_image(pipeline.recipe, pipeline.recipe.vae.latent_channels, encoder, module))
     x_t, t = torch.randn(5, 2, 8, 8), torch.linspace(1, 900, 5)
     cut, whole = (
         TextSet(trained.run / "text", cut_padding=cut).batch(np.arange(5), torch.device("cpu")) for cut in (True, False)

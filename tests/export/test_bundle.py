@@ -33,7 +33,7 @@ from ldmkit.export.networks import Network, on_cpu
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.unet import UNet
 from ldmkit.recipe.sections import Export
-from ldmkit.run.networks import RunNetworks
+from ldmkit.run.networks import RunNetworks, TextNetworks
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import Defaults, Latent, Schedule, file_entry
 from ldmkit.runtime.verify import verify
@@ -99,9 +99,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
         latent_mean=torch.tensor(MEAN),
         latent_std=torch.tensor(STD),
         unet=randomised(UNet(**unet)),
-        unet_t2i=randomised(UNet(**unet, context_dim=8)),
-        text_module=randomised(encoder.load_module(tokenizer)),
-        tokenizer=tokenizer,
+        text=TextNetworks(
+            unet=randomised(UNet(**unet, context_dim=8)),
+            encoder=randomised(encoder.load_module(tokenizer)),
+            tokenizer=tokenizer,
+        ),
     )
     model = Model(
         networks=networks,
@@ -163,15 +165,15 @@ def test_a_picture_is_that_of_euler_in_torch(toy: Toy) -> None:
     """Rectified flow, Liu et al. 2022, with guidance: x += dt * velocity from t = 1 to 0, torch throughout."""
 
     def context(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        encoding = toy.tokenizer.encode(prompt)
+        encoding = toy.text.tokenizer.encode(prompt)
         mask = torch.tensor([encoding.attention_mask])
-        return toy.text_module(torch.tensor([encoding.ids]), mask), mask
+        return toy.text.encoder(torch.tensor([encoding.ids]), mask), mask
 
     noise = np.random.Generator(np.random.PCG64(11)).standard_normal((2, 4, 4))
     x = torch.from_numpy(noise).float()[None]
     for k in range(STEPS):
         t = torch.tensor([1000.0 * (1 - k / STEPS)])
-        with_prompt, without = (toy.unet_t2i(x, t, *context(prompt)) for prompt in (PROMPTS[1], ""))
+        with_prompt, without = (toy.text.unet(x, t, *context(prompt)) for prompt in (PROMPTS[1], ""))
         x = x - (without + SCALE * (with_prompt - without)) / STEPS
     z = x * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     pixels = toy.autoencoder.decode(z)[0].clamp(-1, 1)
@@ -196,9 +198,9 @@ def test_batch_and_size_are_dynamic(toy: Toy, batch: int, height: int, width: in
         "unet.onnx": ({"x_t": x_t, "t": t}, toy.unet(x_t, t)),
         "unet_t2i.onnx": (
             {"x_t": x_t, "t": t, "context": context, "context_mask": mask},
-            toy.unet_t2i(x_t, t, context, mask),
+            toy.text.unet(x_t, t, context, mask),
         ),
-        "text_encoder.onnx": ({"ids": ids, "mask": mask}, toy.text_module(ids, mask)),
+        "text_encoder.onnx": ({"ids": ids, "mask": mask}, toy.text.encoder(ids, mask)),
         "vae_decoder.onnx": ({"latents": x_t}, toy.autoencoder.decode(x_t * std + mean)),
         "vae_encoder.onnx": ({"pixels": pixels}, (toy.autoencoder.encode(pixels).mean - mean) / std),
     }
@@ -249,8 +251,8 @@ def networks_of(toy: Toy) -> dict[str, Network]:
     return {
         "vae_decoder.onnx": export_networks.decoder(toy.autoencoder, latent),
         "unet.onnx": export_networks.unet(toy.unet, latent, schedule, None, multiple=2),
-        "unet_t2i.onnx": export_networks.unet(toy.unet_t2i, latent, schedule, manifest.text, multiple=2),
-        "text_encoder.onnx": export_networks.text_encoder(toy.text_module, toy.tokenizer),
+        "unet_t2i.onnx": export_networks.unet(toy.text.unet, latent, schedule, manifest.text, multiple=2),
+        "text_encoder.onnx": export_networks.text_encoder(toy.text.encoder, toy.text.tokenizer),
     }
 
 
@@ -355,7 +357,7 @@ def test_disk_full(toy: Toy, tmp_path: Path, first: str) -> None:
     folder = tmp_path / "tiny"
     shutil.copytree(toy.folder, folder)
     lines: list[str] = []
-    tokenizer = len(toy.tokenizer.to_str(pretty=True).encode())
+    tokenizer = len(toy.text.tokenizer.to_str(pretty=True).encode())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (tokenizer - (first == "tokenizer.json"), limits[1]))
     try:

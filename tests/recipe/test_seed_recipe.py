@@ -8,8 +8,9 @@ import torch
 
 from ldmkit.components.registry import Registry
 from ldmkit.diffusion.process import make_schedule
-from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
+from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.models.discriminator import PatchDiscriminator
+from ldmkit.models.pretrained import build
 from ldmkit.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -198,10 +199,10 @@ def test_networks_have_the_originals_parameters(name: str, registry: Registry) -
     clip: Any = ClipSize()
     with torch.device("meta"):
         networks: dict[str, Any] = {
-            "vae": build_autoencoder(recipe),
+            "vae": build(recipe.vae.network()),
             "discriminator": PatchDiscriminator(channels=gan["channels"], norm_groups=gan["norm_groups"]),
-            "unet": build_unet(recipe),
-            "t2i": build_text_to_image(recipe, clip, None),
+            "unet": build_unet(recipe, recipe.vae.latent_channels),
+            "t2i": build_text_to_image(recipe, recipe.vae.latent_channels, clip, None),
         }
         assert networks["vae"].encode(torch.zeros(1, 3, 256, 256)).mean.shape == (1, 4, 32, 32)
     counts = {key: sum(p.numel() for p in network.parameters()) for key, network in networks.items()}

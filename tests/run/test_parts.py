@@ -119,11 +119,11 @@ def test_captions_are_read_once_a_command(workshop: Any, monkeypatch: pytest.Mon
 def test_plan_has_a_row_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that it does not know how to measure is named, and its time is not."""
     monkeypatch.setitem(PARTS, "colours", PartSpec(name="colours", stage="colour", maker="", inputs=lambda _: {}))
-    for name in ("empty", "build_autoencoder", "save_weights"):  # of the autoencoder that stands in
+    for name in ("empty", "fresh_autoencoder", "save_weights"):  # of the autoencoder that stands in
         monkeypatch.setattr(f"ldmkit.plan.planner.{name}", lambda *_: SimpleNamespace(state_dict=dict))
     planner: Any = Planner.__new__(Planner)
     planner.states = {**dict.fromkeys(PARTS, "done"), "colours": "missing"}
-    planner.measures, planner.recipe = {}, SimpleNamespace()
+    planner.measures, planner.recipe = {}, load_recipe(REPOSITORY / "recipes" / "toy-cats.toml")
     planner.workspace = SimpleNamespace(folder=Path, reporter=Reporter(quiet=True))
     rows = list(planner.rows())
     assert [row.stage for row in rows] == [spec.label for spec in PARTS.values()]

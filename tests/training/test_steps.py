@@ -15,9 +15,9 @@ from ldmkit.denoising.conditioning import NoText
 from ldmkit.denoising.task import DenoisingTask
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.errors import LdmkitError
-from ldmkit.models.build import build_autoencoder, build_unet
+from ldmkit.models.build import build_unet
 from ldmkit.report import Reporter
-from ldmkit.run.networks import load_autoencoder
+from ldmkit.run.networks import fresh_autoencoder, load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.training import clock
 from ldmkit.training.ema import emas_of
@@ -160,7 +160,7 @@ def unet_task(trained: Any, *overrides: str) -> tuple[Engine, DenoisingTask]:
     train, held_out = workspace.split()
     latents = LatentSet(workspace.folder("latents"), workspace.recipe.latents, workspace.recipe.seed)
     torch.manual_seed(0)
-    network = build_unet(workspace.recipe)
+    network = build_unet(workspace.recipe, workspace.recipe.vae.latent_channels)
     schedule = make_schedule(**workspace.recipe.diffusion.schedule_options())
     autoencoder = load_autoencoder(workspace.recipe, workspace.folder("vae"))
     return engine, DenoisingTask(
@@ -171,7 +171,7 @@ def unet_task(trained: Any, *overrides: str) -> tuple[Engine, DenoisingTask]:
 def vae_task(trained: Any, *overrides: str) -> tuple[Engine, VaeTask]:
     workspace, engine = stage(trained, "vae", "vae.dropout=0.0", "vae.losses.gan.start_step=100", *overrides)
     torch.manual_seed(0)
-    return engine, VaeTask(workspace, engine, build_autoencoder(workspace.recipe), *workspace.split())
+    return engine, VaeTask(workspace, engine, fresh_autoencoder(workspace.recipe), *workspace.split())
 
 
 def test_a_step_asks_the_device_once(trained: Any) -> None:
