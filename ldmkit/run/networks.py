@@ -13,7 +13,7 @@ from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.models.build import build_autoencoder, build_text_to_image, build_unet
-from ldmkit.models.unet import UNet
+from ldmkit.models.denoiser import Denoiser
 from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Latents
 from ldmkit.run.checkpoint import load_weights
@@ -29,8 +29,8 @@ class RunNetworks:
     latent_mean: torch.Tensor
     """(C,): with `latent_std`, what turns normalised latents into the autoencoder's"""
     latent_std: torch.Tensor
-    unet: UNet
-    unet_t2i: UNet
+    unet: Denoiser
+    unet_t2i: Denoiser
     text_module: nn.Module
     tokenizer: Tokenizer
 
