@@ -149,8 +149,8 @@ def _resolve(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
 def _words(part: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[str, str]:
     """(type, constraints) of one JSON Schema in words. null is left out: TOML cannot write it."""
     part = _resolve(part, schema)
-    if "anyOf" in part:
-        pairs = [_words(branch, schema) for branch in part["anyOf"] if branch.get("type") != "null"]
+    if branches := part.get("anyOf", part.get("oneOf")):
+        pairs = list(dict.fromkeys(_words(branch, schema) for branch in branches if branch.get("type") != "null"))
         if len(pairs) == 1:
             return pairs[0]
         return " or ".join(" ".join(filter(None, pair)) for pair in pairs), ""

@@ -61,6 +61,7 @@ class DenoisingLoss:
             min_snr_gamma=diffusion.min_snr_gamma,
             p2_k=diffusion.p2_k,
             p2_gamma=diffusion.p2_gamma,
+            velocity_floor=diffusion.velocity_floor,
         )
         losses: torch.Tensor = (weight * error).flatten(1).mean(1)
         return losses
@@ -112,7 +113,8 @@ class DenoisingTask:
         engine = self.engine
         noise = engine.noise("noise", step, self.latents.shape)
         posterior_noise = engine.noise("posterior", step, self.latents.shape)
-        t = draw_timesteps(engine.uniform("timestep", step), self.loss.schedule, self.recipe.diffusion.timesteps)
+        diffusion, u = self.recipe.diffusion, engine.uniform("timestep", step)
+        t = draw_timesteps(u, self.loss.schedule, diffusion.timesteps, logit_mean=diffusion.logit_mean)
         mirrored = engine.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
         with engine.clock.waiting():
             indices = self.train[engine.positions(step)]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ldmkit.diffusion.process import Array, Floats, NoiseSchedule, Prediction
 
-Weighting = Literal["none", "min_snr", "p2"]
+Weighting = Literal["none", "min_snr", "p2", "velocity"]
 TimestepDistribution = Literal["uniform", "logit_normal"]
 
 
@@ -21,6 +21,7 @@ def loss_weight(
     min_snr_gamma: float = 5.0,
     p2_k: float = 1.0,
     p2_gamma: float = 1.0,
+    velocity_floor: float = 0.15,
 ) -> Array:
     """Weight of the squared error of `prediction`, shaped like alpha; SNR = alpha^2 / sigma^2.
 
@@ -39,6 +40,8 @@ def loss_weight(
         return alpha * 0 + 1.0
     if weighting == "min_snr":
         return _min_snr(prediction, alpha**2, sigma**2, alpha + sigma, min_snr_gamma)
+    if weighting == "velocity":
+        return _velocity(prediction, alpha, sigma, velocity_floor)
     return _p2(prediction, alpha**2, sigma**2, alpha + sigma, p2_k, p2_gamma)
 
 
@@ -73,19 +76,38 @@ def _p2(prediction: Prediction, signal: Array, variance: Array, span: Array, k: 
             return weight * signal / span**2
 
 
+def _velocity(prediction: Prediction, alpha: Array, sigma: Array, floor: float) -> Array:
+    """An error of the output is this many times as large in noise - x0, with at least `floor` divided by for sigma."""
+    span, capped = alpha + sigma, sigma * (sigma >= floor) + floor * (sigma < floor)
+    match prediction:
+        case "eps":
+            return (sigma * span / (alpha * capped)) ** 2
+        case "x0":
+            return (span / capped) ** 2
+        case "v":
+            return (sigma * span / ((alpha**2 + sigma**2) * capped)) ** 2
+        case "flow":
+            return (sigma / capped) ** 2
+
+
 def draw_timesteps(
-    uniform: npt.ArrayLike, schedule: NoiseSchedule, distribution: TimestepDistribution = "uniform"
+    uniform: npt.ArrayLike,
+    schedule: NoiseSchedule,
+    distribution: TimestepDistribution = "uniform",
+    *,
+    logit_mean: float = 0.0,
 ) -> Floats:
     """Timesteps to train at: `uniform` (B,) draws from (0, 1) -> t (B,), float64.
 
-    uniform: t = u * T. logit_normal: t = sigmoid(n) * T with n the standard normal of rank u (Esser et al. 2024,
-    sec. 3.1), which favours the middle. Flow takes real t in (0, T), the others floor(t) in 0 .. T - 1.
+    uniform: t = u * T. logit_normal: t = sigmoid(n) * T with n the normal of mean `logit_mean`, deviation 1 and rank u
+    (Esser et al. 2024, sec. 3.1), which favours the middle. Flow takes real t in (0, T), the others floor(t) in
+    0 .. T - 1.
     """
     # Generators draw from [0, 1): a single 0 would be -inf on the normal's axis.
     u = np.clip(np.asarray(uniform, dtype=np.float64), 2**-53, 1 - 2**-53)
     if distribution == "logit_normal":
         inverse = NormalDist().inv_cdf
         normal = np.array([inverse(float(rank)) for rank in u.ravel()]).reshape(u.shape)
-        u = 1 / (1 + np.exp(-normal))
+        u = 1 / (1 + np.exp(-normal - logit_mean))
     t = u * schedule.num_timesteps
     return t if schedule.name == "flow" else np.floor(t)

@@ -6,8 +6,8 @@ import numpy as np
 
 FULL_OPS = frozenset({"InstanceNormalization", "LayerNormalization", "Softmax"})
 """operators that stay in float32: GroupNorm, LayerNorm and softmax, which sum squares or exponentials"""
-FULL_WEIGHTS = "time_embedding."
-"""nodes with weights of this name, and all before them, stay in float32: float16 knows no t = 999.3"""
+FULL_WEIGHTS = ("time_embedding.", "position_embedding.")
+"""nodes with weights of these names, and all before them, stay in float32: float16 knows no t = 999.3"""
 FULL_INPUTS = {"Resize": (1, 2)}
 """inputs that ONNX defines in float32 whatever the others are"""
 

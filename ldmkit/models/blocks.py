@@ -70,10 +70,18 @@ class Attention(nn.Module):
 
     x (B, N, channels) attends to `context` (B, L, context_dim), or to itself. `mask` (B, L) bool, True = attend to
     it; a row that is all False attends to nothing and gets zeros (before the output projection's bias).
+    With `qk_norm` each head's queries and keys are RMS-normalised, so that no logit can grow without bound
+    (Esser et al. 2024, sec. 4.3).
     """
 
     def __init__(
-        self, channels: int, *, num_heads: int = 1, context_dim: int | None = None, qkv_bias: bool = True
+        self,
+        channels: int,
+        *,
+        num_heads: int = 1,
+        context_dim: int | None = None,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -81,6 +89,9 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_dim or channels, channels, bias=qkv_bias)
         self.to_v = nn.Linear(context_dim or channels, channels, bias=qkv_bias)
         self.to_out = nn.Linear(channels, channels)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.norm_q, self.norm_k = (nn.RMSNorm(channels // num_heads, eps=1e-6) for _ in range(2))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         context = x if context is None else context
@@ -88,6 +99,8 @@ class Attention(nn.Module):
             h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N or L, channels / heads)
             for h in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
+        if self.qk_norm:
+            q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)  # autocast may have made them float32
         if mask is None:
             h = F.scaled_dot_product_attention(q, k, v)
         else:

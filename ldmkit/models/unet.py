@@ -15,8 +15,8 @@ from ldmkit.models.blocks import (
     TransformerBlock,
     Upsample,
     check_levels,
-    check_size,
 )
+from ldmkit.models.denoiser import Denoiser
 
 
 class Stack(nn.Module):
@@ -33,16 +33,17 @@ class Stack(nn.Module):
         return x if self.attention is None else self.attention(x, context, mask)
 
 
-class UNet(nn.Module):
-    """Predicts eps, x0, v or flow from noisy latents: which, its training decides.
+class UNet(Denoiser):
+    """Levels of residual blocks, each at half the resolution of the one before.
 
     channels[0] is the width of the stem; each further entry is one level, which halves the resolution, so that
     height and width must be multiples of `downsample` = 2 ** (len(channels) - 1). `attention_levels` counts levels
     from 1; the upward path mirrors it, and the middle always attends. Without `context_dim` the attention is
     single-head self-attention; with it, a transformer block of `num_heads` heads that also attends to a context.
-    With `mask_padding` no position attends to the context's padding; without, `context_mask` is ignored.
     Raises LdmkitError for widths that do not fit.
     """
+
+    name = "unet"
 
     def __init__(
         self,
@@ -105,16 +106,8 @@ class UNet(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None
     ) -> Tensor:
-        """x_t (B, C, H, W), t (B,) in [0, T], context (B, L, D), context_mask (B, L) 1 = token -> (B, C, H, W).
-
-        Raises LdmkitError for a size that is no multiple of `downsample`, and for a context that is missing or
-        that this network was not built for.
-        """
-        check_size("unet", x_t, self.downsample)
-        if (context is None) != (self.context_dim is None):
-            wanted = "no context" if self.context_dim is None else f"a context (B, L, {self.context_dim})"
-            raise LdmkitError(f"unet: this network was built with context_dim = {self.context_dim}: it takes {wanted}")
-        mask = context_mask.bool() if self.mask_padding and context_mask is not None else None
+        """As `Denoiser` says."""
+        mask = self.checked_mask(x_t, context, context_mask)
         time = F.silu(self.time_embedding(t))  # once for all blocks
         h = self.stem(x_t)
         skips = []
@@ -126,17 +119,3 @@ class UNet(nn.Module):
         for upsample, stack, skip in zip(self.upsamples, self.up, reversed(skips), strict=True):
             h = stack(torch.cat([upsample(h), skip], dim=1), time, context, mask)
         return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
-
-
-class TextToImage(nn.Module):
-    """Rombach et al. 2022: an encoder trained jointly with the U-Net, or a U-Net that is handed cached states."""
-
-    def __init__(self, unet: UNet, text_encoder: nn.Module | None) -> None:
-        super().__init__()
-        self.unet = unet
-        self.text_encoder = text_encoder
-
-    def forward(self, x_t: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x_t (B, C, H, W), t (B,), text: ids (B, L) where there is an encoder, else states (B, L, D); mask (B, L)."""
-        context = text if self.text_encoder is None else self.text_encoder(text, mask)
-        return self.unet(x_t, t, context, mask)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ldmkit import shipped
 from ldmkit.components.options import did_you_mean
 from ldmkit.errors import LdmkitError, UsageError
-from ldmkit.recipe.mistakes import component_at, component_mistakes, schema_mistakes, strange_values, takes_text
+from ldmkit.recipe.mistakes import component_mistakes, schema_mistakes, strange_values, takes_text, used_at
 from ldmkit.recipe.sections import Recipe, component_tables
 
 if TYPE_CHECKING:
@@ -163,11 +163,11 @@ class RecipeFile:
         value = text.strip() if takes_text(parts) and not isinstance(value, str) else value
         self.overridden[parts] = override
         # What an override makes meaningless goes with it, unless an override set that too: of steps and epochs the
-        # other one, of a component the options of the one before.
+        # other one, of a component or network the options of the one before.
         replaced = {"steps": ["epochs"], "epochs": ["steps"]}.get(parts[-1], []) if len(parts) == 2 else []
-        component = component_at(parts[:-1])
-        if parts[-1] == "use" and component and value != table.get("use", component.model_fields["use"].default):
-            replaced = [key for key in table if key not in component.model_fields]
+        model = used_at(parts[:-1], value) if parts[-1] == "use" else None
+        if model is not None and value != table.get("use", model.model_fields["use"].default):
+            replaced = [key for key in table if key not in model.model_fields]
         for key in replaced:
             if (*parts[:-1], key) not in self.overridden:
                 table.pop(key, None)

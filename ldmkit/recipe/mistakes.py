@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ldmkit.components.options import Option, Options, did_you_mean
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import COMPONENTS, Recipe
-from ldmkit.recipe.training import Component, VaeLoss
+from ldmkit.recipe.training import NETWORKS, Component, VaeLoss
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
@@ -23,8 +23,10 @@ def keys_of(model: type[BaseModel]) -> dict[str, Option]:
     return Options(model, {name: name for name in model.model_fields}).described
 
 
-def component_at(place: tuple[str, ...]) -> type[Component] | None:
-    """The declared keys of the table at this place, where it is one that names a component."""
+def used_at(place: tuple[str, ...], use: Any) -> type[BaseModel] | None:
+    """The declared keys of the table at this place, where it names a component or the network `use`."""
+    if len(place) == 1 and place[0] in NETWORKS:
+        return NETWORKS[place[0]].get(use) if isinstance(use, str) else None
     model = _model_at(place)
     return model if model is not None and issubclass(model, Component) else None
 
@@ -40,11 +42,16 @@ def schema_mistakes(error: ValidationError) -> Iterator[tuple[tuple[str, ...], s
     """(key's place, line) of each of pydantic's errors about a recipe; one for a key is enough."""
     seen = set()
     for item in error.errors(include_url=False):
-        names = tuple(str(part) for part in item["loc"] if isinstance(part, str))
+        names, network = tuple(str(part) for part in item["loc"] if isinstance(part, str)), "unet"
+        if item["type"] == "union_tag_invalid":
+            names, item["input"], expected = (*names, "use"), item["input"]["use"], item["ctx"]["expected_tags"]
+            item["type"], item["ctx"] = "literal_error", {"expected": expected}
+        elif names and names[0] in NETWORKS and len(names) > 1:
+            names, network = (names[0], *names[2:]), names[1]  # pydantic puts there which of the tables it was
         if names and names in seen:
             continue
         seen.add(names)
-        keys = keys_of(model) if (model := _model_at(names[:-1])) is not None else {}
+        keys = keys_of(model) if (model := _model_at(names[:-1], network)) is not None else {}
         if item["type"] == "value_error":  # a rule of our own, whose words say which keys
             yield from ((names, f"{_table(names)} {line}".strip()) for line in str(item["ctx"]["error"]).splitlines())
         elif not names:
@@ -61,6 +68,9 @@ def schema_mistakes(error: ValidationError) -> Iterator[tuple[tuple[str, ...], s
 def unknown_key(table: tuple[str, ...], key: str, known: list[str]) -> str:
     """The line for a key that its table does not have, with the nearest name or the table where it belongs."""
     where = _table(table) or "the recipe"
+    for use, model in NETWORKS.get(table[0], {}).items() if len(table) == 1 else ():
+        if key in model.model_fields:
+            return f'{where} has the unknown key "{key}" (it belongs to {where} with use = "{use}")'
     near = did_you_mean(key, known)
     if near:
         return f'{where} has the unknown key "{key}"{near}'
@@ -130,8 +140,13 @@ def _table(names: tuple[str, ...]) -> str:
     return f"[{'.'.join(names)}]" if names else ""
 
 
-def _model_at(names: tuple[str, ...]) -> type[BaseModel] | None:
-    """The model of the table at this place; None for the table of losses, whose keys are free, and where none is."""
+def _model_at(names: tuple[str, ...], network: str = "unet") -> type[BaseModel] | None:
+    """The model of the table at this place; None for the table of losses, whose keys are free, and where none is.
+
+    `network`: the `use` of a table that names one.
+    """
+    if len(names) == 1 and names[0] in NETWORKS:
+        return NETWORKS[names[0]].get(network)
     if names[:2] == ("vae", "losses"):
         return VaeLoss if len(names) == 3 else None
     model: type[BaseModel] | None = Recipe
@@ -145,6 +160,7 @@ def _model_at(names: tuple[str, ...]) -> type[BaseModel] | None:
 def _sections(model: type[BaseModel], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
     """(place, model) of each table within a model whose name is fixed, those within others too."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield (*place, name), field.annotation
-            yield from _sections(field.annotation, (*place, name))
+        inner = next(iter(NETWORKS[name].values())) if model is Recipe and name in NETWORKS else field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield (*place, name), inner
+            yield from _sections(inner, (*place, name))

@@ -6,7 +6,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.training import T2I, Component, Section, UNetTraining, Vae, later, no_result
+from ldmkit.recipe.training import (
+    T2I,
+    AnyT2I,
+    AnyUNet,
+    Component,
+    DiTTraining,
+    Section,
+    UNetTraining,
+    Vae,
+    later,
+    no_result,
+)
 
 
 class Data(Section):
@@ -86,12 +97,20 @@ class Diffusion(Section):
     beta_end: float = Field(0.02, gt=0, lt=1, description="last beta of linear and scaled_linear")
     zero_terminal_snr: bool = Field(False, description="rescale the betas to zero terminal SNR (Lin et al. 2024)")
     prediction: Literal["eps", "x0", "v", "flow"] = Field("flow", description="what the U-Net predicts")
-    weighting: Literal["none", "min_snr", "p2"] = Field("none", description="weight of the loss by timestep")
+    weighting: Literal["none", "min_snr", "p2", "velocity"] = Field(
+        "none", description="weight of the loss by timestep; `velocity`: that of flow whatever is predicted, for x0"
+    )
     min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr (Hang et al. 2023)")
     p2_k: float = Field(1.0, gt=0, description="k of p2 (Choi et al. 2022)")
     p2_gamma: float = Field(1.0, ge=0, description="gamma of p2 (Choi et al. 2022); 0: weighting of eps")
+    velocity_floor: float = later(
+        0.15, gt=0, le=1, description="sigma below which velocity's weight rises no more (Li & He 2025)"
+    )
     timesteps: Literal["uniform", "logit_normal"] = Field(
         "logit_normal", description="how training timesteps are drawn"
+    )
+    logit_mean: float = later(
+        0.0, ge=-5, le=5, description="mean of logit_normal (Esser et al. 2024); above 0: more often noisier"
     )
 
     @model_validator(mode="after")
@@ -147,8 +166,12 @@ class Recipe(Section):
     latents: Latents = Field(default_factory=Latents, description="the cached latents")
     gate: Gate = Field(default_factory=lambda: Gate(), description="the gate before the U-Nets")
     diffusion: Diffusion = Field(default_factory=Diffusion, description="the noise process")
-    unet: UNetTraining | None = Field(None, description="the unconditional U-Net and its training; left out: none")
-    t2i: T2I | None = Field(None, description="the text-to-image U-Net and its training; left out: no text is used")
+    unet: AnyUNet | None = Field(
+        None, description="the network that draws without text, and its training; left out: none"
+    )
+    t2i: AnyT2I | None = Field(
+        None, description="the network that draws from text, and its training; left out: no text is used"
+    )
     sampler: SamplerChoice = Field(default_factory=lambda: SamplerChoice(), description="how pictures are drawn")
     export: Export = Field(default_factory=Export, description="the ONNX bundle")
 
@@ -195,6 +218,15 @@ def _networks(recipe: Recipe) -> Iterator[str]:
     if recipe.unet is None and recipe.t2i is None:
         yield "[unet] or [t2i] is needed, the network that draws"
     for name, section in _sections(recipe, "vae", "unet", "t2i"):
+        if section.batch_size % section.grad_accumulation:
+            yield (
+                f"[{name}] batch_size = {section.batch_size} must be a multiple of "
+                f"grad_accumulation = {section.grad_accumulation}"
+            )
+        if isinstance(section, DiTTraining):
+            if section.width % section.num_heads:
+                yield f"[{name}] width = {section.width} must be a multiple of num_heads = {section.num_heads}"
+            continue
         widths, levels = list(section.channels), list(section.attention_levels)
         if any(width % section.norm_groups for width in widths):
             yield f"[{name}] channels = {widths} must be multiples of norm_groups = {section.norm_groups}"
@@ -205,12 +237,7 @@ def _networks(recipe: Recipe) -> Iterator[str]:
             )
         if isinstance(section, UNetTraining) and section.time_dim % 2:
             yield f"[{name}] time_dim = {section.time_dim} must be even, half for sines and half for cosines"
-        if section.batch_size % section.grad_accumulation:
-            yield (
-                f"[{name}] batch_size = {section.batch_size} must be a multiple of "
-                f"grad_accumulation = {section.grad_accumulation}"
-            )
-    if recipe.t2i is None:
+    if not isinstance(recipe.t2i, T2I):
         return
     widths, heads = list(recipe.t2i.channels), recipe.t2i.num_heads
     # The middle always attends; a level does on its way down and, as wide as the level above it, on its way up.
@@ -232,10 +259,13 @@ def size_misfits(recipe: Recipe, down: int) -> Iterator[str]:
         yield f"[data] size = {size} must be a multiple of {down}, by which {by} shrink{'s' * (by[0] == 't')} it"
         return
     for name, section in _sections(recipe, "unet", "t2i"):
-        shrink = 2 ** (len(section.channels) - 1)
-        if size // down % shrink:
+        if size // down % section.shrink == 0:
+            continue
+        if isinstance(section, DiTTraining):
+            yield f"[{name}] patch_size = {section.patch_size} must divide the latents, {size // down} wide"
+        else:
             yield (
-                f"[{name}] channels = {list(section.channels)} shrink by {shrink}, but the latents are "
+                f"[{name}] channels = {list(section.channels)} shrink by {section.shrink}, but the latents are "
                 f"{size // down} wide: use fewer levels"
             )
 

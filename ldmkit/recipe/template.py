@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from ldmkit.components.options import Option
 from ldmkit.recipe.mistakes import keys_of
 from ldmkit.recipe.sections import Recipe, component_tables
+from ldmkit.recipe.training import NETWORKS
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
@@ -58,6 +59,10 @@ def template() -> str:
         for key in keys_of(type(section)).values():
             if key.name not in ("losses", "guard"):
                 lines += _explained(key, START.get(name, {}).get(key.name))
+        for use, model in NETWORKS.get(name, {}).items():
+            own = [key for key in keys_of(model).values() if key.name not in type(section).model_fields]
+            lines += [f'# with use = "{use}", instead of the keys from channels on:'] if own else []
+            lines += [f"#   {line.removeprefix('# ')}" for key in own for line in _explained(key, None)]
     lines += ["", f"# {type(recipe.vae).model_fields['losses'].description}"]
     for loss, chosen in recipe.vae.losses.items():
         lines += [f"[vae.losses.{loss}]", f'use = "{chosen.use}"', f"weight = {_value(chosen.weight)}", ""]
@@ -86,7 +91,10 @@ def json_schema(registry: "Registry") -> dict[str, Any]:
             takes = {**dict.fromkeys(table["properties"], True), **options["properties"]}
             then = {"properties": takes, "required": options.get("required", []), "additionalProperties": False}
             table["allOf"].append({"if": {"properties": {"use": {"const": name}}, **named}, "then": then})
-    for definition in ("Vae", "UNetTraining", "T2I"):
+    networks = [(use, model.__name__) for models in NETWORKS.values() for use, model in models.items()]
+    for use, definition in networks:
+        definitions[definition]["properties"]["use"]["enum"] = [use]
+    for definition in ("Vae", *(name for _, name in networks)):
         definitions[definition]["oneOf"] = [{"required": ["steps"]}, {"required": ["epochs"]}]
     return schema
 

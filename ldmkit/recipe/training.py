@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 def no_result(default: Any, **rules: Any) -> Any:
@@ -210,7 +210,17 @@ class Vae(Training):
         return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size"})
 
 
-class UNetTraining(Training):
+class Denoiser(Training):
+    """What the training of every network that draws has in common."""
+
+    use: Literal["unet", "dit"] = later(
+        "unet",
+        description="the network: `unet`, convolutions at several resolutions, or `dit`, a transformer over patches",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the network's blocks")
+
+
+class UNetTraining(Denoiser):
     channels: Channels = Field(
         (64, 128, 192), description="channels of the first convolution, then of each level; a level halves the size"
     )
@@ -218,17 +228,65 @@ class UNetTraining(Training):
     attention_levels: tuple[PositiveInt, ...] = Field((1, 2), description="levels with attention, 1 is the finest")
     time_dim: int = Field(256, gt=1, description="width of the timestep embedding")
     norm_groups: int = Field(32, gt=0, description="groups of the GroupNorms")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
+
+    @property
+    def shrink(self) -> int:
+        """What the latents' width must be a multiple of."""
+        return int(2 ** (len(self.channels) - 1))
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `UNet`, without those of the text."""
         return self.model_dump(include=_NETWORK | {"time_dim"})
 
 
-class T2I(UNetTraining):
+class DiTTraining(Denoiser):
+    use: Literal["unet", "dit"] = Field(description=Denoiser.model_fields["use"].description)
+    patch_size: int = Field(2, gt=0, le=16, description="latents, width of the patch that one token stands for")
+    width: int = Field(256, gt=0, le=4096, multiple_of=4, description="width of a token; num_heads must divide it")
+    depth: int = Field(8, gt=0, le=64, description="transformer blocks")
     num_heads: int = Field(8, gt=0, description="attention heads")
+
+    @property
+    def shrink(self) -> int:
+        """What the latents' width must be a multiple of."""
+        return self.patch_size
+
+    def network(self) -> dict[str, Any]:
+        """Keyword arguments of `DiT`, without those of the text."""
+        return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "dropout"})
+
+
+class TextTraining(Denoiser):
+    """What a network that draws from text has beside."""
+
     mask_padding: bool = Field(True, description="hide padding tokens from cross-attention")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty one")
 
+
+class T2I(UNetTraining, TextTraining):
+    num_heads: int = Field(8, gt=0, description="attention heads")
+
     def network(self) -> dict[str, Any]:
         return super().network() | self.model_dump(include={"num_heads", "mask_padding"})
+
+
+class DiTT2I(DiTTraining, TextTraining):
+    def network(self) -> dict[str, Any]:
+        return super().network() | self.model_dump(include={"mask_padding"})
+
+
+NETWORKS: dict[str, dict[str, type[Denoiser]]] = {
+    "unet": {"unet": UNetTraining, "dit": DiTTraining},
+    "t2i": {"unet": T2I, "dit": DiTT2I},
+}
+"""section -> network -> its table; a section without `use` names the first one"""
+
+
+def _network(table: Any) -> str:
+    """The network that a table names, in which alone its keys are looked up; whether there is one, pydantic says."""
+    use = table.get("use", "unet") if isinstance(table, dict) else getattr(table, "use", "unet")
+    return use if isinstance(use, str) else ""
+
+
+AnyUNet = Annotated[Annotated[UNetTraining, Tag("unet")] | Annotated[DiTTraining, Tag("dit")], Discriminator(_network)]
+AnyT2I = Annotated[Annotated[T2I, Tag("unet")] | Annotated[DiTT2I, Tag("dit")], Discriminator(_network)]

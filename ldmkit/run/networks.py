@@ -15,8 +15,8 @@ from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.models.build import build_text_to_image, build_unet
+from ldmkit.models.denoiser import Denoiser
 from ldmkit.models.pretrained import build, read
-from ldmkit.models.unet import UNet
 from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Latents
 from ldmkit.run.checkpoint import load_weights
@@ -33,7 +33,7 @@ class RunNetworks:
     latent_mean: torch.Tensor
     """(C,): with `latent_std`, what turns normalised latents into the autoencoder's"""
     latent_std: torch.Tensor
-    unet: UNet | None
+    unet: Denoiser | None
     text: "TextNetworks | None"
 
     @property
@@ -47,7 +47,7 @@ class RunNetworks:
 class TextNetworks:
     """All that text to image takes besides."""
 
-    unet: UNet
+    unet: Denoiser
     encoder: nn.Module
     tokenizer: Tokenizer
 

@@ -15,9 +15,11 @@ from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import RecipeFile, find_recipe, load_recipe
 from ldmkit.recipe.template import to_toml
+from ldmkit.recipe.training import NETWORKS
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 EVERY_KEY = Path("every-key")  # of the recipe cats, those at their default as well
+EVERY_KEY_DIT = Path("every-key-dit")  # with the other network
 Place = tuple[str, ...]
 
 # Written down by hand: what each key must refuse. A number's neighbours just outside its range, a word misspelt.
@@ -46,7 +48,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "num_res_blocks": [0, 9],
     "attention_levels": [[0], [-1]],
     "norm_groups": [0, -32],
-    "patch_size": [0, 9],
+    "patch_size": [0, 17],
+    "depth": [0, 65],
     "dropout": [-0.1, 1],
     "steps": [0, -1],
     "epochs": [0, -1],
@@ -99,6 +102,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "weighting": ["min-snr"],
     "min_snr_gamma": [0],
     "timesteps": ["normal"],
+    "velocity_floor": [0, 1.1],
+    "logit_mean": [-5.5, 5.5],
     "time_dim": [0, 1],
     "num_heads": [0],
     "caption_dropout": [-0.1, 1.1],
@@ -120,8 +125,9 @@ FRACTIONS = {
 
 
 def table_of(path: Path) -> dict[str, Any]:
-    if path == EVERY_KEY:
-        return tomllib.loads(to_toml(load_recipe(find_recipe("cats"))))
+    if path in (EVERY_KEY, EVERY_KEY_DIT):
+        overrides = ["unet.use=dit", "t2i.use=dit"] if path == EVERY_KEY_DIT else []
+        return tomllib.loads(to_toml(load_recipe(find_recipe("cats"), overrides)))
     return tomllib.loads(path.read_text())
 
 
@@ -136,13 +142,14 @@ def leaves(table: dict[str, Any], place: Place = ()) -> Iterator[tuple[Place, An
 def every_key() -> Iterator[tuple[dict[str, Any], Place, Any]]:
     """(recipe, place, value) of each key that the recipes set, once for each component and type of value."""
     seen = set()
-    for path in [EVERY_KEY, *RECIPES]:
+    for path in [EVERY_KEY, EVERY_KEY_DIT, *RECIPES]:
         table = table_of(path)
         for place, value in leaves(table):
             inner = table
             for part in place[:-1]:
                 inner = inner[part]
-            key = (place, inner.get("use"), type(value))
+            # Most keys of the networks are the same ones.
+            key = (place, inner.get("use") if place[0] not in NETWORKS else None, type(value))
             if key not in seen:
                 seen.add(key)
                 yield table, place, value
