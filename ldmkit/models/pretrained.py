@@ -82,7 +82,9 @@ def read(form: str, files: tuple[Path, ...], *, key: str) -> tuple[dict[str, Any
         found = {"form": form, "class": kind.__name__, "options": {k: v for k, v in options.items() if k[0] != "_"}}
         return found, _of_diffusers(model.float())
     if form == "taesd":
-        states = {part: _tensors(path) for part, path in zip(("encoder", "decoder"), files, strict=True)}
+        states = dict(zip(("encoder", "decoder"), map(_tensors, files), strict=False))
+        if len(files) == 1:
+            states = _parted(states["encoder"])
         config = {"form": form, **{p: {k: list(v.shape) for k, v in s.items()} for p, s in states.items()}}
         tensors = {f"encoder.network.{k}": v for k, v in states["encoder"].items()}
         tensors |= {f"decoder.{k}": v for k, v in states["decoder"].items()}
@@ -95,6 +97,16 @@ def read(form: str, files: tuple[Path, ...], *, key: str) -> tuple[dict[str, Any
         reason = str(error).split("\n")[-1].strip()
         raise LdmkitError(f"{key}: {files[0]} and {files[1].name}: {reason}") from None
     return config, network
+
+
+def _parted(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Encoder and decoder of one file, whose layers have the numbers of diffusers: no clamp before the decoder's."""
+    states: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
+    for name, tensor in state.items():
+        part, _, number, rest = (*name.split(".", 3), "", "", "")[:4]
+        if part in states and number.isdecimal():
+            states[part][f"{int(number) + (part == 'decoder')}.{rest}"] = tensor
+    return states
 
 
 def _of_diffusers(model: Any) -> Autoencoder:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError, safe_open
+
 from ldmkit.errors import LdmkitError
 from ldmkit.run.folder import fingerprint, is_finished, trained_file, weights_of
 
@@ -19,7 +21,8 @@ CONFIG = "config.json"
 _ALLOWED = (
     "allowed are another run, a folder of diffusers' "
     + ", ".join(DIFFUSERS)
-    + ", a pair of TAESD's files (NAME_encoder and NAME_decoder, .safetensors or .pth), and hub:OWNER/NAME"
+    + ", TAESD's files (NAME_encoder and NAME_decoder, .safetensors or .pth, or both in one .safetensors), and "
+    "hub:OWNER/NAME"
 )
 
 
@@ -31,7 +34,7 @@ class Source:
     """as the recipe has it"""
     form: Literal["run", "diffusers", "taesd"]
     files: tuple[Path, ...]
-    """config.json and the weights; of TAESD's form the encoder's weights and the decoder's"""
+    """config.json and the weights; of TAESD's form the encoder's weights and the decoder's, or both in one"""
 
     def sha256(self) -> str:
         """Of all its files."""
@@ -63,6 +66,9 @@ def find_source(name: str) -> Source:
             return Source(name, "diffusers", (folder / CONFIG, plain))
     if pair := _pair(path):
         return Source(name, "taesd", pair)
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        if file.is_file() and "decoder.layers.0.weight" in _tensor_names(file):
+            return Source(name, "taesd", (file,))
     there = "holds none that is known" if path.exists() else "no such folder"
     raise LdmkitError(f"{_key(name)}: {there}; {_ALLOWED}")
 
@@ -96,6 +102,12 @@ def _class(config: Path) -> str | None:
     return None
 
 
+def _tensor_names(file: Path) -> set[str]:
+    with suppress(OSError, SafetensorError), safe_open(file, framework="np") as tensors:
+        return set(tensors.keys())
+    return set()
+
+
 def _pair(path: Path) -> tuple[Path, Path] | None:
     """Encoder's and decoder's file: the only pair in a folder, or that whose names begin with `path`."""
     folder, prefix = (path, "") if path.is_dir() else (path.parent, path.name)
@@ -123,7 +135,7 @@ def _snapshot(name: str) -> Path:
         raise LdmkitError(f"{_key(name)}: needs huggingface_hub: pip install 'ldmkit[train]'") from None
     from ldmkit.components.hub import HUB_TIMEOUT
 
-    patterns = [CONFIG, f"vae/{CONFIG}", "*encoder.safetensors", "*decoder.safetensors"]
+    patterns = [CONFIG, f"vae/{CONFIG}", "tae*.safetensors"]
     patterns += [f"{folder}diffusion_pytorch_model.safetensors" for folder in ("", "vae/")]
     fetch = partial(snapshot_download, repository, revision=revision or None, allow_patterns=patterns)
     try:

@@ -78,6 +78,7 @@ def test_taesd_files(ending: str, tmp_path: Path) -> None:
     """Against diffusers' port, whose layers have the files' names, the decoder's less one for the clamp."""
     torch.manual_seed(2)
     theirs = AutoencoderTiny(**TINY).eval()
+    save_file(theirs.state_dict(), tmp_path / "both.safetensors")  # as taef2 is published
     numbered = {
         f"{int(k.split('.')[0]) + 1}.{k.split('.', 1)[1]}": v for k, v in theirs.decoder.layers.state_dict().items()
     }
@@ -90,7 +91,11 @@ def test_taesd_files(ending: str, tmp_path: Path) -> None:
     source = find_source(str(tmp_path / "tae"))
     assert source.sha256() == find_source(str(tmp_path)).sha256() == identity(str(tmp_path), tmp_path / "run")
     _, ours = read(source.form, source.files, key="vae.pretrained")
+    both = find_source(str(tmp_path / "both.safetensors"))
+    whole = read(both.form, both.files, key="vae.pretrained")[1].eval()
     z = theirs.encode(PIXELS).latents
+    torch.testing.assert_close(whole.encode(PIXELS).mean, z)
+    torch.testing.assert_close(whole.decode(z), theirs.decode(z).sample)
     tolerance = {"atol": 1e-2, "rtol": 1e-2} if ending == ".pth" else {}
     torch.testing.assert_close(ours.eval().encode(PIXELS).mean, z, **tolerance)
     torch.testing.assert_close(ours.decode(z), theirs.decode(z).sample, **tolerance)
