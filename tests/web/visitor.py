@@ -113,7 +113,12 @@ class Firefox:
         self._call("WebDriver:Navigate", {"url": url})
 
     def execute_script(self, script: str, *arguments: Any) -> Any:
-        return self._call("WebDriver:ExecuteScript", {"script": script, "args": list(arguments)})["value"]
+        """What the script returns. Marionette answers null for one whose page goes away meanwhile, as at a reload; what
+        it did is gone with that page, so the next page is asked, and null is never taken for what a page says."""
+        boxed = {"script": f"return [(() => {{ {script} }})()]", "args": list(arguments)}
+        while (box := self._call("WebDriver:ExecuteScript", boxed)["value"]) is None:
+            time.sleep(0.02)
+        return box[0]
 
     def close(self) -> None:
         self._call("Marionette:Quit", {"flags": ["eForceQuit"]})

@@ -192,7 +192,7 @@ class Page {
       case "ready":
         this.loading.clear();
         if (!this.busy) {
-          this.setBusy(false); // after a reload Firefox brings back buttons as they were, disabled ones too
+          progress.hidden = true;
           say("Ready");
         }
         return;
