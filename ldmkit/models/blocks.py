@@ -100,7 +100,8 @@ class Attention(nn.Module):
             for h in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         if self.qk_norm:
-            q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)  # autocast may have made them float32
+            # In float32, in which autocast's own norms compute, and as which the norms' weights are kept.
+            q, k = self.norm_q(q.float()).to(v.dtype), self.norm_k(k.float()).to(v.dtype)
         if mask is None:
             h = F.scaled_dot_product_attention(q, k, v)
         else:
