@@ -253,7 +253,5 @@ def _network(table: Any) -> str:
     return use if isinstance(use, str) else ""
 
 
-AnyUNet = Annotated[
-    Annotated[UNetTraining, Tag("unet")] | Annotated[DiTTraining, Tag("dit")], Discriminator(_network)
-]
+AnyUNet = Annotated[Annotated[UNetTraining, Tag("unet")] | Annotated[DiTTraining, Tag("dit")], Discriminator(_network)]
 AnyT2I = Annotated[Annotated[T2I, Tag("unet")] | Annotated[DiTT2I, Tag("dit")], Discriminator(_network)]
