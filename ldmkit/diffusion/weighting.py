@@ -78,7 +78,7 @@ def _p2(prediction: Prediction, signal: Array, variance: Array, span: Array, k: 
 
 def _velocity(prediction: Prediction, alpha: Array, sigma: Array, floor: float) -> Array:
     """An error of the output is this many times as large in noise - x0, with at least `floor` divided by for sigma."""
-    span, capped = alpha + sigma, sigma * (sigma >= floor) + floor * (sigma < floor)
+    span, capped = alpha + sigma, sigma + (floor - sigma) * (sigma < floor)
     match prediction:
         case "eps":
             return (sigma * span / (alpha * capped)) ** 2
@@ -99,9 +99,8 @@ def draw_timesteps(
 ) -> Floats:
     """Timesteps to train at: `uniform` (B,) draws from (0, 1) -> t (B,), float64.
 
-    uniform: t = u * T. logit_normal: t = sigmoid(n) * T with n the normal of mean `logit_mean`, deviation 1 and rank u
-    (Esser et al. 2024, sec. 3.1), which favours the middle. Flow takes real t in (0, T), the others floor(t) in
-    0 .. T - 1.
+    uniform: t = u * T. logit_normal: t = sigmoid(n + logit_mean) * T with n the standard normal of rank u (Esser et
+    al. 2024, sec. 3.1), which favours the middle. Flow takes real t in (0, T), the others floor(t) in 0 .. T - 1.
     """
     # Generators draw from [0, 1): a single 0 would be -inf on the normal's axis.
     u = np.clip(np.asarray(uniform, dtype=np.float64), 2**-53, 1 - 2**-53)

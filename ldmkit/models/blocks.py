@@ -100,8 +100,8 @@ class Attention(nn.Module):
             for h in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         if self.qk_norm:
-            # In float32, in which autocast's own norms compute, and as which the norms' weights are kept.
-            q, k = self.norm_q(q.float()).to(v.dtype), self.norm_k(k.float()).to(v.dtype)
+            # In the weights' own precision, whatever autocast computes in.
+            q, k = (norm(h.to(norm.weight.dtype)).to(v.dtype) for norm, h in ((self.norm_q, q), (self.norm_k, k)))
         if mask is None:
             h = F.scaled_dot_product_attention(q, k, v)
         else:

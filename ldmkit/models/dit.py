@@ -45,7 +45,7 @@ class DiT(Denoiser):
         self.blocks = nn.ModuleList(
             DiTBlock(width, num_heads=num_heads, context_dim=context_dim, dropout=dropout) for _ in range(depth)
         )
-        self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.to_patches = nn.Linear(width, in_channels * patch_size**2)
         self.seams = nn.Conv2d(in_channels, in_channels, 3, padding=1)
@@ -88,9 +88,9 @@ class DiTBlock(nn.Module):
         super().__init__()
         hidden = 8 * round(2.75 * width / 8)
         self.modulation = nn.Linear(width, 6 * width)
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.self_attention = Attention(width, num_heads=num_heads, qk_norm=True)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.linear1 = nn.Linear(width, 2 * hidden)
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, width)
@@ -105,8 +105,8 @@ class DiTBlock(nn.Module):
         x = x + gate1 * self.self_attention(_modulated(self.norm1(x), shift1, scale1))
         if context is not None:
             x = x + self.cross_attention(self.norm_cross(x), context, mask)
-        gate, h = self.linear1(_modulated(self.norm2(x), shift2, scale2)).chunk(2, dim=-1)
-        return x + gate2 * self.linear2(self.dropout(F.silu(gate) * h))  # type: ignore[no-any-return]
+        h, gate = self.linear1(_modulated(self.norm2(x), shift2, scale2)).chunk(2, dim=-1)
+        return x + gate2 * self.linear2(self.dropout(h * F.silu(gate)))  # type: ignore[no-any-return]
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

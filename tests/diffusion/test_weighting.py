@@ -94,6 +94,31 @@ def test_p2_is_one_loss_whatever_the_prediction(prediction, name, gamma):
     np.testing.assert_allclose(weighted, error**2 / (0.7 + (alpha / sigma) ** 2) ** gamma, rtol=1e-8)
 
 
+def test_velocity_is_the_papers():
+    """Li & He 2025, table 1: on a flow schedule the velocity (x_t - x) / t has 1 / t^2 times the error of x."""
+    t = np.array([0.0, 0.05, 0.1, 0.15, 0.5, 1.0])
+    np.testing.assert_allclose(loss_weight("velocity", "x0", 1 - t, t), 1 / np.maximum(t, 0.15) ** 2)
+    np.testing.assert_allclose(loss_weight("velocity", "flow", 1 - t, t), [0, 1 / 9, 4 / 9, 1, 1, 1])
+    floor = loss_weight("velocity", "x0", 1 - t, t, velocity_floor=0.05)
+    np.testing.assert_allclose(floor, [400, 400, 100, 1 / 0.15**2, 4, 1])
+
+
+@pytest.mark.parametrize("name", ["cosine", "flow"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("library", [np.asarray, torch.from_numpy])
+def test_velocity_is_one_loss_whatever_the_prediction(prediction, name, library):
+    """The error of noise - x0, as x0 and x_t give it, wherever sigma is above the floor; below it, less."""
+    schedule = make_schedule(name)
+    t = np.array([20, 300, 800])
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    x0, noise, mistake = draws(3), draws(3, seed=1), draws(3, seed=2)
+    x_t = add_noise(x0, noise, alpha, sigma)
+    found = to_x0(prediction, target(prediction, x0, noise, alpha, sigma) + mistake, x_t, alpha, sigma)
+    error = ((x_t - alpha * found) / sigma - found) - (noise - x0)
+    weighted = loss_weight("velocity", prediction, library(alpha), library(sigma)) * library(mistake) ** 2
+    np.testing.assert_allclose(weighted, error**2 * np.minimum(sigma / 0.15, 1) ** 2, rtol=1e-8)
+
+
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("gamma", [1.0, 1.5])
@@ -135,6 +160,9 @@ def test_drawn_timesteps():
     oracle = special.expit(stats.norm.ppf(u)) * 1000
     np.testing.assert_allclose(draw_timesteps(u, flow, "logit_normal"), oracle, rtol=1e-9)
     np.testing.assert_array_equal(draw_timesteps(u, vp, "logit_normal"), np.floor(oracle))
+
+    oracle = special.expit(stats.norm.ppf(u, loc=0.2)) * 1000
+    np.testing.assert_allclose(draw_timesteps(u, flow, "logit_normal", logit_mean=0.2), oracle, rtol=1e-9)
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "logit_normal"])

@@ -1,7 +1,9 @@
 """The networks' parts against published formulas and torch's own attention; masks, sizes, starting point."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -11,18 +13,27 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL, Posterior
 from ldmkit.models.blocks import Attention, ResidualBlock, timestep_embedding
 from ldmkit.models.convert import SEED_DISCRIMINATOR, SEED_UNET, SEED_UNET_T2I, SEED_VAE
+from ldmkit.models.denoiser import Denoiser
 from ldmkit.models.discriminator import PatchDiscriminator
+from ldmkit.models.dit import DiT
 from ldmkit.models.unet import UNet
 
+N = TypeVar("N", bound=nn.Module)
 TEXT: dict[str, Any] = {"channels": (8, 8, 16), "attention_levels": (2,), "context_dim": 6, "num_heads": 2}
 SMALL: dict[str, Any] = {"norm_groups": 4, "time_dim": 16}
+
+BUILDS: dict[str, Callable[..., Denoiser]] = {
+    "unet": partial(UNet, **TEXT, **SMALL),
+    "dit": partial(DiT, patch_size=4, width=16, depth=2, num_heads=2, context_dim=6),
+}
+of_each_network = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def waken(network: nn.Module) -> nn.Module:
+def waken(network: N) -> N:
     """Random values everywhere, so that the blocks which start at zero take part."""
     generator = torch.Generator().manual_seed(5)
     for parameter in network.parameters():
@@ -76,9 +87,10 @@ def test_attention_is_torchs_multihead_attention(masked: bool) -> None:
 
 
 @torch.no_grad()
+@of_each_network
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_padding_is_seen_only_without_the_mask(mask_padding: bool) -> None:
-    network = waken(UNet(**TEXT, **SMALL, mask_padding=mask_padding))
+def test_padding_is_seen_only_without_the_mask(mask_padding: bool, build: Callable[..., Denoiser]) -> None:
+    network = waken(build(mask_padding=mask_padding))
     x, t, context = draw(2, 4, 8, 8), torch.tensor([1.0, 500.0]), draw(2, 5, 6)
     mask = (torch.arange(5) < torch.tensor([[2], [4]])).long()
     other = torch.where(mask[..., None] == 1, context, 9.0)
@@ -89,16 +101,18 @@ def test_padding_is_seen_only_without_the_mask(mask_padding: bool) -> None:
     assert torch.all((network(x, t, context, mask) - network(x, t, other, mask)).abs().amax(dim=(1, 2, 3)) > 1e-3)
 
 
+@of_each_network
 @torch.no_grad()
-def test_cutting_the_padding_off_is_the_same_as_masking_it() -> None:
-    network = waken(UNet(**TEXT, **SMALL))
+def test_cutting_the_padding_off_is_the_same_as_masking_it(build: Callable[..., Denoiser]) -> None:
+    network = waken(build())
     x, t, context = draw(1, 4, 8, 8), torch.tensor([31.5]), draw(1, 5, 6)
     masked = network(x, t, context, torch.tensor([[1, 1, 1, 0, 0]]))
     assert (masked - network(x, t, context[:, :3])).abs().max() < 1e-5
 
 
-def test_caption_without_a_token_gives_finite_output_and_gradient() -> None:
-    network = waken(UNet(**TEXT, **SMALL))
+@of_each_network
+def test_caption_without_a_token_gives_finite_output_and_gradient(build: Callable[..., Denoiser]) -> None:
+    network = waken(build())
     context = draw(2, 5, 6).requires_grad_()
     output = network(draw(2, 4, 8, 8), torch.zeros(2), context, torch.tensor([[0] * 5, [1] * 5]))
     output.square().sum().backward()
@@ -123,10 +137,17 @@ def test_caption_without_a_token_means_the_same_to_onnxruntime() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [TEXT, {"channels": (8, 12), "attention_levels": (), "num_res_blocks": 1}])
-def test_a_row_of_the_batch_does_not_depend_on_the_others(options: dict[str, Any]) -> None:
-    network = waken(UNet(**options, **SMALL))
-    context = draw(3, 5, 6) if "context_dim" in options else None
+@pytest.mark.parametrize(
+    "build",
+    [
+        *BUILDS.values(),
+        partial(UNet, channels=(8, 12), attention_levels=(), num_res_blocks=1, **SMALL),
+        partial(DiT, patch_size=1, width=16, depth=1, num_heads=2),
+    ],
+)
+def test_a_row_of_the_batch_does_not_depend_on_the_others(build: Callable[..., Denoiser]) -> None:
+    network = waken(build())
+    context = draw(3, 5, 6) if network.context_dim else None
     x, t = draw(3, 4, 8, 12), torch.tensor([0.0, 12.5, 999.0])
     together = network(x, t, context)
     assert together.shape == x.shape
@@ -135,9 +156,10 @@ def test_a_row_of_the_batch_does_not_depend_on_the_others(options: dict[str, Any
         assert (together[i] - alone[0]).abs().max() < 1e-5
 
 
+@of_each_network
 @torch.no_grad()
-def test_fractional_timesteps_differ() -> None:
-    network = waken(UNet(**TEXT, **SMALL))
+def test_fractional_timesteps_differ(build: Callable[..., Denoiser]) -> None:
+    network = waken(build())
     x, context = draw(1, 4, 8, 8).expand(2, -1, -1, -1), draw(1, 5, 6).expand(2, -1, -1)
     outputs = network(x, torch.tensor([500.0, 500.5]), context)
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
@@ -156,11 +178,13 @@ def test_unet_starts_at_zero_and_its_residual_blocks_as_shortcuts() -> None:
 
 def test_every_parameter_learns() -> None:
     """No part of a network is built and left out of its forward pass."""
-    unet, vae = waken(UNet(**TEXT, **SMALL)), waken(AutoencoderKL((8, 8, 16), attention_levels=(2,), norm_groups=4))
-    unet(draw(1, 4, 8, 8), torch.ones(1), draw(1, 5, 6)).square().sum().backward()
+    denoisers = [waken(build()) for build in BUILDS.values()]
+    for network in denoisers:
+        network(draw(1, 4, 8, 8), torch.ones(1), draw(1, 5, 6)).square().sum().backward()
+    vae = waken(AutoencoderKL((8, 8, 16), attention_levels=(2,), norm_groups=4))
     output, posterior = vae(draw(1, 3, 16, 16), draw(1, 4, 4, 4))
     (output.square().sum() + posterior.logvar.sum()).backward()
-    for network in (unet, vae):
+    for network in (*denoisers, vae):
         assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -202,13 +226,16 @@ def test_discriminator_sees_patches() -> None:
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(LdmkitError, match="unet: a 8x6 input does not fit; height and width must be multiples of 4"):
         UNet(**TEXT, **SMALL)(draw(1, 4, 8, 6), torch.zeros(1), draw(1, 5, 6))
+    with pytest.raises(LdmkitError, match="dit: a 6x8 input does not fit; height and width must be multiples of 4"):
+        BUILDS["dit"]()(draw(1, 4, 6, 8), torch.zeros(1), draw(1, 5, 6))
     with pytest.raises(LdmkitError, match=r"vae: a 15x16 input does not fit; .* multiples of 2"):
         AutoencoderKL((8, 8), norm_groups=4).encode(draw(1, 3, 15, 16))
 
 
-def test_context_that_does_not_fit() -> None:
+@of_each_network
+def test_context_that_does_not_fit(build: Callable[..., Denoiser]) -> None:
     with pytest.raises(LdmkitError, match=r"context_dim = 6: it takes a context \(B, L, 6\)"):
-        UNet(**TEXT, **SMALL)(draw(1, 4, 8, 8), torch.zeros(1))
+        build()(draw(1, 4, 8, 8), torch.zeros(1))
     with pytest.raises(LdmkitError, match="context_dim = None: it takes no context"):
         UNet(channels=(8, 8), attention_levels=(), **SMALL)(draw(1, 4, 8, 8), torch.zeros(1), draw(1, 5, 6))
 
@@ -236,6 +263,10 @@ def test_other_options_that_do_not_fit() -> None:
         UNet(**{**TEXT, "num_heads": 3}, **SMALL)
     with pytest.raises(LdmkitError, match="time_dim = 15 must be even"):
         UNet(**TEXT, **{**SMALL, "time_dim": 15})
+    with pytest.raises(LdmkitError, match="width = 6 must be a multiple of 4"):
+        DiT(width=6, num_heads=2)
+    with pytest.raises(LdmkitError, match="width = 16 is no multiple of num_heads = 3"):
+        DiT(width=16, num_heads=3)
     with pytest.raises(LdmkitError, match=r"discriminator: .* norm_groups = 32"):
         PatchDiscriminator((8, 40))
     with pytest.raises(LdmkitError, match="at least one width"):

@@ -141,6 +141,13 @@ def test_set_replaces_what_it_makes_meaningless(cats: Path, registry: Registry) 
     assert kept == load_recipe(cats)
     sampler = RecipeFile.read(cats, ["sampler.use=ddim"]).validate(registry).sampler
     assert (sampler.use, sampler.steps) == ("ddim", 30)
+    # A network's as well; what both have stays.
+    for both in (["t2i.use=dit", "t2i.depth=4"], ["t2i.depth=4", "t2i.use=dit"]):
+        t2i = RecipeFile.read(cats, both).validate(registry).t2i
+        assert t2i.network().keys() == {"patch_size", "width", "depth", "num_heads", "dropout", "mask_padding"}
+        assert (t2i.network()["depth"], t2i.steps) == (4, load_recipe(cats).t2i.steps)
+    kept = RecipeFile.read(cats, ["t2i.use=unet"]).validate(registry)
+    assert kept == load_recipe(cats)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +169,13 @@ def test_set_replaces_what_it_makes_meaningless(cats: Path, registry: Registry) 
         (["vea.steps=8"], 'the recipe has the unknown key "vea" (did you mean "vae"?) (from --set vea.steps=8)'),
         (["vae.steps=3", "vae.epochs=3"], "[vae] needs exactly one of the keys steps and epochs"),
         (["vae=3"], "vae = 3 is not allowed: it takes table"),
+        (["unet=3"], "unet = 3 is not allowed: it takes table"),
+        (["unet.use=dot"], '[unet] use = "dot" is not allowed (did you mean "dit"?): it takes one of "unet", "dit"'),
+        (["t2i.use=[1]"], "[t2i] use = [1] is not allowed: it takes one of"),
+        (["unet.width=256"], '[unet] has the unknown key "width" (it belongs to [unet] with use = "dit") (from --set'),
+        (["t2i.use=dit", "t2i.time_dim=8"], '[t2i] has the unknown key "time_dim" (it belongs to [t2i] with use = "u'),
+        (["unet.use=dit", "unet.widht=256"], '[unet] has the unknown key "widht" (did you mean "width"?)'),
+        (["unet.use=dit", "unet.width=250"], "[unet] width = 250 is not allowed: it takes integer > 0, <= 4096, a mul"),
         (["vae.losses.kl.wight=3"], '[vae.losses.kl] has the unknown key "wight" (did you mean "weight"?)'),
         (["vae.guard.plateau_pnsr=1"], '[vae.guard] has the unknown key "plateau_pnsr" (did you mean "plateau_psnr"?)'),
         (["vae.gaurd.plateau_psnr=1"], '[vae] has the unknown key "gaurd" (did you mean "guard"?)'),
