@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +194,8 @@ class _Survey:
         new = np.unique(cells[self.cells[cells] < 0])
         middles = np.stack([new >> 10, new >> 5 & 31, new & 31], axis=-1) * 8 + 4
         self.cells[new] = ciede2000(rgb_to_lab(middles)[:, None], self.lab).argmin(axis=1)
-        return self.cells[cells]
+        found: NDArray[np.int64] = self.cells[cells]
+        return found
 
 
 @cache
@@ -256,9 +257,9 @@ def _fur(term: str, lab: Floats) -> str:
     return "dark brown" if word == "brown" and light < 32 else word
 
 
-def rgb_to_lab(rgb: NDArray[np.generic]) -> Floats:
+def rgb_to_lab(rgb: NDArray[np.integer[Any]] | Floats) -> Floats:
     """sRGB (..., 3) in [0, 255] (IEC 61966-2-1) to CIELAB (..., 3) (CIE 15:2004, D65): L* in [0, 100]."""
-    value = np.asarray(rgb / 255.0)
+    value = rgb / 255.0
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = linear @ to_xyz.T / to_xyz.sum(1)  # white is 1, 1, 1
