@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what type checkers read in place of `_HOMES`; `as` is their
     from ldmkit.components.protocols import DiscriminatorLoss as DiscriminatorLoss
     from ldmkit.components.protocols import Loss as Loss
     from ldmkit.components.protocols import Picture as Picture
+    from ldmkit.components.protocols import PromptReader as PromptReader
     from ldmkit.components.protocols import Reconstruction as Reconstruction
     from ldmkit.components.protocols import Sampler as Sampler
     from ldmkit.components.protocols import Schedule as Schedule
@@ -23,8 +24,8 @@ __version__ = "0.1.0"
 
 # Looked up on first use, so that `ldmkit --help` imports neither pluggy nor torch.
 _PROTOCOLS = (
-    *("AdversarialLoss", "Captioner", "Denoise", "DiscriminatorLoss", "Loss", "Picture", "Reconstruction"),
-    *("Sampler", "Schedule", "TextEncoder"),
+    *("AdversarialLoss", "Captioner", "Denoise", "DiscriminatorLoss", "Loss", "Picture"),
+    *("PromptReader", "Reconstruction", "Sampler", "Schedule", "TextEncoder"),
 )
 _HOMES = {
     "hookimpl": "ldmkit.components.hookspecs",

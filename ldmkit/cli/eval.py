@@ -58,23 +58,33 @@ def eval(
     """Draw pictures from a run or a bundle and judge them against real ones.
 
     KID (Binkowski et al. 2018) with its standard error is 0 for pictures like the real ones. Precision: whether they
-    look real; coverage: whether they are as varied. For a run also near-copies of training pictures. The first row,
-    of real pictures, shows what a perfect model would reach. Figures of different --features do not compare.
+    look real; coverage: whether they are as varied. For a run also near-copies of training pictures, and what its
+    autoencoder makes of real ones. The first row, of real pictures, shows what a perfect model would reach. Figures of
+    different --features do not compare. The colours that prompts give the subject and the background are read off the
+    middle and the border of the pictures.
     """
     from ldmkit.evaluation.evaluate import Scores, sheet, table
+    from ldmkit.evaluation.prompts import CLIP
     from ldmkit.report import Reporter
 
     subject = _open(target, features, prompts)
     reporter = Reporter(err=as_json)
     real = subject.reference(reference)
     rows = {subject.floor_name: Scores.of(*subject.floor(real, num))}
+    if (made := subject.reconstructions(num, held_out=reference is not None)) is not None:
+        rows[made[0]] = Scores.of(made[1], real)
     copies: dict[str, dict[str, float]] = {}
+    prompts_right: dict[str, dict[str, float]] = {}
+    clip: tuple[float, float] | None = None
     sheets: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
     for network in subject.networks:
         with reporter.bar(f"eval {network}", num) as bar:
             drawn = subject.draw(network, num=num, seed=seed, progress=bar.advance)
         rows[network] = Scores.of(drawn.features, real)
+        if network == "t2i":
+            found, clip = subject.prompts_right(drawn)
+            prompts_right = {thing: vars(share) for thing, share in found.items()}
         nearest = subject.nearest(drawn)
         if nearest is not None:
             copies[network] = nearest.metrics
@@ -91,6 +101,8 @@ def eval(
                     "num": num,
                     "num_reference": len(real),
                     "rows": words,
+                    "prompts_right": prompts_right,
+                    "clip_score": None if clip is None else dict(zip(("value", "standard_error"), clip, strict=True)),
                     "copies": copies,
                     "sheets": sheets,
                 },
@@ -101,10 +113,19 @@ def eval(
     click.echo(f"{subject.name}: {num} pictures of each network, {len(real)} real ones, features {features}")
     for line in table(rows):
         click.echo(line)
-    for network, found in copies.items():
+    for thing, share in prompts_right.items():
         click.echo(
-            f"  {network}: near-copies of training pictures {found['neighbour_copies']:.1%} "
-            f"(held-out pictures: {found['neighbour_copies_held_out']:.1%}), distance {found['neighbour_ratio']:.2f}"
+            f"  t2i: {thing} as the prompt names it in {share['right']:.1%} ± {share['standard_error']:.1%} "
+            f"of {share['num']} pictures"
+        )
+    if clip is not None:
+        click.echo(f"  t2i: CLIP score {clip[0]:.2f} ± {clip[1]:.2f}")
+    elif "t2i" in subject.networks:
+        click.echo(f"  t2i: no CLIP score: {CLIP} is not in the Hugging Face cache")
+    for network, near in copies.items():
+        click.echo(
+            f"  {network}: near-copies of training pictures {near['neighbour_copies']:.1%} "
+            f"(held-out pictures: {near['neighbour_copies_held_out']:.1%}), distance {near['neighbour_ratio']:.2f}"
         )
     for file_name in sheets.values():
         click.echo(file_name)
@@ -179,9 +200,10 @@ def _open(target: Path, features: str, prompts: Path | None) -> "Subject":
 
     require("torch")
     if (target / MANIFEST).is_file():
+        from ldmkit.components.registry import Registry
         from ldmkit.evaluation.subject import Subject
 
-        subject = Subject.of_bundle(target, features)
+        subject = Subject.of_bundle(target, Registry.load(), features)
     else:
         from ldmkit.cli.export import open_run
 

@@ -67,6 +67,15 @@ class Captioner(Protocol):
 
 
 @runtime_checkable
+class PromptReader(Captioner, Protocol):
+    """A captioner that can tell whether a drawn picture shows what its prompt asked for."""
+
+    def shows(self, images: Sequence["Image.Image"], prompts: Sequence[str]) -> list[dict[str, bool]]:
+        """For each RGB picture, of each thing that its prompt names and the rule can read, whether it is right."""
+        ...
+
+
+@runtime_checkable
 class TextEncoder(Protocol):
     """Turns captions into the U-Net's context."""
 

@@ -24,6 +24,8 @@ class Drawn:
     """Pictures of one network: picture k from the noise of seed + k."""
 
     pictures: list[Image.Image]
+    prompts: list[str]
+    """each one's, empty where drawn unconditionally"""
     latents: np.ndarray
     """(N, C, h, w) normalised"""
     features: Floats
@@ -60,10 +62,11 @@ def draw_set(
     Without prompts they are drawn unconditionally. `progress` gets the number of pictures drawn since its last call.
     """
     pictures: list[Image.Image] = []
+    asked = [prompts[k % len(prompts)] if prompts else "" for k in range(num)]
     latents: list[np.ndarray] = []
     for first in range(0, num, BATCH):
         numbers = range(first, min(first + BATCH, num))
-        wanted = [PictureRequest(prompts[k % len(prompts)] if prompts else "", seed + k) for k in numbers]
+        wanted = [PictureRequest(asked[k], seed + k) for k in numbers]
         last = np.zeros((len(wanted), *_latent_shape(backend)))
 
         def keep(step: Step, last: np.ndarray = last) -> None:
@@ -72,7 +75,7 @@ def draw_set(
         pictures += draw(backend, resolve(backend, DrawRequest(wanted)), batch_size=BATCH, on_step=keep)
         latents.append(last)
         progress(len(wanted))
-    return Drawn(pictures, np.concatenate(latents), features(pictures))
+    return Drawn(pictures, asked, np.concatenate(latents), features(pictures))
 
 
 def _latent_shape(backend: Backend) -> tuple[int, int, int]:
@@ -106,10 +109,10 @@ def sheet(drawn: Drawn, reference: Floats, nearest: tuple[Floats, list[Image.Ima
 
 def table(rows: Mapping[str, Scores]) -> list[str]:
     """Lines to print: KID times 1000 with its standard error, precision, coverage."""
-    lines = [f"  {'':<22} {'KID x1000':>16}  {'precision':>9}  {'coverage':>8}"]
+    lines = [f"  {'':<36} {'KID x1000':>16}  {'precision':>9}  {'coverage':>8}"]
     for name, row in rows.items():
         kid = f"{1000 * row.kid:.1f} ± {1000 * row.kid_standard_error:.1f}"
-        lines.append(f"  {name:<22} {kid:>16}  {row.precision:>9.3f}  {row.coverage:>8.3f}")
+        lines.append(f"  {name:<36} {kid:>16}  {row.precision:>9.3f}  {row.coverage:>8.3f}")
     return lines
 
 

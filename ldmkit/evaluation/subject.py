@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 
 from ldmkit.caches.sets import LatentSet, TextSet
-from ldmkit.components.protocols import Picture
+from ldmkit.components.protocols import Picture, PromptReader
 from ldmkit.components.registry import Registry
 from ldmkit.data.decode import prepare
 from ldmkit.data.pictures import scan
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.errors import LdmkitError
-from ldmkit.evaluation.evaluate import Drawn, draw_set
+from ldmkit.evaluation.evaluate import BATCH, Drawn, draw_set
 from ldmkit.evaluation.features import FeatureNetwork, load_features
 from ldmkit.evaluation.metrics import Floats
+from ldmkit.evaluation.prompts import Share, clip_score, prompt_reader, prompts_right
 from ldmkit.export.torch_backend import TorchBackend
 from ldmkit.recipe import Recipe
 from ldmkit.run.randomness import numpy_generator
@@ -45,6 +46,17 @@ class Nearest:
     pictures: list[Image.Image]
 
 
+@dataclass(frozen=True)
+class RealPictures:
+    """What a run was trained on, and what was held out."""
+
+    pictures: Sequence[Picture]
+    train: np.ndarray
+    """numbers of the pictures"""
+    held_out: np.ndarray
+    latents: LatentSet
+
+
 class Subject:
     """What is judged."""
 
@@ -54,9 +66,9 @@ class Subject:
         features: str,
         *,
         prompts: Sequence[str],
+        reader: PromptReader,
         crop: Literal["center", "squash"] = "center",
-        train: Sequence[Picture] = (),
-        held_out: Sequence[Picture] = (),
+        real: RealPictures | None = None,
         neighbours: Neighbours | None = None,
     ) -> None:
         self.backend = backend
@@ -65,18 +77,18 @@ class Subject:
         """of a text-to-image network, drawn in turn"""
         has = (("unet", backend.draws_unconditionally), ("t2i", backend.draws_text))
         self.networks = tuple(name for name, there in has if there)
-        self.floor_name = "training pictures" if train else "half of the real ones"
+        self.floor_name = "training pictures" if real else "half of the real ones"
+        self.reader = reader
         self._crop = crop
-        self._train = train
-        self._held_out = held_out
+        self._real = real
         self._neighbours = neighbours
         self._features: FeatureNetwork = load_features(features, _device())
 
     @classmethod
-    def of_bundle(cls, folder: Path, features: str) -> "Subject":
+    def of_bundle(cls, folder: Path, registry: Registry, features: str) -> "Subject":
         """A bundle, drawn by onnxruntime; its examples are the prompts."""
         bundle = Bundle.load(folder)
-        return cls(bundle, features, prompts=bundle.manifest.examples)
+        return cls(bundle, features, prompts=bundle.manifest.examples, reader=prompt_reader(registry))
 
     @classmethod
     def of_run(cls, run_dir: Path, recipe: Recipe, registry: Registry, features: str) -> "Subject":
@@ -104,15 +116,15 @@ class Subject:
             TorchBackend(recipe, registry, run_dir),
             features,
             prompts=prompts,
+            reader=prompt_reader(registry, recipe.caption.table()),
             crop=data.crop,
-            train=[pictures[i] for i in train],
-            held_out=[pictures[i] for i in held_out],
+            real=RealPictures(pictures, train, held_out, latents),
             neighbours=Neighbours(latents, train, held_out, seed=recipe.seed, device=_device()),
         )
 
     def reference(self, folder: Path | None) -> Floats:
         """(M, D) features of the real pictures in `folder`, or of those held out. Raises LdmkitError for too few."""
-        pictures = self._held_out if folder is None else scan(folder).pictures()
+        pictures = scan(folder).pictures() if folder is not None else self._held_out()
         if len(pictures) < LEAST:
             where = folder or f"{self.name}: pictures held out"
             raise LdmkitError(
@@ -122,11 +134,33 @@ class Subject:
 
     def floor(self, reference: Floats, num: int) -> tuple[Floats, Floats]:
         """Features of real pictures that a model could at best draw, and those to compare them with."""
-        if not self._train:
+        if self._real is None:
             return reference[::2], reference[1::2]
-        num = min(num, MAX_FLOOR, len(self._train))
-        chosen = numpy_generator(0, "eval-floor", 0).choice(len(self._train), num, replace=False)
-        return self._of_files([self._train[i] for i in np.sort(chosen)]), reference
+        return self._of_files([self._real.pictures[i] for i in self._some_trained_on(num)]), reference
+
+    def reconstructions(self, num: int, *, held_out: bool) -> tuple[str, Floats] | None:
+        """What the autoencoder makes of real pictures: a row's name, and features (N, D); None for a bundle.
+
+        Of those held out, or, where these are the reference or too few, of the training pictures of `floor`.
+        """
+        if self._real is None:
+            return None
+        numbers, kind = self._real.held_out[: min(num, MAX_FLOOR)], "held-out"
+        if not held_out or len(numbers) < LEAST:
+            numbers, kind = self._some_trained_on(num), "training"
+        made: list[Image.Image] = []
+        for first in range(0, len(numbers), BATCH):
+            part = numbers[first : first + BATCH]
+            latents = self._real.latents.batch(part, np.zeros(len(part), dtype=bool), None)
+            made += to_pictures(self.backend.run(VAE_DECODER, latents=latents.numpy()))
+        return f"reconstructed {kind} pictures", self._features(made)
+
+    def _some_trained_on(self, num: int) -> np.ndarray:
+        """Sorted numbers of at most `num` training pictures, the same at each call."""
+        assert self._real is not None
+        train = self._real.train
+        chosen = numpy_generator(0, "eval-floor", 0).choice(len(train), min(num, MAX_FLOOR, len(train)), replace=False)
+        return train[np.sort(chosen)]
 
     def draw(self, network: str, *, num: int, seed: int, progress: Callable[[int], Any]) -> Drawn:
         """Pictures of one of `networks`."""
@@ -138,6 +172,12 @@ class Subject:
             warnings.simplefilter("ignore", PromptCutWarning)
             return draw_set(self.backend, prompts, self._features, num=num, seed=seed, progress=progress)
 
+    def prompts_right(self, drawn: Drawn) -> tuple[dict[str, Share], tuple[float, float] | None]:
+        """What the rule reads, and CLIP's score with its error, None where CLIP is not at hand."""
+        return prompts_right(self.reader, drawn.pictures, drawn.prompts), clip_score(
+            drawn.pictures, drawn.prompts, _device()
+        )
+
     def nearest(self, drawn: Drawn) -> Nearest | None:
         """The nearest training pictures; None where the model does not know them, or none is held out to compare."""
         if self._neighbours is None:
@@ -148,6 +188,9 @@ class Subject:
             return None
         pixels = self.backend.run(VAE_DECODER, latents=latents.numpy())
         return Nearest(metrics, distances, to_pictures(pixels))
+
+    def _held_out(self) -> list[Picture]:
+        return [] if self._real is None else [self._real.pictures[i] for i in self._real.held_out]
 
     def _of_files(self, pictures: Sequence[Picture]) -> Floats:
         size = self.backend.manifest.picture_size

@@ -1,0 +1,346 @@
+"""The captioner `palette`: names the colours of the subject and of the background; no network, no download.
+
+A colour is called what people called the nearest colour of the XKCD colour survey (Munroe 2010: 954 names by 222,500
+people, in the public domain; matplotlib has them), nearest by CIEDE2000 (CIE 142-2001). Of a name its noun counts,
+brought down to the eleven basic terms of Berlin & Kay 1969 and to beige, teal and turquoise. Browns and greys of the
+subject are called what fur is called: ginger fur is a light brown of the survey. Drawn pictures are read by the same
+rule.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from ldmkit import LdmkitError, Picture, hookimpl
+
+Floats = NDArray[np.float64]
+
+TERMS: dict[str, str] = {
+    noun: term
+    for term, nouns in {
+        "red": "red crimson scarlet ruby cherry maroon burgundy brick wine cranberry",
+        "orange": "orange ginger tangerine pumpkin apricot rust copper amber",
+        "brown": "brown chocolate umber sienna mocha coffee chestnut mahogany cocoa sepia tan camel caramel taupe",
+        "yellow": "yellow lemon mustard gold sunflower dandelion canary maize butter",
+        "green": "green lime olive moss forest fern grass emerald sage pine avocado khaki mint pistachio celery leaf",
+        "teal": "teal",
+        "turquoise": "turquoise aqua cyan aquamarine",
+        "blue": "blue navy azure cobalt sky denim cornflower sapphire periwinkle indigo",
+        "purple": "purple violet lavender lilac plum eggplant mauve grape amethyst",
+        "pink": "pink rose salmon magenta fuchsia blush carnation bubblegum coral",
+        "beige": "beige cream sand ecru parchment wheat fawn buff stone",
+        "grey": "grey gray silver slate charcoal cement steel gunmetal",
+        "black": "black",
+        "white": "white",
+    }.items()
+    for noun in nouns.split()
+}
+"""noun of a colour's name -> the term that it is brought down to"""
+
+_HUES = "red|orang|yellow|green|teal|turq|aqua|blu|purpl|pink|tan|brown|grey"
+
+# Nouns that a prompt rather means themselves by.
+_THINGS = (
+    "brick wine cherry cranberry pumpkin coffee butter sunflower dandelion maize fern grass leaf celery sky sand wheat"
+)
+# What captions say of a term, beside the term.
+_SPOKEN = {
+    "orange": ("orange", "orange", "ginger"),
+    "beige": ("cream", "cream", "beige"),
+    "grey": ("grey", "grey", "gray"),
+}
+
+SIDE = 32
+"""pixels a side at which a picture is read: whiskers are gone, eyes and patches are not"""
+_y, _x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
+MIDDLE = np.hypot((_x - 0.5) / 0.29, (_y - 0.56) / 0.27) < 1
+BORDER = (_y < 0.1) | (((_x < 0.1) | (_x > 0.9)) & (_y < 0.5))  # not the lower sides, where shoulders are
+
+_FURS = ("black", "grey", "white", "brown", "orange", "beige")
+_SECOND = {True: 0.22, False: 0.35}
+"""share of the subject from which a second colour is named: one that no fur has may be the eyes'"""
+_UNIFORM = 0.5
+"""share of the border that must be of one colour for the background to have it"""
+# Shades of one fur, where enough of it is of the first word: a black cat shines, and a ginger one has brown shadows.
+_SHADES = (
+    ("beige", 0.35, ("brown", "orange")),
+    ("orange", 0.25, ("light brown", "brown", "dark brown", "beige")),
+    ("white", 0.2, ("light grey",)),
+    ("black", 0.3, ("dark grey",)),
+    ("brown", 0.0, ("orange",)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Palette:
+    """Colours of the subject and of the background: "a dark grey and white cat on a green background"."""
+
+    subject: Annotated[str, Field(min_length=1, description='what the pictures show, as in "cat"')]
+
+    def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
+        return [self._caption(picture.load()) for picture in pictures]
+
+    def _caption(self, image: Image.Image) -> str:
+        """In one of several phrasings, which the picture's content chooses."""
+        found = read(image)
+        dice = iter(sha256(_pixels(image).tobytes()).digest())
+
+        def pick(*choices: str) -> str:
+            return choices[next(dice) % len(choices)]
+
+        colors = " and ".join(pick(*_SPOKEN.get(word, (word,))) for word in found.subject)
+        subject = pick("{colors} {noun}", "{colors} {noun}", "{colors} {noun}", "{noun}, {colors},")
+        subject = subject.format(colors=colors, noun=self.subject)
+        opening = pick("a ", "a ", "a ", "", "a cute ", "one ", "the ", "a photo of a ", "a picture of a ")
+        background = found.background
+        if found.share < _UNIFORM:
+            background = "dark" if found.light[0] < 30 else "light" if found.light[0] > 78 else ""
+        elif background in ("black", "white"):
+            background = pick(background, background, "dark" if background == "black" else "bright")
+        setting = pick(
+            *("{subject} on a {background} background", "{subject} on a {background} background"),
+            *("{subject}, {background} background", "{subject} against a {background} background"),
+            *("{subject} in front of a {background} backdrop", "{subject} with a {background} background"),
+            *("on a {background} background, {subject}", "{subject}, the background is {background}"),
+            *("{subject}", "{subject}, {background} behind it"),
+        )
+        text = setting if background else "{subject}"
+        if found.light[1] < 28 or found.light[1] > 72:
+            text += pick("", ", in dim light" if found.light[1] < 28 else ", in bright light")
+        text = text.format(subject=opening + subject, background=background).replace(",,", ",").rstrip(",")
+        return re.sub(r"\ba(?= [aeiou])", "an", pick(text, text, text, text[0].upper() + text[1:]))
+
+    def shows(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, bool]]:
+        """Of each picture whether it shows what its prompt names: "subject" and "background", where it names them.
+
+        The first colours must be the subject's, however much of each; more may follow. The background is right where
+        the commonest colour of the border is the one named; "dark" and "light" go by its mean lightness.
+        """
+        return [_compare(read(image), named_colors(prompt)) for image, prompt in zip(images, prompts, strict=True)]
+
+
+class Reading(NamedTuple):
+    """What a picture shows, in words such as "dark grey"."""
+
+    subject: tuple[str, ...]
+    """one colour or two, the commonest first"""
+    background: str
+    """the commonest of the border"""
+    share: float
+    """of the border that is called so"""
+    light: tuple[float, float]
+    """mean L* of the border and of the whole picture, in [0, 100]"""
+
+
+def read(image: Image.Image) -> Reading:
+    """The colours of the middle and of the border."""
+    rgb = _pixels(image)
+    survey = _survey()
+    names = survey.nearest(rgb)
+    fur = Counter(survey.fur[k] for k in names[MIDDLE])
+    for into, least, shades in _SHADES:
+        if fur[into] and fur[into] >= least * MIDDLE.sum():
+            fur[into] += sum(fur.pop(shade, 0) for shade in shades)
+    subject = _by_term(fur)
+    second = [word for word, count in subject[1:2] if count >= _SECOND[word.split()[-1] in _FURS] * MIDDLE.sum()]
+    background, count = _by_term(survey.plain[k] for k in names[BORDER])[0]
+    light = rgb_to_lab(rgb)[..., 0]
+    mean_light = float(light[BORDER].mean()), float(light.mean())
+    return Reading((subject[0][0], *second), background, count / int(BORDER.sum()), mean_light)
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(SIDE, SIDE, 3)"""
+    return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def _by_term(words: Counter[str] | Iterable[str]) -> list[tuple[str, int]]:
+    """Each term in its commonest shade, and how many pixels all its shades have; the commonest first."""
+    terms: Counter[str] = Counter()
+    shade: dict[str, str] = {}
+    for word, count in Counter(words).most_common():
+        term = word.split()[-1]
+        terms[term] += count
+        shade.setdefault(term, word)
+    return [(shade[term], count) for term, count in terms.most_common()]
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """The colours of the survey whose names end in a noun of `TERMS`."""
+
+    lab: Floats
+    """(N, 3)"""
+    plain: list[str]
+    """each one's word on a wall"""
+    fur: list[str]
+    """each one's word on an animal"""
+    cells: NDArray[np.int64]
+    """(32768,) the nearest colour to each cell of 8 x 8 x 8 values of sRGB; -1 where none has been asked for"""
+
+    def nearest(self, rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(...) numbers of the nearest colours to pixels (..., 3)."""
+        r, g, b = np.moveaxis(rgb.astype(np.int64) >> 3, -1, 0)
+        cells = (r << 10) + (g << 5) + b
+        new = np.unique(cells[self.cells[cells] < 0])
+        middles = np.stack([new >> 10, new >> 5 & 31, new & 31], axis=-1) * 8 + 4
+        self.cells[new] = ciede2000(rgb_to_lab(middles)[:, None], self.lab).argmin(axis=1)
+        found: NDArray[np.int64] = self.cells[cells]
+        return found
+
+
+@cache
+def _survey() -> _Survey:
+    try:
+        from matplotlib.colors import XKCD_COLORS, to_rgb
+    except ModuleNotFoundError:
+        raise LdmkitError("the names of the colours come with matplotlib; `pip install matplotlib`") from None
+    # "greenish blue" is neither, whereas a brownish grey is a grey.
+    named = [
+        (name, TERMS[noun])
+        for name in XKCD_COLORS
+        for *others, noun in [name.removeprefix("xkcd:").split()]
+        if noun in TERMS and (noun in ("grey", "brown") or not any(re.match(_HUES, word) for word in others))
+    ]
+    lab = rgb_to_lab(np.array([to_rgb(XKCD_COLORS[name]) for name, _ in named]) * 255)
+    plain = [_shade(term, color) for (_, term), color in zip(named, lab, strict=True)]
+    fur = [_fur(term, color) for (_, term), color in zip(named, lab, strict=True)]
+    return _Survey(lab, plain, fur, np.full(32**3, -1))
+
+
+def _shade(term: str, lab: Floats) -> str:
+    """The term with "dark" or "light"; what photographs show of black and white is greyer than a screen's."""
+    light = lab[0]
+    if term in ("grey", "black", "white") or light < 8:
+        if light < 24 or light > 85:
+            return "black" if light < 24 else "white"
+        term = "grey"
+    if term == "turquoise" and light < 60:
+        term = "teal"
+    if light < 36 and term in ("grey", "red", "brown", "green", "teal", "blue", "purple"):
+        return f"dark {term}"
+    if light > 72 and term in ("grey", "brown", "green", "turquoise", "blue", "purple"):
+        return f"light {term}"
+    return term
+
+
+def _fur(term: str, lab: Floats) -> str:
+    """As `_shade`, but what is grey, brown or orange goes by lightness and saturation, as the words for fur do."""
+    light, a, b = lab
+    chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
+    saturation = chroma / max(light, 1)
+    if light < 16:
+        return "black"
+    if term == "grey" or saturation < 0.19 or chroma < 5:
+        word = "black" if light < 24 else "white" if light > 68 else "grey"
+    elif not 30 < hue < 102 or (chroma > 65 and hue > 80):
+        return "grey" if saturation < 0.35 and chroma < 16 else _shade(term, lab)
+    elif saturation > 0.4 and light > 44.5:
+        word = "beige" if light > 80 and saturation < 0.5 else "orange"
+    elif light > 72:
+        word = "beige" if saturation > 0.2 else "white"
+    else:
+        word = "grey" if saturation < 0.2 else "brown"
+        if word == "brown" and light > 55:
+            return "light brown"
+    if word == "grey":
+        return "dark grey" if light < 42 else "light grey" if light > 58 else "grey"
+    return "dark brown" if word == "brown" and light < 32 else word
+
+
+def rgb_to_lab(rgb: NDArray[np.integer[Any]] | Floats) -> Floats:
+    """sRGB (..., 3) in [0, 255] (IEC 61966-2-1) to CIELAB (..., 3) (CIE 15:2004, D65): L* in [0, 100]."""
+    value = rgb / 255.0
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / to_xyz.sum(1)  # white is 1, 1, 1
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def ciede2000(first: Floats, second: Floats) -> Floats:
+    """CIEDE2000 of CIELAB colours (..., 3), as Sharma, Wu & Dalal 2005 write it (eq. 2 to 22)."""
+    l1, a1, b1 = np.moveaxis(first, -1, 0)
+    l2, a2, b2 = np.moveaxis(second, -1, 0)
+    c7 = ((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2) ** 7
+    stretch = 1.5 - 0.5 * np.sqrt(c7 / (c7 + 25.0**7))
+    c1, c2 = np.hypot(stretch * a1, b1), np.hypot(stretch * a2, b2)
+    h1, h2 = np.arctan2(b1, stretch * a1) % (2 * np.pi), np.arctan2(b2, stretch * a2) % (2 * np.pi)
+    grey = c1 * c2 == 0
+    turn = np.where(grey, 0.0, h2 - h1)
+    turn -= 2 * np.pi * np.round(turn / (2 * np.pi))  # the shorter way round
+    lightness, chroma, hue = l2 - l1, c2 - c1, 2 * np.sqrt(c1 * c2) * np.sin(turn / 2)
+    h = np.where(grey, h1 + h2, h1 + turn / 2)
+    light, c = (l1 + l2) / 2, (c1 + c2) / 2
+    t = 1 - 0.17 * np.cos(h - np.pi / 6) + 0.24 * np.cos(2 * h)
+    t += 0.32 * np.cos(3 * h + np.pi / 30) - 0.20 * np.cos(4 * h - np.radians(63))
+    lightness /= 1 + 0.015 * (light - 50) ** 2 / np.sqrt(20 + (light - 50) ** 2)
+    chroma /= 1 + 0.045 * c
+    hue /= 1 + 0.015 * c * t
+    degrees = np.degrees(h) % 360
+    r = -2 * np.sqrt(c**7 / (c**7 + 25.0**7)) * np.sin(np.radians(60) * np.exp(-(((degrees - 275) / 25) ** 2)))
+    return np.asarray(np.sqrt(lightness**2 + chroma**2 + hue**2 + r * chroma * hue))
+
+
+def _compare(found: Reading, named: Mapping[str, set[str]]) -> dict[str, bool]:
+    right = {}
+    if subject := named["subject"]:
+        right["subject"] = {word.split()[-1] for word in found.subject[: len(subject)]} == subject
+    if background := named["background"]:
+        light = found.light[0]
+        shown = {found.background.split()[-1], "dark" if light < 40 else "light" if light > 60 else ""}
+        right["background"] = background <= shown
+    return right
+
+
+_COLOR = rf"(?:(?:very|dark|light|pale|bright|deep|soft) )*\b(?:{'|'.join(TERMS.keys() - set(_THINGS.split()))})\b"
+_SETTINGS = "backgrounds?|backdrops?|walls?|scenery|setting|surroundings"
+_PARTS = "eyes?|eyed|iris|irises|nose|collar|ribbon|bow|stripes|paws|socks|ears|whiskers|tongue|chest|spots|patches"
+_GROUP = re.compile(
+    rf"{_COLOR}(?:(?:, {_COLOR})*(?:,? and |,? & |/| ){_COLOR})*|\b(?:dark|dim|light|bright|pale)(?= (?:{_SETTINGS})\b)"
+)
+_HEAD = re.compile(rf"\b(?:(?P<background>{_SETTINGS})|(?P<part>{_PARTS})|(?P<subject>fur|coat|coloured|colored))\b")
+_END = re.compile(
+    r"[,.;:]|\b(?:and|or|on|in|before|against|with|of|at|is|are|was|has|having|that|who|whose|which|looking)\b"
+)
+_BEFORE = re.compile(r"\b(?:on|against|before|over|upon)(?: \w+){0,2} $")
+
+
+def named_colors(prompt: str) -> dict[str, set[str]]:
+    """The terms that a prompt gives its "subject" and its "background"; empty where it gives none.
+
+    Colours belong to the noun that follows ("black and white cat", "green eyes", "red brick wall"), else to the one
+    before ("its eyes are yellow"). A noun unknown here is the subject, or the background after "on" and the like.
+    """
+    text = " ".join(prompt.lower().replace("in front of", "before").replace("-", " ").split())
+    named: dict[str, set[str]] = {"subject": set(), "background": set(), "part": set()}
+    for found in _GROUP.finditer(text):
+        before, after = text[: found.start()], _END.split(text[found.end() :])[0]
+        if following := _HEAD.search(after):
+            owner = following.lastgroup
+        elif _BEFORE.search(before) or after.strip().startswith("behind"):
+            owner = "background"
+        elif after.strip():
+            owner = "subject"
+        else:  # "the background is blue", "a cat, black and white"
+            heads = list(_HEAD.finditer(re.split(r"[.,;]", before)[-1]))
+            owner = heads[-1].lastgroup if heads else "subject"
+        terms = {TERMS[word] for word in re.findall(r"[a-z]+", found[0]) if word in TERMS}
+        named[str(owner)] |= terms or {"dark" if found[0] in ("dark", "dim") else "light"}
+    del named["part"]
+    return named
+
+
+@hookimpl
+def register_captioners() -> Mapping[str, type[Palette]]:
+    """`palette`."""
+    return {"palette": Palette}
