@@ -204,7 +204,7 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pyte
     mine = tmp_path / "cats.toml"
     mine.write_text("")
     assert find_recipe("cats.toml") == Path("cats.toml")
-    shipped = "the recipes that come with ldmkit are cats, cats-seed, photos-64, toy-cats"
+    shipped = "the recipes that come with ldmkit are cats, cats-seed, photos-128, photos-64, toy-cats"
     for name, expected in {
         "nothing": f"nothing: no such recipe; {shipped}",
         "toy-cat": f'toy-cat: no such recipe (did you mean "toy-cats"?); {shipped}',
