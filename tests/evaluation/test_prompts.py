@@ -15,7 +15,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from ldmkit.components.registry import Registry
 from ldmkit.data.toy_cats import describe
 from ldmkit.data.toy_drawing import draw_toy_cat
-from ldmkit.evaluation.prompts import CLIP, Share, clip_score, prompt_reader, prompts_right
+from ldmkit.errors import LdmkitError
+from ldmkit.evaluation.prompts import CLIP, Share, load_clip, prompt_reader, prompts_right
 
 
 @pytest.mark.parametrize(("right", "num"), [(0, 20), (430, 500), (500, 500)])
@@ -82,12 +83,17 @@ def test_clip_score_is_the_cosine_of_clips_own_logits(cache: Path) -> None:
         logits = network(**inputs).logits_per_image.diag() / network.logit_scale.exp()
     expected = 100 * logits.clamp(min=0).numpy()
     assert 0 < np.count_nonzero(expected) < 6
-    found = clip_score(pictures, prompts, torch.device("cpu"))
-    assert found is not None
+    clip_score = load_clip(torch.device("cpu"))
+    assert clip_score is not None
+    found = clip_score(pictures, prompts)
     assert found[0] == pytest.approx(np.mean(expected), abs=1e-3)
     assert found[1] == pytest.approx(np.std(expected, ddof=1) / sqrt(6), abs=1e-3)
+
+    (repository / "snapshots" / "c0ffee" / "model.safetensors").unlink()
+    with pytest.raises(LdmkitError, match=r"CLIP score: can't read network .*; give all of it: `hf download openai/"):
+        load_clip(torch.device("cpu"))
 
 
 def test_no_clip_score_where_clip_is_not_at_hand(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("the network is asked"))
-    assert clip_score([Image.new("RGB", (8, 8))], ["a cat"], torch.device("cpu")) is None
+    assert load_clip(torch.device("cpu")) is None
