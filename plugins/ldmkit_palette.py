@@ -80,6 +80,22 @@ _SHADES = (
 )
 
 
+OPENINGS = ("a ", "a ", "a ", "", "a cute ", "one ", "the ", "a photo of a ", "a picture of a ")
+SUBJECTS = ("{colors} {noun}", "{colors} {noun}", "{colors} {noun}", "{noun}, {colors},")
+SETTINGS = (
+    "{subject} on a {background} background",
+    "{subject} on a {background} background",
+    "{subject}, {background} background",
+    "{subject} against a {background} background",
+    "{subject} in front of a {background} backdrop",
+    "{subject} with a {background} background",
+    "on a {background} background, {subject}",
+    "{subject}, the background is {background}",
+    "{subject}",
+    "{subject}, {background} behind it",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Palette:
     """Colours of the subject and of the background: "a dark grey and white cat on a green background"."""
@@ -98,21 +114,14 @@ class Palette:
             return choices[next(dice) % len(choices)]
 
         colors = " and ".join(pick(*_SPOKEN.get(word, (word,))) for word in found.subject)
-        subject = pick("{colors} {noun}", "{colors} {noun}", "{colors} {noun}", "{noun}, {colors},")
-        subject = subject.format(colors=colors, noun=self.subject)
-        opening = pick("a ", "a ", "a ", "", "a cute ", "one ", "the ", "a photo of a ", "a picture of a ")
+        subject = pick(*SUBJECTS).format(colors=colors, noun=self.subject)
+        opening = pick(*OPENINGS)
         background = found.background
         if found.share < _UNIFORM:
             background = "dark" if found.light[0] < 30 else "light" if found.light[0] > 78 else ""
         elif background in ("black", "white"):
             background = pick(background, background, "dark" if background == "black" else "bright")
-        setting = pick(
-            *("{subject} on a {background} background", "{subject} on a {background} background"),
-            *("{subject}, {background} background", "{subject} against a {background} background"),
-            *("{subject} in front of a {background} backdrop", "{subject} with a {background} background"),
-            *("on a {background} background, {subject}", "{subject}, the background is {background}"),
-            *("{subject}", "{subject}, {background} behind it"),
-        )
+        setting = pick(*SETTINGS)
         text = setting if background else "{subject}"
         if found.light[1] < 28 or found.light[1] > 72:
             text += pick("", ", in dim light" if found.light[1] < 28 else ", in bright light")
@@ -305,12 +314,10 @@ def _compare(found: Reading, named: Mapping[str, set[str]]) -> dict[str, bool]:
 _COLOR = rf"(?:(?:very|dark|light|pale|bright|deep|soft) )*\b(?:{'|'.join(TERMS.keys() - set(_THINGS.split()))})\b"
 _SETTINGS = "backgrounds?|backdrops?|walls?|scenery|setting|surroundings"
 _PARTS = "eyes?|eyed|iris|irises|nose|collar|ribbon|bow|stripes|paws|socks|ears|whiskers|tongue|chest|spots|patches"
-_GROUP = re.compile(
-    rf"{_COLOR}(?:(?:, {_COLOR})*(?:,? and |,? & |/| ){_COLOR})*|\b(?:dark|dim|light|bright|pale)(?= (?:{_SETTINGS})\b)"
-)
+_GROUP = re.compile(rf"{_COLOR}(?:(?:, {_COLOR})*(?:,? and |,? & |/| ){_COLOR})*|\b(?:dark|dim|light|bright)\b")
 _HEAD = re.compile(rf"\b(?:(?P<background>{_SETTINGS})|(?P<part>{_PARTS})|(?P<subject>fur|coat|coloured|colored))\b")
 _END = re.compile(
-    r"[,.;:]|\b(?:and|or|on|in|before|against|with|of|at|is|are|was|has|having|that|who|whose|which|looking)\b"
+    r"[,.;:]|\b(?:and|or|on|in|before|against|with|of|at|is|are|was|has|having|that|while|when|who|whose|which|looking)\b"
 )
 _BEFORE = re.compile(r"\b(?:on|against|before|over|upon)(?: \w+){0,2} $")
 
@@ -335,7 +342,9 @@ def named_colors(prompt: str) -> dict[str, set[str]]:
             heads = list(_HEAD.finditer(re.split(r"[.,;]", before)[-1]))
             owner = heads[-1].lastgroup if heads else "subject"
         terms = {TERMS[word] for word in re.findall(r"[a-z]+", found[0]) if word in TERMS}
-        named[str(owner)] |= terms or {"dark" if found[0] in ("dark", "dim") else "light"}
+        if not terms and owner == "background":
+            terms = {"dark" if found[0] in ("dark", "dim") else "light"}
+        named[str(owner)] |= terms
     del named["part"]
     return named
 

@@ -75,6 +75,7 @@ def eval(
         rows[made[0]] = Scores.of(made[1], real)
     copies: dict[str, dict[str, float]] = {}
     prompts_right: dict[str, dict[str, float]] = {}
+    clip_score = subject.load_clip()
     clip: tuple[float, float] | None = None
     sheets: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -83,8 +84,8 @@ def eval(
             drawn = subject.draw(network, num=num, seed=seed, progress=bar.advance)
         rows[network] = Scores.of(drawn.features, real)
         if network == "t2i":
-            found, clip = subject.prompts_right(drawn)
-            prompts_right = {thing: vars(share) for thing, share in found.items()}
+            prompts_right = {thing: vars(share) for thing, share in subject.prompts_right(drawn).items()}
+            clip = None if clip_score is None else clip_score(drawn.pictures, drawn.prompts)
         nearest = subject.nearest(drawn)
         if nearest is not None:
             copies[network] = nearest.metrics

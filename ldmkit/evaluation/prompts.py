@@ -1,7 +1,8 @@
 """Whether drawn pictures show what their prompts ask for: by a rule that reads pictures, and by CLIP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ldmkit.components.protocols import PromptReader
 from ldmkit.components.registry import Registry
 from ldmkit.evaluation.features import FeatureNetwork
 
+ClipScore = Callable[[Sequence[Image.Image], Sequence[str]], tuple[float, float]]
+"""pictures and their prompts -> the mean over the pictures, and its standard error"""
 CLIP = "openai/clip-vit-large-patch14"
 """the network that the text encoder `clip` takes by default: who trains with it has it here"""
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -52,12 +55,11 @@ def prompts_right(reader: PromptReader, pictures: Sequence[Image.Image], prompts
     return {thing: Share.of([each[thing] for each in found if thing in each]) for thing in things}
 
 
-def clip_score(
-    pictures: Sequence[Image.Image], prompts: Sequence[str], device: torch.device
-) -> tuple[float, float] | None:
-    """CLIPScore, Hessel et al. 2021, as torchmetrics scales it: 100 max(cos, 0), and its standard error over pictures.
+def load_clip(device: torch.device) -> ClipScore | None:
+    """CLIPScore, Hessel et al. 2021, as torchmetrics scales it: 100 max(cos, 0).
 
-    None where the network is not in the Hugging Face cache: nothing is fetched for it.
+    None where the network is not in the Hugging Face cache: nothing is fetched for it. Raises LdmkitError where it is
+    there and damaged.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -67,33 +69,30 @@ def clip_score(
         folder = snapshot_download(CLIP, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-
-    def load(part: Any, **options: Any) -> Any:
-        return load_pretrained(
-            part.from_pretrained,
-            folder,
-            revision=None,
-            owner="CLIP score",
-            key="its network",
-            needs="the whole model",
-            **options,
-        )
-
-    network = load(CLIPModel, weights=True, dtype=torch.float32).eval().requires_grad_(False).to(device)
-    tokenizer = load(CLIPTokenizer)
+    load = partial(
+        load_pretrained, revision=None, owner="CLIP score", key="network", needs=f"all of it: `hf download {CLIP}`"
+    )
+    network = load(CLIPModel.from_pretrained, folder, weights=True, dtype=torch.float32)
+    network = network.eval().requires_grad_(False).to(device)
+    tokenizer = load(CLIPTokenizer.from_pretrained, folder)
 
     def embed(pixels: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
         return found
 
     size = network.config.vision_config.image_size
-    images = FeatureNetwork(embed, size=size, normalize=CLIP_PIXELS, device=device)(pictures)  # (N, D)
-    distinct = list(dict.fromkeys(prompts))
+    features = FeatureNetwork(embed, size=size, normalize=CLIP_PIXELS, device=device)
     longest = network.config.text_config.max_position_embeddings
-    words = tokenizer(distinct, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
-    with torch.inference_mode():
-        texts = network.text_projection(network.text_model(**words).pooler_output).double().cpu().numpy()
-    rows = texts[[distinct.index(prompt) for prompt in prompts]]  # (N, D)
-    cosine = (images * rows).sum(1) / np.linalg.norm(images, axis=1) / np.linalg.norm(rows, axis=1)
-    scores = 100 * np.maximum(cosine, 0)
-    return float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(len(scores)))
+
+    def score(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> tuple[float, float]:
+        images = features(pictures)  # (N, D)
+        distinct = list(dict.fromkeys(prompts))
+        words = tokenizer(distinct, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+        with torch.inference_mode():
+            texts = network.text_projection(network.text_model(**words).pooler_output).double().cpu().numpy()
+        rows = texts[[distinct.index(prompt) for prompt in prompts]]  # (N, D)
+        cosine = (images * rows).sum(1) / np.linalg.norm(images, axis=1) / np.linalg.norm(rows, axis=1)
+        scores = 100 * np.maximum(cosine, 0)
+        return float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(len(scores)))
+
+    return score

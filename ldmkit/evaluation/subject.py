@@ -20,7 +20,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.evaluation.evaluate import BATCH, Drawn, draw_set
 from ldmkit.evaluation.features import FeatureNetwork, load_features
 from ldmkit.evaluation.metrics import Floats
-from ldmkit.evaluation.prompts import Share, clip_score, prompt_reader, prompts_right
+from ldmkit.evaluation.prompts import ClipScore, Share, load_clip, prompt_reader, prompts_right
 from ldmkit.export.torch_backend import TorchBackend
 from ldmkit.recipe import Recipe
 from ldmkit.run.randomness import numpy_generator
@@ -78,7 +78,7 @@ class Subject:
         has = (("unet", backend.draws_unconditionally), ("t2i", backend.draws_text))
         self.networks = tuple(name for name, there in has if there)
         self.floor_name = "training pictures" if real else "half of the real ones"
-        self.reader = reader
+        self._reader = reader
         self._crop = crop
         self._real = real
         self._neighbours = neighbours
@@ -172,11 +172,13 @@ class Subject:
             warnings.simplefilter("ignore", PromptCutWarning)
             return draw_set(self.backend, prompts, self._features, num=num, seed=seed, progress=progress)
 
-    def prompts_right(self, drawn: Drawn) -> tuple[dict[str, Share], tuple[float, float] | None]:
-        """What the rule reads, and CLIP's score with its error, None where CLIP is not at hand."""
-        return prompts_right(self.reader, drawn.pictures, drawn.prompts), clip_score(
-            drawn.pictures, drawn.prompts, _device()
-        )
+    def prompts_right(self, drawn: Drawn) -> dict[str, Share]:
+        """What the rule reads in drawn pictures."""
+        return prompts_right(self._reader, drawn.pictures, drawn.prompts)
+
+    def load_clip(self) -> ClipScore | None:
+        """CLIP's score of pictures and prompts, where there are prompts and CLIP is at hand."""
+        return load_clip(_device()) if "t2i" in self.networks else None
 
     def nearest(self, drawn: Drawn) -> Nearest | None:
         """The nearest training pictures; None where the model does not know them, or none is held out to compare."""

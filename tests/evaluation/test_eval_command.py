@@ -11,9 +11,14 @@ from PIL import Image
 from torchvision.models import efficientnet_b0
 
 from ldmkit.cli import main
+from ldmkit.components.registry import Registry
 from ldmkit.data.toy_cats import make_toy_cats
 from ldmkit.errors import LdmkitError
 from ldmkit.evaluation.features import load_features
+from ldmkit.evaluation.subject import Subject
+from ldmkit.run.folder import recipe_of_run
+from ldmkit.run.networks import load_autoencoder
+from ldmkit.runtime.generate import to_pictures
 
 SHIPPED = Path(__file__).parents[2] / "exports" / "toy-cats"
 
@@ -48,6 +53,10 @@ def test_the_shipped_bundle(real: Path, command: Any, tmp_path: Path) -> None:
     assert abs(floor["kid"]) < 3 * floor["kid_standard_error"]
     assert drawn["kid"] > 3 * drawn["kid_standard_error"]
     assert floor["coverage"] > drawn["coverage"]
+    # The bundle draws its own examples right nearly always; one of the eight names no background.
+    shares = found["prompts_right"]
+    assert {thing: share["num"] for thing, share in shares.items()} == {"subject": 20, "background": 18}
+    assert min(share["right"] for share in shares.values()) >= 0.8
     with Image.open(found["sheets"]["t2i"]) as sheet:
         assert sheet.size == (8 * 66 - 2, 2 * 66 - 2)
 
@@ -60,10 +69,31 @@ def test_a_run_is_judged_by_its_held_out_pictures(trained: Any, command: Any, mo
     code, out, _ = command("eval", trained.run, "--num", 20, "--out", tmp_path, "--reference", "pictures", "--json")
     assert code == 0
     found = json.loads(out)
-    assert set(found["rows"]) == {"training pictures", "unet", "t2i"}
+    assert set(found["rows"]) == {"training pictures", "reconstructed training pictures", "unet", "t2i"}
     assert set(found["copies"]) == {"unet", "t2i"}
     with Image.open(found["sheets"]["unet"]) as sheet:
         assert sheet.size == (8 * 18 - 2, 4 * 18 - 2)
+
+
+def test_reconstructions_are_those_of_the_autoencoder(trained: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(trained.folder)
+    recipe, registry = recipe_of_run(trained.run), Registry.load(kinds=("captioner", "text_encoder", "sampler"))
+    subject = Subject.of_run(trained.run, recipe, registry, "efficientnet-lite0")
+    seen: list[Image.Image] = []
+    monkeypatch.setattr(subject, "_features", lambda pictures: seen.extend(pictures))
+    made = subject.reconstructions(4, held_out=True)  # too few are held out
+    assert made is not None
+    assert made[0] == "reconstructed training pictures"
+    real: list[Image.Image] = seen[:]
+    seen.clear()
+    subject.floor(np.zeros((1, 1)), 4)
+    autoencoder = load_autoencoder(recipe, trained.run / "vae")
+    for picture, original in zip(real, seen, strict=True):
+        x = torch.from_numpy(np.asarray(original).transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
+        with torch.inference_mode():
+            expected = to_pictures(autoencoder.decode(autoencoder.encode(x).mean).numpy())[0]
+        difference = np.asarray(picture).astype(int) - np.asarray(expected)
+        assert np.abs(difference).max() <= 2  # latents are stored in half precision
 
 
 def test_a_model_compared_with_itself(real: Path, command: Any) -> None:
