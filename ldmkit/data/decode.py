@@ -4,20 +4,20 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 """
 
 import io
-import struct
+import sys
 import threading
 import warnings
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ldmkit.data import jpeg, png, tiff
+from ldmkit.data.colour import conversion
 from ldmkit.errors import LdmkitError
 
 T = TypeVar("T")
@@ -36,12 +36,23 @@ LARGE_BYTES = 32 * 2**20
 one_large = threading.RLock()
 """held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
 
-# Adam7, ISO/IEC 15948, clause 8.2: first column, first row, steps to the right and down of each pass.
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""colour type -> samples a pixel"""
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
-_ICC_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+_GREYS = ("1", "L", "LA", "La")
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
 
 
 class DecodeError(Exception):
@@ -86,13 +97,19 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
         raise DecodeError("an empty file")
     if len(data) > MAX_BYTES:
         raise DecodeError(f"larger than {MAX_BYTES // 2**20} MiB")
+    chunks, notes = dict[bytes, bytes](), set[str]()
     try:
+        if data.startswith(png.SIGNATURE):
+            data, chunks, notes = png.slimmed(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            width, height = header.size
+            (width, height), file_format = header.size, header.format
         if width * height > MAX_PIXELS:
             raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
         with one_large if width * height > _LARGE else nullcontext():
-            return _decode_whole(data, result)  # whose pictures are gone before the lock is
+            if file_format in ("JPEG", "MPO"):
+                data, note = jpeg.mended(data)
+                notes |= {note} if note else set()
+            return _decode_whole(data, chunks, notes, result)  # whose pictures are gone before the lock is
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -103,32 +120,79 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def _decode_whole(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | None]:
+def _decode_whole(
+    data: bytes, chunks: Mapping[bytes, bytes], notes: set[str], result: Callable[[Image.Image], T]
+) -> tuple[T, str | None]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
-        animated = getattr(image, "is_animated", False) and image.format != "MPO"
-        image.seek(0)
-        image.load()
-        notes = {"has several frames; the first is used"} if animated else set()
-        if image.format == "PNG" and _ends_in_nothing(image) and _lacks_pixels(data):
-            raise DecodeError("damaged (its last rows are missing)")
-        if image.format in ("JPEG", "MPO") and _ends_in_grey(image):
-            notes.add("ends in plain grey, as a damaged JPEG does")
         file_format = image.format
-        ImageOps.exif_transpose(image, in_place=True)
-        whole = Image.new("RGB", image.size)
-        rows = max(1, _BAND // image.width)
-        for top in range(0, image.height, rows):
-            band = image.crop((0, top, image.width, min(top + rows, image.height)))
-            whole.paste(_to_srgb(band, file_format, notes), (0, top))
+        # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
+        if getattr(image, "is_animated", False) and file_format != "MPO":
+            notes.add("has several frames; the first is used")
+        image.seek(0)
+        tiff.correct_planes(image)
+        bits_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
+        _load(image, notes)
+        profile = chunks.get(b"iCCP") or image.info.get("icc_profile")
+        low = None
+        if bits_16 and (profile or chunks.keys() & {b"tRNS", b"cICP", b"gAMA"}):
+            low = _low_bytes(data)
+        if file_format == "PNG":
+            if _ends_in_nothing(image) and png.lacks_pixels(data):
+                raise DecodeError("damaged (its last rows are missing)")
+            bits = data[24]
+            if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
+                image.info["transparency"] *= 255 // (2**bits - 1)  # as Pillow scales the samples, but not this one
+        turn = _turn(image, notes)
+        upright, low = (part.transpose(turn) if part and turn is not None else part for part in (image, low))
+        whole = Image.new("RGB", upright.size)
+        rows = max(1, _BAND // upright.width)
+        for top in range(0, upright.height, rows):
+            box = (0, top, upright.width, min(top + rows, upright.height))
+            band = _to_srgb(upright.crop(box), low and low.crop(box), file_format, (profile, chunks), notes)
+            whole.paste(band, (0, top))
         return result(whole), "; ".join(sorted(notes)) or None
 
 
-def _ends_in_grey(image: Image.Image) -> bool:
-    """Whether the lowest 8 rows, but not all, are the grey that libjpeg fills in where a file with an end has no more
-    data; Pillow passes its warning on to nobody."""
-    lowest = image.crop((0, max(0, image.height - 8), image.width, image.height))
-    return all(pair == (128, 128) for pair in _extrema(lowest)) and any(pair != (128, 128) for pair in _extrema(image))
+def _load(image: Image.Image, notes: set[str]) -> None:
+    if image.format != "TIFF":
+        image.load()
+        return
+    with tiff.complaints() as said:
+        try:
+            image.load()
+        except OSError as error:
+            failure: OSError | None = error
+        else:
+            failure = None
+    if failure is not None:
+        raise OSError("; ".join(said) or str(failure)) from failure
+    notes |= {f"libtiff: {line}" for line in said}
+
+
+def _low_bytes(data: bytes) -> Image.Image:
+    """The lower halves of 16-bit samples, of which Pillow keeps the upper: read the other way round."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        tiff.correct_planes(image)
+        native = {"little": "B", "big": "L"}[sys.byteorder]
+        swapped = {";16L": ";16B", ";16B": ";16L", ";16N": f";16{native}"}
+        tiles = []
+        for tile in image.tile:
+            raw_mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+            args = (raw_mode[:-4] + swapped[raw_mode[-4:]], *rest)
+            tiles.append(tile._replace(args=args if rest else args[0]))
+        image.tile = tiles
+        _load(image, set())
+        return image.copy()
+
+
+def _turn(image: Image.Image, notes: set[str]) -> Image.Transpose | None:
+    """What makes the picture upright (Exif 2.3, tag 0x0112); Pillow's own way writes all of the EXIF anew for it."""
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # EXIF that is broken leads Pillow to almost any exception
+        notes.add("its EXIF cannot be read; it is not turned")
+        return None
+    return _TURNS.get(orientation)  # type: ignore[arg-type] # whatever else the tag holds is in no dictionary
 
 
 def _ends_in_nothing(image: Image.Image) -> bool:
@@ -138,59 +202,47 @@ def _ends_in_nothing(image: Image.Image) -> bool:
     return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
 
 
-def _lacks_pixels(data: bytes) -> bool:
-    """Whether the data of a PNG that was decoded without an error unpack to fewer bytes than its header promises.
-
-    Pillow leaves the rows black that a stream with a proper end does not bring.
-    """
-    width, height, bits, color_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    promised = 0
-    for left, top, right, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
-        if columns > 0 and rows > 0:  # a filter's byte before each row
-            promised += rows * (1 + -(-columns * bits * _PNG_SAMPLES[color_type] // 8))
-    inflate = zlib.decompressobj()
-    position, found = 8, 0
-    while position + 8 <= len(data) and found < promised:
-        length = struct.unpack(">I", data[position : position + 4])[0]
-        if data[position + 4 : position + 8] == b"IDAT":
-            packed = data[position + 8 : position + 8 + length]
-            while packed and found < promised:
-                found += len(inflate.decompress(packed, 2**20))
-                packed = inflate.unconsumed_tail
-        position += 12 + length
-    return found < promised
-
-
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:
     """(lowest, highest) of each channel."""
     return [channel.getextrema() for channel in image.split()]  # type: ignore[misc] # of one channel it is one pair
 
 
-def _to_srgb(image: Image.Image, file_format: str | None, notes: set[str]) -> Image.Image:
-    """A picture, or a band of one: each pixel for itself. Adds to `notes` what is lost."""
-    profile = image.info.get("icc_profile")
+def _to_srgb(
+    image: Image.Image,
+    low: Image.Image | None,
+    file_format: str | None,
+    said: tuple[bytes | None, Mapping[bytes, bytes]],
+    notes: set[str],
+) -> Image.Image:
+    """A picture, or a band of one: each pixel for itself. Adds to `notes` what is lost.
+
+    `low`: the lower halves of its samples where it has 16 bits and they matter; `said`: its profile and PNG chunks.
+    """
     alpha: Image.Image | None = None
+    clear = image.info.get("transparency")
+    grey = bool(said[0]) and said[0][16:20] == b"GRAY"  # type: ignore[index] # one that is there
     if image.mode.startswith("I"):
-        image, alpha = _scale_16_bit(image, file_format)
-        profile = None
+        image, low, alpha = _split_16_bit(image, file_format)
     elif image.mode == "F":
         raise DecodeError("pixels are floating-point numbers, whose range is not known")
-    elif image.mode in _ALPHA_MODES or "transparency" in image.info:
+    elif low is not None and isinstance(clear, tuple):
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+        alpha = Image.fromarray(np.where((values == clear).all(axis=2), 0, 255).astype(np.uint8))
+    elif image.mode in _ALPHA_MODES or clear is not None:
         rgba = image.convert("RGBA")
-        alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
-    elif image.mode not in _ICC_SPACES:
-        image = image.convert("RGB")
+        alpha, image = rgba.getchannel("A"), rgba.convert("L" if grey and image.mode in _GREYS else "RGB")
+        low = low and low.convert("RGB")
+    elif image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("L" if grey and image.mode in _GREYS else "RGB")
 
-    transform = None
-    if profile:
-        usable, transform = _srgb_transform(profile, image.mode)
-        if not usable:
-            notes.add("its colour profile cannot be used")
-    if transform is not None:
-        image = transform.apply(image)
+    convert = conversion(*said, image.mode, notes)
+    if convert is not None:
+        image = convert(image, low)
     elif image.mode == "CMYK":
         notes.add("CMYK without a colour profile; its colours are estimated")
+    elif image.mode == "L" and low is not None:
+        values = np.asarray(image).astype(np.uint32) << 8 | np.asarray(low)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     image = image.convert("RGB")
     if alpha is None or alpha.getextrema() == (255, 255):
         return image
@@ -198,34 +250,17 @@ def _to_srgb(image: Image.Image, file_format: str | None, notes: set[str]) -> Im
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
-def _scale_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Image, Image.Image | None]:
-    """16-bit greys to 8 bits, and alpha where the file names one grey as transparent."""
+def _split_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Image, Image.Image, Image.Image | None]:
+    """16-bit greys as their upper and lower bytes, and alpha where the file names one grey as transparent."""
     # Older Pillows open a 16-bit PNG as 32-bit integers; a TIFF in mode I really has 32 bits.
     if image.mode == "I" and file_format != "PNG":
         raise DecodeError("pixels are 32-bit integers, whose range is not known")
     values = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    high, low = (Image.fromarray(part.astype(np.uint8)) for part in (values >> 8, values & 255))
     transparent = image.info.get("transparency")
     if not isinstance(transparent, int):
-        return grey, None
-    return grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-
-
-@lru_cache(maxsize=16)
-def _srgb_transform(profile: bytes, mode: str) -> tuple[bool, ImageCms.ImageCmsTransform | None]:
-    """Whether the profile that a picture carries can be used, and the transform to sRGB; none where it is sRGB already.
-
-    Without a usable profile the values are taken as sRGB, as every viewer does.
-    """
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space != _ICC_SPACES[mode]:
-            return False, None
-        if (source.profile.profile_description or "").startswith("sRGB"):
-            return True, None
-        return True, ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (OSError, ImageCms.PyCMSError):
-        return False, None
+        return high, low, None
+    return high, low, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
 
 
 def prepare(image: Image.Image, size: int, crop: Literal["center", "squash"] = "center") -> NDArray[np.uint8]:

@@ -1,0 +1,49 @@
+"""TIFFs: what Pillow gets wrong of them, and what libtiff says while it decodes."""
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image, TiffImagePlugin
+
+_redirecting = threading.Lock()
+
+
+def correct_planes(image: Image.Image) -> None:
+    """Has Pillow read uncompressed 16-bit samples, a plane for each colour, as such; it takes them for 8-bit ones."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    bits, planes = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE), image.tag_v2.get(284, 1)
+    if planes == 2 and bits and bits[0] == 16 and all(tile.codec_name == "raw" for tile in image.tile):
+        order = "L" if image.tag_v2.prefix == b"II" else "B"
+        image.tile = [tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in image.tile]
+
+
+@contextmanager
+def complaints() -> Iterator[list[str]]:
+    """The lines that libtiff writes to the process's stderr in the block, where they would name no file.
+
+    What other threads write there meanwhile is passed on after it.
+    """
+    found: list[str] = []
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr, where nothing is shown
+        yield found
+        return
+    with _redirecting, tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield found
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            for line in said:
+                if re.fullmatch(rb"[\w.]+: .*\.\n", line):  # libtiff's "module: message."
+                    found.append(line.decode(errors="replace").rstrip(".\n"))
+                else:
+                    os.write(2, line)
