@@ -4,6 +4,7 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 """
 
 import io
+import struct
 import sys
 import threading
 import warnings
@@ -109,6 +110,8 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
             if file_format in ("JPEG", "MPO"):
                 data, note = jpeg.mended(data)
                 notes |= {note} if note else set()
+            if file_format == "WEBP" and _holds_zeros(data):
+                raise DecodeError("damaged (a part of its data is zeros)")
             return _decode_whole(data, chunks, notes, result)  # whose pictures are gone before the lock is
     except DecodeError:
         raise
@@ -130,6 +133,8 @@ def _decode_whole(
             notes.add("has several frames; the first is used")
         image.seek(0)
         tiff.correct_planes(image)
+        for stream in tiff.jpeg_streams(image, data):
+            jpeg.mended(stream)
         bits_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
         _load(image, notes)
         profile = chunks.get(b"iCCP") or image.info.get("icc_profile")
@@ -200,6 +205,20 @@ def _ends_in_nothing(image: Image.Image) -> bool:
     odd ones come last."""
     lowest = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
     return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
+
+
+def _holds_zeros(data: bytes) -> bool:
+    """Whether a WebP's coded pixels hold 1,024 zeros in a row: no coder writes them, and libwebp decodes them.
+
+    Chunks of the container: RFC 9649, clause 2.3.
+    """
+    position = 12
+    while position + 8 <= len(data):
+        kind, size = struct.unpack("<4sI", data[position : position + 8])
+        if kind in (b"VP8 ", b"VP8L"):
+            return data.find(bytes(1024), position, position + 8 + size) >= 0
+        position += 8 + size + size % 2
+    return False
 
 
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:

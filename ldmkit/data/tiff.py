@@ -22,6 +22,16 @@ def correct_planes(image: Image.Image) -> None:
         image.tile = [tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in image.tile]
 
 
+def jpeg_streams(image: Image.Image, data: bytes) -> Iterator[bytes]:
+    """Each strip or tile that is compressed as JPEG, with the tables that they share (TIFF 6.0, technote 2)."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.tag_v2.get(TiffImagePlugin.COMPRESSION) != 7:
+        return
+    tables: bytes = image.tag_v2.get(TiffImagePlugin.JPEGTABLES, b"")
+    for places, sizes in ((273, 279), (324, 325)):
+        for at, size in zip(image.tag_v2.get(places, ()), image.tag_v2.get(sizes, ()), strict=False):
+            yield tables[:-2] + data[at + 2 : at + size] if tables else data[at : at + size]
+
+
 @contextmanager
 def complaints() -> Iterator[list[str]]:
     """The lines that libtiff writes to the process's stderr in the block, where they would name no file.
