@@ -24,6 +24,8 @@ from ldmkit.errors import LdmkitError
 T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PIXELS_VERSION = 1
+"""raised whenever `decode` or `prepare` gives other pixels"""
 MAX_BYTES = 256 * 2**20
 # Below the size at which Pillow itself warns of a decompression bomb, a warning that is silenced here.
 MAX_PIXELS = 80_000_000
