@@ -91,7 +91,8 @@ def _to_xyz(primaries: tuple[float, ...]) -> NDArray[np.float64]:
     xy = np.array(primaries).reshape(4, 2)
     white, *colours = np.column_stack([xy[:, 0] / xy[:, 1], np.ones(4), (1 - xy.sum(1)) / xy[:, 1]])
     columns = np.array(colours).T
-    return columns * (np.linalg.pinv(columns) @ white)
+    matrix: NDArray[np.float64] = columns * (np.linalg.pinv(columns) @ white)
+    return matrix
 
 
 @lru_cache(maxsize=16)
@@ -104,7 +105,9 @@ def _icc_transform(profile: bytes, mode: str) -> tuple[bool, Conversion | None]:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         if source.profile.xcolor_space != _ICC_SPACES[mode]:
             return False, None
-        transform = ImageCms.buildTransform(source, target, mode, "RGB")
+        # Little CMS makes a table of a few greys of a grey profile, which is 9 levels off where it is dark.
+        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.buildTransform(source, target, mode, "RGB", flags=flags)
         if mode != "CMYK":
             # By the colorimetric intent: the perceptual one of sRGB's own v4 profile changes what is sRGB already.
             exact = ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
@@ -130,11 +133,12 @@ def _icc_transform(profile: bytes, mode: str) -> tuple[bool, Conversion | None]:
         values = _values(image, low)
         below = np.floor(values)
         base = applied(below)
-        found = base.copy()
+        found = base
         for channel in range(values.shape[2]):
             above = below.copy()
             above[..., channel] = np.minimum(above[..., channel] + 1, 255)
-            found += (values - below)[..., channel, None] * (applied(above) - base)
+            share: Floats = (values - below)[..., channel, None]
+            found = (found + share * (applied(above) - base)).astype(np.float32)
         return _picture(found)
 
     return True, convert

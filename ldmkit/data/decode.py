@@ -150,7 +150,9 @@ def _decode_whole(
             if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
                 image.info["transparency"] *= 255 // (2**bits - 1)  # as Pillow scales the samples, but not this one
         turn = _turn(image, notes)
-        upright, low = (part.transpose(turn) if part and turn is not None else part for part in (image, low))
+        upright = image if turn is None else image.transpose(turn)
+        if low is not None and turn is not None:
+            low = low.transpose(turn)
         whole = Image.new("RGB", upright.size)
         rows = max(1, _BAND // upright.width)
         for top in range(0, upright.height, rows):
@@ -161,7 +163,7 @@ def _decode_whole(
 
 
 def _load(image: Image.Image, notes: set[str]) -> None:
-    if image.format != "TIFF":
+    if not any(tile.codec_name == "libtiff" for tile in image.tile):  # type: ignore[attr-defined] # of opened files
         image.load()
         return
     with tiff.complaints() as said:
@@ -184,9 +186,8 @@ def _low_bytes(data: bytes) -> Image.Image:
         swapped = {";16L": ";16B", ";16B": ";16L", ";16N": f";16{native}"}
         tiles = []
         for tile in image.tile:
-            raw_mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
-            args = (raw_mode[:-4] + swapped[raw_mode[-4:]], *rest)
-            tiles.append(tile._replace(args=args if rest else args[0]))
+            args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+            tiles.append(tile._replace(args=(args[0][:-4] + swapped[args[0][-4:]], *args[1:])))
         image.tile = tiles
         _load(image, set())
         return image.copy()

@@ -30,11 +30,11 @@ def mended(data: bytes) -> tuple[bytes, str | None]:
     if not found_end:
         data += _END
         notes.append("has no end marker; its pixels are all there")
+    warning = _warning(data, segments)
     if _lacks_scans(data, segments):
-        if not found_end:
+        if warning or not found_end:
             raise ValueError("its last scans are missing")
         notes.append("lacks its last scans, which bring the finest detail")
-    warning = _warning(data, segments)
     extraneous = re.search(r"(\d+) extraneous bytes before marker 0x(..)", warning or "")
     if extraneous:
         number, before_restart = int(extraneous[1]), extraneous[2] in _RESTARTS

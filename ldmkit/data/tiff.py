@@ -19,7 +19,11 @@ def correct_planes(image: Image.Image) -> None:
     bits, planes = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE), image.tag_v2.get(284, 1)
     if planes == 2 and bits and bits[0] == 16 and all(tile.codec_name == "raw" for tile in image.tile):
         order = "L" if image.tag_v2.prefix == b"II" else "B"
-        image.tile = [tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])) for tile in image.tile]
+        tiles = []
+        for tile in image.tile:
+            assert isinstance(tile.args, tuple)
+            tiles.append(tile._replace(args=(f"{tile.args[0]};16{order}", *tile.args[1:])))
+        image.tile = tiles
 
 
 def jpeg_streams(image: Image.Image, data: bytes) -> Iterator[bytes]:
