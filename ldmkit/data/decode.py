@@ -128,54 +128,44 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
 def _decode_whole(
     data: bytes, chunks: Mapping[bytes, bytes], notes: set[str], result: Callable[[Image.Image], T]
 ) -> tuple[T, str | None]:
+    image, low, file_format, profile = _upright(data, chunks, notes)
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        band = _to_srgb(image.crop(box), low and low.crop(box), file_format, (profile, chunks), notes)
+        whole.paste(band, (0, top))
+    return result(whole), "; ".join(sorted(notes)) or None
+
+
+def _upright(
+    data: bytes, chunks: Mapping[bytes, bytes], notes: set[str]
+) -> tuple[Image.Image, Image.Image | None, str | None, bytes | None]:
+    """(picture, the low bytes of its samples where they matter, format, profile) of a file, in the file's colours."""
+    low = None
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        file_format = image.format
         # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
-        if getattr(image, "is_animated", False) and file_format != "MPO":
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             notes.add("has several frames; the first is used")
         image.seek(0)
         tiff.correct_planes(image)
         for stream in tiff.jpeg_streams(image, data):
             jpeg.mended(stream)
         bits_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
-        _load(image, notes)
+        tiff.load(image, notes)
         profile = chunks.get(b"iCCP") or image.info.get("icc_profile")
-        low = None
         if bits_16 and (profile or chunks.keys() & {b"tRNS", b"cICP", b"gAMA"}):
             low = _low_bytes(data)
-        if file_format == "PNG":
+        if image.format == "PNG":
             if _ends_in_nothing(image) and png.lacks_pixels(data):
                 raise DecodeError("damaged (its last rows are missing)")
             bits = data[24]
             if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
                 image.info["transparency"] *= 255 // (2**bits - 1)  # as Pillow scales the samples, but not this one
         turn = _turn(image, notes)
-        upright = image if turn is None else image.transpose(turn)
-        if low is not None and turn is not None:
-            low = low.transpose(turn)
-        whole = Image.new("RGB", upright.size)
-        rows = max(1, _BAND // upright.width)
-        for top in range(0, upright.height, rows):
-            box = (0, top, upright.width, min(top + rows, upright.height))
-            band = _to_srgb(upright.crop(box), low and low.crop(box), file_format, (profile, chunks), notes)
-            whole.paste(band, (0, top))
-        return result(whole), "; ".join(sorted(notes)) or None
-
-
-def _load(image: Image.Image, notes: set[str]) -> None:
-    if not any(tile.codec_name == "libtiff" for tile in image.tile):  # type: ignore[attr-defined] # of opened files
-        image.load()
-        return
-    with tiff.complaints() as said:
-        try:
-            image.load()
-        except OSError as error:
-            failure: OSError | None = error
-        else:
-            failure = None
-    if failure is not None:
-        raise OSError("; ".join(said) or str(failure)) from failure
-    notes |= {f"libtiff: {line}" for line in said}
+        if turn is None:
+            return image, low, image.format, profile
+        return image.transpose(turn), low and low.transpose(turn), image.format, profile
 
 
 def _low_bytes(data: bytes) -> Image.Image:
@@ -189,7 +179,7 @@ def _low_bytes(data: bytes) -> Image.Image:
             args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
             tiles.append(tile._replace(args=(args[0][:-4] + swapped[args[0][-4:]], *args[1:])))
         image.tile = tiles
-        _load(image, set())
+        tiff.load(image, set())
         return image.copy()
 
 

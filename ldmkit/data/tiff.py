@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +35,24 @@ def jpeg_streams(image: Image.Image, data: bytes) -> Iterator[bytes]:
             yield tables[:-2] + data[at + 2 : at + size] if tables else data[at : at + size]
 
 
+def load(image: Image.Image, notes: set[str]) -> None:
+    """Decodes a picture of any format; what libtiff says of one is its note, or the reason why it cannot be decoded."""
+    if not any(tile.codec_name == "libtiff" for tile in image.tile):  # type: ignore[attr-defined] # of opened files
+        image.load()
+        return
+    failure: OSError | None = None
+    with _complaints() as said:
+        try:
+            image.load()
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise OSError("; ".join(said) or str(failure)) from failure
+    notes |= {f"libtiff: {line}" for line in said}
+
+
 @contextmanager
-def complaints() -> Iterator[list[str]]:
+def _complaints() -> Iterator[list[str]]:
     """The lines that libtiff writes to the process's stderr in the block, where they would name no file.
 
     What other threads write there meanwhile is passed on after it.
@@ -48,16 +63,20 @@ def complaints() -> Iterator[list[str]]:
     except OSError:  # a process without stderr, where nothing is shown
         yield found
         return
-    with _redirecting, tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with _redirecting:
+        said, told = os.pipe()
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(told, False)  # what no longer fits into the pipe is lost, and nobody waits
+        os.dup2(told, 2)
+        os.close(told)
         try:
             yield found
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            said.seek(0)
-            for line in said:
-                if re.fullmatch(rb"[\w.]+: .*\.\n", line):  # libtiff's "module: message."
-                    found.append(line.decode(errors="replace").rstrip(".\n"))
-                else:
-                    os.write(2, line)
+            with os.fdopen(said, "rb") as lines:
+                for line in lines:
+                    if re.fullmatch(rb"[\w.]+: .*\.\n", line):  # libtiff's "module: message."
+                        found.append(line.decode(errors="replace").rstrip(".\n"))
+                    else:
+                        os.write(2, line)
