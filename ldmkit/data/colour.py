@@ -148,7 +148,7 @@ def _values(image: Image.Image, low: Image.Image | None) -> Floats:
     """(H, W, C) in [0, 255], with fractions where there are 16 bits."""
     values = np.asarray(image, dtype=np.float32)
     if low is not None:
-        values = (values * 256 + np.asarray(low, dtype=np.float32)) / 257
+        values = ((values * 256 + np.asarray(low, dtype=np.float32)) / 257).astype(np.float32)
     return values.reshape(image.height, image.width, -1)
 
 

@@ -4,7 +4,6 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 """
 
 import io
-import struct
 import sys
 import threading
 import warnings
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ldmkit.data import jpeg, png, tiff
+from ldmkit.data import jpeg, png, tiff, webp
 from ldmkit.data.colour import conversion
 from ldmkit.errors import LdmkitError
 
@@ -56,6 +55,7 @@ _TURNS = dict(
         strict=True,
     )
 )
+_SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
 class DecodeError(Exception):
@@ -88,11 +88,16 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
 
 
 def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
-    """((width, height), note) of a file's bytes, decoded as `decode` does and let go of. Raises DecodeError."""
-    return _decoded(data, lambda image: image.size)
+    """((width, height), note) of a file's bytes as `decode` gives them. Raises DecodeError."""
+    return _decoded(data, lambda image: image.size, _measured)
 
 
-def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | None]:
+def _decoded(
+    data: bytes,
+    result: Callable[[Image.Image], T],
+    of_sound_jpeg: Callable[[bytes, set[str]], tuple[T, str | None]] | None = None,
+) -> tuple[T, str | None]:
+    """`of_sound_jpeg` makes the result of a JPEG that libjpeg has decoded without a remark."""
     # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
     # began it, what one of them set stays for all.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -110,9 +115,11 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
             raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
         with one_large if width * height > _LARGE else nullcontext():
             if file_format in ("JPEG", "MPO"):
-                data, note = jpeg.mended(data)
+                data, note, decoded = jpeg.mended(data)
+                if of_sound_jpeg and decoded and note is None:
+                    return of_sound_jpeg(data, notes)
                 notes |= {note} if note else set()
-            if file_format == "WEBP" and _holds_zeros(data):
+            if file_format == "WEBP" and webp.holds_zeros(data):
                 raise DecodeError("damaged (a part of its data is zeros)")
             return _decode_whole(data, chunks, notes, result)  # whose pictures are gone before the lock is
     except DecodeError:
@@ -123,6 +130,16 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
         raise DecodeError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from error
     except Exception as error:  # a broken file leads Pillow's decoders to almost any exception
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
+
+
+def _measured(data: bytes, notes: set[str]) -> tuple[tuple[int, int], str | None]:
+    """Of a JPEG whose data need not be decoded another time: what is said of its colours depends on its header."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turn = _turn(image, notes)
+        profile = image.info.get("icc_profile")
+        _to_srgb(Image.new(image.mode, (1, 1)), None, image.format, (profile, {}), notes)
+        size = image.size[::-1] if turn in _SIDEWAYS else image.size
+        return size, "; ".join(sorted(notes)) or None
 
 
 def _decode_whole(
@@ -198,20 +215,6 @@ def _ends_in_nothing(image: Image.Image) -> bool:
     odd ones come last."""
     lowest = [image.crop((0, y, image.width, y + 1)) for y in range(max(0, image.height - 2), image.height)]
     return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
-
-
-def _holds_zeros(data: bytes) -> bool:
-    """Whether a WebP's coded pixels hold 1,024 zeros in a row: no coder writes them, and libwebp decodes them.
-
-    Chunks of the container: RFC 9649, clause 2.3.
-    """
-    position = 12
-    while position + 8 <= len(data):
-        kind, size = struct.unpack("<4sI", data[position : position + 8])
-        if kind in (b"VP8 ", b"VP8L"):
-            return data.find(bytes(1024), position, position + 8 + size) >= 0
-        position += 8 + size + size % 2
-    return False
 
 
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:

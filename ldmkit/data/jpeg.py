@@ -19,9 +19,10 @@ _STRAY = 16
 """bytes too many that an encoder may leave before the end: cameras do, and lost data leave more"""
 
 
-def mended(data: bytes) -> tuple[bytes, str | None]:
-    """(the file with an end marker, what is odd about it). Raises ValueError, with libjpeg's words, for damage.
+def mended(data: bytes) -> tuple[bytes, str | None, bool]:
+    """(the file with an end marker, what is odd about it, whether libjpeg decoded it).
 
+    Raises ValueError, with libjpeg's words, for damage.
     Decoded in an eighth of its size, which takes as much of the data as the whole one does.
     """
     segments = list(_segments(data))
@@ -45,11 +46,11 @@ def mended(data: bytes) -> tuple[bytes, str | None]:
         raise ValueError(warning.removeprefix("Corrupt JPEG data: "))
     elif warning:
         notes.append(f"libjpeg: {warning}")
-    return data, "; ".join(notes) or None
+    return data, "; ".join(notes) or None, warning is not None
 
 
 def _warning(data: bytes, segments: list[tuple[int, int, bytes]]) -> str | None:
-    """libjpeg's first one; None as well for what simplejpeg does not decode at all: Pillow alone judges it then."""
+    """libjpeg's first one, "" where it has none; None for what simplejpeg does not decode: Pillow alone judges it."""
     components = next((body[5] for marker, _, body in segments if marker in _FRAMES and len(body) > 5), 0)
     # Grey spares the colours' arithmetic, not their data; of four inks there is no grey.
     options: dict[str, Any] = {"colorspace": "CMYK" if components == 4 else "GRAY", "min_factor": 8}
@@ -59,7 +60,8 @@ def _warning(data: bytes, segments: list[tuple[int, int, bytes]]) -> str | None:
         with suppress(ValueError):
             simplejpeg.decode_jpeg(data, **options, strict=False)
             return str(error)
-    return None
+        return None
+    return ""
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
