@@ -129,7 +129,8 @@ def _filled(store: Store, folder: Path, index: PictureIndex, large: list[int], d
                     f"{len(missing) - room} of {len(wanted)} large pictures do not fit into data.cache_gb = "
                     f"{data.cache_gb:g} and the disk's free space; they are decoded at each draw"
                 )
-            _decode(store, index, missing[:room], data, reporter)
+            if missing[:room]:
+                _decode(store, index, missing[:room], data, reporter)
             return Store(folder, store.size)
 
 
