@@ -28,25 +28,27 @@ def mended(data: bytes) -> tuple[bytes, str | None, bool]:
     segments = list(_segments(data))
     notes = []
     found_end = bool(segments) and segments[-1][0] == _END[1]
+    ended = data if found_end else data + _END
+    warning = _warning(ended, segments)
+    if warning is None:
+        return data, None, False
     if not found_end:
-        data += _END
         notes.append("has no end marker; its pixels are all there")
-    warning = _warning(data, segments)
     if _lacks_scans(data, segments):
         if warning or not found_end:
             raise ValueError("its last scans are missing")
         notes.append("lacks its last scans, which bring the finest detail")
-    extraneous = re.search(r"(\d+) extraneous bytes before marker 0x(..)", warning or "")
+    extraneous = re.search(r"(\d+) extraneous bytes before marker 0x(..)", warning)
     if extraneous:
         number, before_restart = int(extraneous[1]), extraneous[2] in _RESTARTS
-        if (number > _STRAY or before_restart) and not _is_padded(data, segments, number):
+        if (number > _STRAY or before_restart) and not _is_padded(ended, segments, number):
             raise ValueError(f"{number} bytes of its data are left over: others are lost, or not its own")
         notes.append(f"has {number} stray bytes between its parts")
-    elif warning and warning.startswith(("Corrupt JPEG data", "Premature end")):
+    elif warning.startswith(("Corrupt JPEG data", "Premature end")):
         raise ValueError(warning.removeprefix("Corrupt JPEG data: "))
     elif warning:
         notes.append(f"libjpeg: {warning}")
-    return data, "; ".join(notes) or None, warning is not None
+    return ended, "; ".join(notes) or None, True
 
 
 def _warning(data: bytes, segments: list[tuple[int, int, bytes]]) -> str | None:
