@@ -23,7 +23,8 @@ ORDER = [
     *("runtime", "export", "evaluation", "plan", "ui", "web", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
 ]
 MAY_IMPORT_TORCH = {"models", "training", "vae", "caches", "denoising", "export", "evaluation", "plan"}
-TORCH_FILES = {"ldmkit.run.checkpoint", "ldmkit.run.networks", "ldmkit.diffusion.torch_sampling", "ldmkit.data.batches"}
+TORCH_FILES = {"ldmkit.run.checkpoint", "ldmkit.run.networks", "ldmkit.diffusion.torch_sampling"}
+TORCH_FILES |= {"ldmkit.data.batches", "ldmkit.data.prepared"}
 HEAVY = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate", "lpips", "diffusers", "tensorboard"}
 
 

@@ -31,9 +31,16 @@ batch_size = {batch}
 ema_decays = [0.999, 0.9999]
 """
 VAE = """
-data = {{ path = "{folder}/pictures", size = {size}, crop = "squash", held_out = 0.0, num_workers = {workers} }}
 unet = {{ steps = 1 }}
 t2i = {{ steps = 1 }}
+
+[data]
+path = "{folder}/pictures"
+size = {size}
+crop = "squash"
+held_out = 0.0
+num_workers = {workers}
+cache_gb = 0.0  # the seed decodes at each draw
 
 [vae]
 channels = [64, 128, 256, 512]

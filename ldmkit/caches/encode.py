@@ -14,6 +14,7 @@ from ldmkit.caches.shards import ShardedArrays
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.captions import read_captions
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
@@ -41,7 +42,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     """
     recipe, folder = workspace.recipe, workspace.folder("latents")
     sweep(folder)
-    pictures = workspace.index.pictures()
+    pictures = prepared_pictures(workspace.index, recipe.data, workspace.run_dir, workspace.reporter)
     device = processes().device
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = recipe.data.size // autoencoder.downsample

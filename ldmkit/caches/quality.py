@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ldmkit.data.batches import picture_batches
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.vae.metrics import reconstruction_metrics
@@ -65,8 +66,8 @@ def held_out_quality(workspace: Workspace, autoencoder: Autoencoder, device: tor
         name: workspace.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
         for name, loss in losses.items()
     }
-    batches = picture_batches(
-        workspace.index.pictures(), workspace.recipe.data, [chosen[i : i + 32] for i in range(0, len(chosen), 32)]
-    )
+    data = workspace.recipe.data
+    pictures = prepared_pictures(workspace.index, data, workspace.run_dir, workspace.reporter)
+    batches = picture_batches(pictures, data, [chosen[i : i + 32] for i in range(0, len(chosen), 32)])
     found = reconstruction_metrics(autoencoder, batches, terms=terms, losses=losses, device=device)
     return {"num_pictures": len(chosen), **{key: value for key, value in found.items() if key != "loss"}}

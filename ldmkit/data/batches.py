@@ -30,7 +30,13 @@ class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, 3, size, size) float pixels in [-1, 1] for each batch of positions in `pictures`.
+    """(B, 3, size, size) float pixels in [-1, 1] for each batch of positions in `pictures`; see `uint8_batches`."""
+    for batch in uint8_batches(pictures, data, batches):
+        yield to_pixels(batch)
+
+
+def uint8_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+    """(B, size, size, 3) uint8 for each batch of positions in `pictures`.
 
     Decoded ahead of their use: by `num_workers` processes, or by a thread where there are to be none.
     """
@@ -48,8 +54,7 @@ def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[B
             )
         )
     try:
-        for batch in loaded:
-            yield to_pixels(batch)
+        yield from loaded
     except (ConnectionError, EOFError) as error:
         if data.num_workers == 0 or "in DataLoader worker process" in str(error):
             raise  # a picture's own, as torch passes it on

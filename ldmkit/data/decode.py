@@ -4,25 +4,27 @@ What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha
 """
 
 import io
-import struct
+import sys
 import threading
 import warnings
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ldmkit.data import jpeg, png, tiff, webp
+from ldmkit.data.colour import conversion
 from ldmkit.errors import LdmkitError
 
 T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PIXELS_VERSION = 1
+"""raised whenever `decode` or `prepare` gives other pixels"""
 MAX_BYTES = 256 * 2**20
 # Below the size at which Pillow itself warns of a decompression bomb, a warning that is silenced here.
 MAX_PIXELS = 80_000_000
@@ -36,12 +38,24 @@ LARGE_BYTES = 32 * 2**20
 one_large = threading.RLock()
 """held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
 
-# Adam7, ISO/IEC 15948, clause 8.2: first column, first row, steps to the right and down of each pass.
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""colour type -> samples a pixel"""
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
-_ICC_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+_GREYS = ("1", "L", "LA", "La")
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
+_SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
 class DecodeError(Exception):
@@ -74,11 +88,16 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
 
 
 def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
-    """((width, height), note) of a file's bytes, decoded as `decode` does and let go of. Raises DecodeError."""
-    return _decoded(data, lambda image: image.size)
+    """((width, height), note) of a file's bytes as `decode` gives them. Raises DecodeError."""
+    return _decoded(data, lambda image: image.size, _measured)
 
 
-def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | None]:
+def _decoded(
+    data: bytes,
+    result: Callable[[Image.Image], T],
+    of_sound_jpeg: Callable[[bytes, set[str]], tuple[T, str | None]] | None = None,
+) -> tuple[T, str | None]:
+    """`of_sound_jpeg` makes the result of a JPEG that libjpeg has decoded without a remark."""
     # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
     # began it, what one of them set stays for all.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -86,13 +105,23 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
         raise DecodeError("an empty file")
     if len(data) > MAX_BYTES:
         raise DecodeError(f"larger than {MAX_BYTES // 2**20} MiB")
+    chunks, notes = dict[bytes, bytes](), set[str]()
     try:
+        if data.startswith(png.SIGNATURE):
+            data, chunks, notes = png.slimmed(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            width, height = header.size
+            (width, height), file_format = header.size, header.format
         if width * height > MAX_PIXELS:
             raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
         with one_large if width * height > _LARGE else nullcontext():
-            return _decode_whole(data, result)  # whose pictures are gone before the lock is
+            if file_format in ("JPEG", "MPO"):
+                data, note, decoded = jpeg.mended(data)
+                if of_sound_jpeg and decoded and note is None:
+                    return of_sound_jpeg(data, notes)
+                notes |= {note} if note else set()
+            if file_format == "WEBP" and webp.holds_zeros(data):
+                raise DecodeError("damaged (a part of its data is zeros)")
+            return _decode_whole(data, chunks, notes, result)  # whose pictures are gone before the lock is
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -103,32 +132,82 @@ def _decoded(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | 
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def _decode_whole(data: bytes, result: Callable[[Image.Image], T]) -> tuple[T, str | None]:
+def _measured(data: bytes, notes: set[str]) -> tuple[tuple[int, int], str | None]:
+    """Of a JPEG whose data need not be decoded another time: what is said of its colours depends on its header."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turn = _turn(image, notes)
+        profile = image.info.get("icc_profile")
+        _to_srgb(Image.new(image.mode, (1, 1)), None, image.format, (profile, {}), notes)
+        size = image.size[::-1] if turn in _SIDEWAYS else image.size
+        return size, "; ".join(sorted(notes)) or None
+
+
+def _decode_whole(
+    data: bytes, chunks: Mapping[bytes, bytes], notes: set[str], result: Callable[[Image.Image], T]
+) -> tuple[T, str | None]:
+    image, low, file_format, profile = _upright(data, chunks, notes)
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        band = _to_srgb(image.crop(box), low and low.crop(box), file_format, (profile, chunks), notes)
+        whole.paste(band, (0, top))
+    return result(whole), "; ".join(sorted(notes)) or None
+
+
+def _upright(
+    data: bytes, chunks: Mapping[bytes, bytes], notes: set[str]
+) -> tuple[Image.Image, Image.Image | None, str | None, bytes | None]:
+    """(picture, the low bytes of its samples where they matter, format, profile) of a file, in the file's colours."""
+    low = None
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         # MPO is a phone's JPEG: what follows its picture is a thumbnail or a depth map.
-        animated = getattr(image, "is_animated", False) and image.format != "MPO"
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            notes.add("has several frames; the first is used")
         image.seek(0)
-        image.load()
-        notes = {"has several frames; the first is used"} if animated else set()
-        if image.format == "PNG" and _ends_in_nothing(image) and _lacks_pixels(data):
-            raise DecodeError("damaged (its last rows are missing)")
-        if image.format in ("JPEG", "MPO") and _ends_in_grey(image):
-            notes.add("ends in plain grey, as a damaged JPEG does")
-        file_format = image.format
-        ImageOps.exif_transpose(image, in_place=True)
-        whole = Image.new("RGB", image.size)
-        rows = max(1, _BAND // image.width)
-        for top in range(0, image.height, rows):
-            band = image.crop((0, top, image.width, min(top + rows, image.height)))
-            whole.paste(_to_srgb(band, file_format, notes), (0, top))
-        return result(whole), "; ".join(sorted(notes)) or None
+        tiff.correct_planes(image)
+        for stream in tiff.jpeg_streams(image, data):
+            jpeg.mended(stream)
+        bits_16 = image.mode in ("RGB", "RGBA") and any(";16" in str(tile.args) for tile in image.tile)
+        tiff.load(image, notes)
+        profile = chunks.get(b"iCCP") or image.info.get("icc_profile")
+        if bits_16 and (profile or chunks.keys() & {b"tRNS", b"cICP", b"gAMA"}):
+            low = _low_bytes(data)
+        if image.format == "PNG":
+            if _ends_in_nothing(image) and png.lacks_pixels(data):
+                raise DecodeError("damaged (its last rows are missing)")
+            bits = data[24]
+            if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
+                image.info["transparency"] *= 255 // (2**bits - 1)  # as Pillow scales the samples, but not this one
+        turn = _turn(image, notes)
+        if turn is None:
+            return image, low, image.format, profile
+        return image.transpose(turn), low and low.transpose(turn), image.format, profile
 
 
-def _ends_in_grey(image: Image.Image) -> bool:
-    """Whether the lowest 8 rows, but not all, are the grey that libjpeg fills in where a file with an end has no more
-    data; Pillow passes its warning on to nobody."""
-    lowest = image.crop((0, max(0, image.height - 8), image.width, image.height))
-    return all(pair == (128, 128) for pair in _extrema(lowest)) and any(pair != (128, 128) for pair in _extrema(image))
+def _low_bytes(data: bytes) -> Image.Image:
+    """The lower halves of 16-bit samples, of which Pillow keeps the upper: read the other way round."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        tiff.correct_planes(image)
+        native = {"little": "B", "big": "L"}[sys.byteorder]
+        swapped = {";16L": ";16B", ";16B": ";16L", ";16N": f";16{native}"}
+        tiles = []
+        for tile in image.tile:
+            args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+            tiles.append(tile._replace(args=(args[0][:-4] + swapped[args[0][-4:]], *args[1:])))
+        image.tile = tiles
+        tiff.load(image, set())
+        return image.copy()
+
+
+def _turn(image: Image.Image, notes: set[str]) -> Image.Transpose | None:
+    """What makes the picture upright (Exif 2.3, tag 0x0112); Pillow's own way writes all of the EXIF anew for it."""
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # EXIF that is broken leads Pillow to almost any exception
+        notes.add("its EXIF cannot be read; it is not turned")
+        return None
+    return _TURNS.get(orientation)  # type: ignore[arg-type] # whatever else the tag holds is in no dictionary
 
 
 def _ends_in_nothing(image: Image.Image) -> bool:
@@ -138,59 +217,47 @@ def _ends_in_nothing(image: Image.Image) -> bool:
     return any(all(highest == 0 for _, highest in _extrema(row)) for row in lowest)
 
 
-def _lacks_pixels(data: bytes) -> bool:
-    """Whether the data of a PNG that was decoded without an error unpack to fewer bytes than its header promises.
-
-    Pillow leaves the rows black that a stream with a proper end does not bring.
-    """
-    width, height, bits, color_type, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    promised = 0
-    for left, top, right, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // right), -(-(height - top) // down)
-        if columns > 0 and rows > 0:  # a filter's byte before each row
-            promised += rows * (1 + -(-columns * bits * _PNG_SAMPLES[color_type] // 8))
-    inflate = zlib.decompressobj()
-    position, found = 8, 0
-    while position + 8 <= len(data) and found < promised:
-        length = struct.unpack(">I", data[position : position + 4])[0]
-        if data[position + 4 : position + 8] == b"IDAT":
-            packed = data[position + 8 : position + 8 + length]
-            while packed and found < promised:
-                found += len(inflate.decompress(packed, 2**20))
-                packed = inflate.unconsumed_tail
-        position += 12 + length
-    return found < promised
-
-
 def _extrema(image: Image.Image) -> list[tuple[float, float]]:
     """(lowest, highest) of each channel."""
     return [channel.getextrema() for channel in image.split()]  # type: ignore[misc] # of one channel it is one pair
 
 
-def _to_srgb(image: Image.Image, file_format: str | None, notes: set[str]) -> Image.Image:
-    """A picture, or a band of one: each pixel for itself. Adds to `notes` what is lost."""
-    profile = image.info.get("icc_profile")
+def _to_srgb(
+    image: Image.Image,
+    low: Image.Image | None,
+    file_format: str | None,
+    said: tuple[bytes | None, Mapping[bytes, bytes]],
+    notes: set[str],
+) -> Image.Image:
+    """A picture, or a band of one: each pixel for itself. Adds to `notes` what is lost.
+
+    `low`: the lower halves of its samples where it has 16 bits and they matter; `said`: its profile and PNG chunks.
+    """
     alpha: Image.Image | None = None
+    clear = image.info.get("transparency")
+    grey = bool(said[0]) and said[0][16:20] == b"GRAY"  # type: ignore[index] # one that is there
     if image.mode.startswith("I"):
-        image, alpha = _scale_16_bit(image, file_format)
-        profile = None
+        image, low, alpha = _split_16_bit(image, file_format)
     elif image.mode == "F":
         raise DecodeError("pixels are floating-point numbers, whose range is not known")
-    elif image.mode in _ALPHA_MODES or "transparency" in image.info:
+    elif low is not None and isinstance(clear, tuple):
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+        alpha = Image.fromarray(np.where((values == clear).all(axis=2), 0, 255).astype(np.uint8))
+    elif image.mode in _ALPHA_MODES or clear is not None:
         rgba = image.convert("RGBA")
-        alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
-    elif image.mode not in _ICC_SPACES:
-        image = image.convert("RGB")
+        alpha, image = rgba.getchannel("A"), rgba.convert("L" if grey and image.mode in _GREYS else "RGB")
+        low = low and low.convert("RGB")
+    elif image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("L" if grey and image.mode in _GREYS else "RGB")
 
-    transform = None
-    if profile:
-        usable, transform = _srgb_transform(profile, image.mode)
-        if not usable:
-            notes.add("its colour profile cannot be used")
-    if transform is not None:
-        image = transform.apply(image)
+    convert = conversion(*said, image.mode, notes)
+    if convert is not None:
+        image = convert(image, low)
     elif image.mode == "CMYK":
         notes.add("CMYK without a colour profile; its colours are estimated")
+    elif image.mode == "L" and low is not None:
+        values = np.asarray(image).astype(np.uint32) << 8 | np.asarray(low)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     image = image.convert("RGB")
     if alpha is None or alpha.getextrema() == (255, 255):
         return image
@@ -198,34 +265,17 @@ def _to_srgb(image: Image.Image, file_format: str | None, notes: set[str]) -> Im
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
-def _scale_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Image, Image.Image | None]:
-    """16-bit greys to 8 bits, and alpha where the file names one grey as transparent."""
+def _split_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Image, Image.Image, Image.Image | None]:
+    """16-bit greys as their upper and lower bytes, and alpha where the file names one grey as transparent."""
     # Older Pillows open a 16-bit PNG as 32-bit integers; a TIFF in mode I really has 32 bits.
     if image.mode == "I" and file_format != "PNG":
         raise DecodeError("pixels are 32-bit integers, whose range is not known")
     values = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    high, low = (Image.fromarray(part.astype(np.uint8)) for part in (values >> 8, values & 255))
     transparent = image.info.get("transparency")
     if not isinstance(transparent, int):
-        return grey, None
-    return grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-
-
-@lru_cache(maxsize=16)
-def _srgb_transform(profile: bytes, mode: str) -> tuple[bool, ImageCms.ImageCmsTransform | None]:
-    """Whether the profile that a picture carries can be used, and the transform to sRGB; none where it is sRGB already.
-
-    Without a usable profile the values are taken as sRGB, as every viewer does.
-    """
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space != _ICC_SPACES[mode]:
-            return False, None
-        if (source.profile.profile_description or "").startswith("sRGB"):
-            return True, None
-        return True, ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (OSError, ImageCms.PyCMSError):
-        return False, None
+        return high, low, None
+    return high, low, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
 
 
 def prepare(image: Image.Image, size: int, crop: Literal["center", "squash"] = "center") -> NDArray[np.uint8]:

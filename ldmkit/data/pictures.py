@@ -21,7 +21,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
 # Raised whenever `decode` accepts other files or measures them otherwise.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)

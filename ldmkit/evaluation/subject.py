@@ -15,6 +15,7 @@ from ldmkit.components.protocols import Picture, PromptReader
 from ldmkit.components.registry import Registry
 from ldmkit.data.decode import prepare
 from ldmkit.data.pictures import scan
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.errors import LdmkitError
 from ldmkit.evaluation.evaluate import BATCH, Drawn, draw_set
@@ -100,7 +101,7 @@ class Subject:
             max_bad=data.max_bad,
             index_cache=run_dir / "pictures.json",
         )
-        pictures = index.pictures()
+        pictures = prepared_pictures(index, data, run_dir, None)
         train, held_out = (np.array(part, dtype=np.int64) for part in index.split(data.held_out, recipe.seed))
         prompts: list[str] = []
         if recipe.t2i is not None:

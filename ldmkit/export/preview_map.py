@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ldmkit.caches.sets import LatentSet
 from ldmkit.data.batches import picture_batches
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.run.workspace import Workspace
 from ldmkit.runtime.manifest import LatentRgb
 
@@ -29,7 +30,8 @@ def fit_latent_rgb(workspace: Workspace) -> LatentRgb | None:
     batches = [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
     plain = [cache.batch(batch, np.zeros(len(batch), dtype=bool), None) for batch in batches]
     latents = torch.cat(plain)
-    loaded = picture_batches(workspace.index.pictures(), recipe.data, batches)
+    pictures = prepared_pictures(workspace.index, recipe.data, workspace.run_dir, workspace.reporter)
+    loaded = picture_batches(pictures, recipe.data, batches)
     colours = torch.cat([F.adaptive_avg_pool2d(pixels, cache.shape[1:]) for pixels in loaded])
     return fit(latents, colours)
 

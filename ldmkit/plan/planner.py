@@ -25,6 +25,7 @@ from ldmkit.caches.shards import PROGRESS
 from ldmkit.components.protocols import Captioner, TextEncoder
 from ldmkit.data.captions import captioners, read_captions
 from ldmkit.data.pictures import PictureIndex
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.models.build import build_text_to_image, build_unet
@@ -75,6 +76,8 @@ class Planner:
         self.steps = steps
         self.recipe = workspace.recipe
         self.sample = sample_of(workspace)
+        # The first pass over large photos is none of the steps that are measured.
+        prepared_pictures(self.sample.index, self.recipe.data, workspace.run_dir, workspace.reporter)
         self.growth = len(workspace.index) / len(self.sample.index)
         self.available = available_memory()
         """bytes that the run could have"""
@@ -217,13 +220,13 @@ class Planner:
         later = [name for name, loss in section.losses.items() if earliest[name] or loss.start_on_plateau]
         start = min([end, *(earliest[name] for name in later)])
         if done < start or start == end:
-            row = self._trained(spec, self.workspace, num_samples, done, start)
+            row = self._trained(spec, self.sample, num_samples, done, start)
             yield row if start == end else replace(row, disk=0, transient_disk=0, largest_batch=None)
         if start < end:
             at_once = {"start_step": 0, "start_epoch": 0, "start_on_plateau": False, "ramp_steps": 0}
             losses = {name: loss.model_copy(update=at_once) for name, loss in section.losses.items()}
             recipe = self.recipe.model_copy(update={"vae": section.model_copy(update={"losses": losses})})
-            row = self._trained(spec, replace(self.workspace, recipe=recipe), num_samples, max(done, start), end)
+            row = self._trained(spec, replace(self.sample, recipe=recipe), num_samples, max(done, start), end)
             yield replace(row, stage=f"{spec.label} with {', '.join(later)}") if done < start else row
 
     def _other(self, spec: PartSpec) -> Iterator[Row]:

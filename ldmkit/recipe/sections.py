@@ -45,6 +45,12 @@ class Data(Section):
     num_workers: int = no_result(
         2, ge=0, le=64, description="processes that decode pictures; 0: none beside the main one"
     )
+    cache_gb: float = no_result(
+        10.0,
+        ge=0,
+        description="GB of disk for pictures much larger than `size`, which are decoded once and kept at that size in "
+        "the run's folder; 0: decoded at each draw",
+    )
 
 
 class Caption(Component):

@@ -11,6 +11,7 @@ import torch
 from ldmkit.atomic import write_json
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.data.batches import picture_batches
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.models.pretrained import build
@@ -69,7 +70,7 @@ class VaeTask:
         self.engine = engine
         self.section = section = workspace.recipe.vae
         self.data = workspace.recipe.data
-        self.pictures = workspace.index.pictures()
+        self.pictures = prepared_pictures(workspace.index, self.data, workspace.run_dir, workspace.reporter)
         self.train = train
         self.held_out = held_out[:MAX_HELD_OUT]
         self.latent_shape = (network.latent_channels, *[self.data.size // network.downsample] * 2)

@@ -151,8 +151,9 @@ def _remarked() -> Iterator[Kind]:
         pixels=rgb,
         within=12,
     )
-    whole = saved(quilt(64, 64), "JPEG", quality=95)
-    yield Kind("ends early.jpg", whole[: len(whole) // 2] + b"\xff\xd9", note="plain grey")
+    yield Kind("no end.jpg", saved(rgb, "JPEG", quality=95)[:-2], note="no end marker", pixels=rgb, within=12)
+    bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000)))
+    yield Kind("text bomb.png", png(8, 8, 8, 2, [bytes(24)] * 8, bomb), note="too large", pixels=flat(0, 0, 0))
 
 
 def _refused() -> Iterator[Kind]:
@@ -169,6 +170,7 @@ def _refused() -> Iterator[Kind]:
         yield Kind(f"half.{ending}", data[: len(data) // 2], "damaged|not a JPEG")
         yield Kind(f"head.{ending}", data[:24], "damaged|not a JPEG")
     yield Kind("last bytes gone.jpg", files["jpg"][:-20], "damaged")
+    yield Kind("ends early.jpg", files["jpg"][: len(files["jpg"]) // 2] + b"\xff\xd9", "damaged")
     yield Kind("empty.png", b"", "an empty file")
     yield Kind("one byte.jpg", b"\xff", "not a JPEG")
     texts = {
@@ -218,8 +220,6 @@ def _refused() -> Iterator[Kind]:
     few = png(5, 5, 8, 0, zlib.compress(passes), interlace=1)
     yield Kind("too few passes.png", few, "last rows are missing")
     yield Kind("no data.png", png(8, 8, 8, 2, b"nonsense"), "damaged")
-    bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(200_000_000)))
-    yield Kind("text bomb.png", png(8, 8, 8, 2, [bytes(24)] * 8, bomb), "damaged")
     yield Kind("floats.tif", grey_tiff(32, 3, struct.pack("<2f", 0.5, 1e30), 2), "floating-point")
     yield Kind("32 bit.tif", grey_tiff(32, 1, struct.pack("<2I", 1, 2**31), 2), "32-bit|damaged|not")
     yield Kind("goes round.tif", tiff([(256, 4, 1, 8)], following=8), "damaged|not")
