@@ -104,7 +104,7 @@ class Diffusion(Section):
     zero_terminal_snr: bool = Field(False, description="rescale the betas to zero terminal SNR (Lin et al. 2024)")
     prediction: Literal["eps", "x0", "v", "flow"] = Field("flow", description="what the U-Net predicts")
     weighting: Literal["none", "min_snr", "p2", "velocity"] = Field(
-        "none", description="weight of the loss by timestep; `velocity`: that of flow whatever is predicted, for x0"
+        "none", description="weight of the loss by timestep; `velocity`: as if flow were predicted, for x0"
     )
     min_snr_gamma: float = Field(5.0, gt=0, description="gamma of min_snr (Hang et al. 2023)")
     p2_k: float = Field(1.0, gt=0, description="k of p2 (Choi et al. 2022)")

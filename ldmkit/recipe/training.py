@@ -210,7 +210,7 @@ class Vae(Training):
         return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size"})
 
 
-class Denoiser(Training):
+class DenoiserTraining(Training):
     """What the training of every network that draws has in common."""
 
     use: Literal["unet", "dit"] = later(
@@ -220,7 +220,7 @@ class Denoiser(Training):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the network's blocks")
 
 
-class UNetTraining(Denoiser):
+class UNetTraining(DenoiserTraining):
     channels: Channels = Field(
         (64, 128, 192), description="channels of the first convolution, then of each level; a level halves the size"
     )
@@ -239,8 +239,8 @@ class UNetTraining(Denoiser):
         return self.model_dump(include=_NETWORK | {"time_dim"})
 
 
-class DiTTraining(Denoiser):
-    use: Literal["unet", "dit"] = Field(description=Denoiser.model_fields["use"].description)
+class DiTTraining(DenoiserTraining):
+    use: Literal["unet", "dit"] = Field(description=DenoiserTraining.model_fields["use"].description)
     patch_size: int = Field(2, gt=0, le=16, description="latents, width of the patch that one token stands for")
     width: int = Field(256, gt=0, le=4096, multiple_of=4, description="width of a token; num_heads must divide it")
     depth: int = Field(8, gt=0, le=64, description="transformer blocks")
@@ -256,7 +256,7 @@ class DiTTraining(Denoiser):
         return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "dropout"})
 
 
-class TextTraining(Denoiser):
+class TextTraining(DenoiserTraining):
     """What a network that draws from text has beside."""
 
     mask_padding: bool = Field(True, description="hide padding tokens from cross-attention")
@@ -275,7 +275,7 @@ class DiTT2I(DiTTraining, TextTraining):
         return super().network() | self.model_dump(include={"mask_padding"})
 
 
-NETWORKS: dict[str, dict[str, type[Denoiser]]] = {
+NETWORKS: dict[str, dict[str, type[DenoiserTraining]]] = {
     "unet": {"unet": UNetTraining, "dit": DiTTraining},
     "t2i": {"unet": T2I, "dit": DiTT2I},
 }

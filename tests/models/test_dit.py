@@ -11,6 +11,13 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def waken(network: nn.Module, *, std: float) -> None:
+    """Random values everywhere, so that what starts at zero takes part."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=std, generator=generator)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_block_is_built_of_diffusers_parts(masked: bool) -> None:
@@ -20,8 +27,7 @@ def test_the_block_is_built_of_diffusers_parts(masked: bool) -> None:
     from diffusers.models.normalization import AdaLayerNormZero
 
     ours = DiTBlock(16, num_heads=4, context_dim=6, dropout=0.0).eval()
-    for parameter in ours.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    waken(ours, std=0.3)
     heads = {"heads": 4, "dim_head": 4, "bias": True, "qk_norm": "rms_norm", "eps": 1e-6}
     adaptive, attention, cross = AdaLayerNormZero(16), Attention(16, **heads), Attention(16, 6, **heads)
     feed_forward = FeedForward(16, activation_fn="swiglu", inner_dim=ours.linear2.in_features)
@@ -85,8 +91,7 @@ def test_a_token_sees_one_latent_beyond_its_patch(patch_size: int) -> None:
 def test_under_autocast_it_draws_the_same() -> None:
     """bf16 has 8 bits; a warning, such as of a kernel that does not fit, would be an error here."""
     network = DiT(4, width=32, depth=2, num_heads=2, context_dim=6)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    waken(network, std=0.1)
     x, t, context = draw(2, 4, 8, 8), torch.tensor([3.0, 700.0]), draw(2, 5, 6)
     with torch.autocast("cpu", torch.bfloat16):
         half = network(x, t, context, torch.ones(2, 5))
