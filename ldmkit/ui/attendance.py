@@ -45,7 +45,8 @@ class Attendance:
                 yield
             finally:
                 self._readers[name] -= 1
-                self._readers += Counter()  # forgets the names that are at 0
+                if not self._readers[name]:
+                    del self._readers[name]
                 self._look_later(name)
         else:
             if path == JOIN:

@@ -117,8 +117,7 @@ class Guard:
             await send(message)
 
         path = scope["path"]
-        if path == PREDICT:
-            send_with_headers = _refused_as_400(send_with_headers)
+        answer = _refused_as_400(send_with_headers) if path == PREDICT else send_with_headers
         page = path.removeprefix(HEARTBEAT)
         if path == READ:
             page = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[0]
@@ -133,12 +132,12 @@ class Guard:
                 refusal = self._data_refusal(content, event=path in (JOIN, PREDICT))
                 receive = _replay(body, receive)
             except _Refused as refused:
-                refusal = refused.args
+                refusal = refused.code, refused.reason
             except TimeoutError:
                 refusal = 408, f"a request arrives within {BODY_TIME:.0f} seconds"
         if refusal is None:
             with self.attendance.of(path, page):
-                await self.app(scope, receive, send_with_headers)
+                await self.app(scope, receive, answer)
             return
         code, reason = refusal
         asks = {"www-authenticate": 'Basic realm="ldmkit", charset="UTF-8"'} if code == 401 else None
@@ -193,7 +192,10 @@ class Guard:
 
 
 class _Refused(Exception):
-    """Status and reason."""
+    """Ends the reading of a request."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code, self.reason = code, reason
 
 
 async def _body(receive: Receive) -> bytes:

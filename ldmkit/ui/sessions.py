@@ -67,7 +67,8 @@ class Sessions:
         finally:
             with self._lock:
                 self._open[name] -= 1
-                self._open += Counter()  # forgets the names that are at 0
+                if not self._open[name]:
+                    del self._open[name]
 
     def stop(self, name: str | None) -> None:
         """Ends the page's drawing, if there is one, after the step in work."""
