@@ -171,7 +171,8 @@ def flips(page: Path, count: int) -> None:
             if not noticed(visitor):
                 missed.append((target, position))
                 print("missed", target, position, flush=True)
-    print(f"{count - len(missed)} of {count} noticed")
+            if (number + 1) % 50 == 0:
+                print(f"{number + 1 - len(missed)} of {number + 1} noticed", flush=True)
 
 
 def noticed(visitor: Visitor) -> bool:

@@ -1,5 +1,6 @@
 """`ldmkit ui`: a page in the browser to draw on."""
 
+import re
 from pathlib import Path
 
 import click
@@ -14,6 +15,9 @@ from ldmkit.cli.common import provider_option
 @click.option("--share", is_flag=True, help="Make a public link, through a server run by the makers of Gradio.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser.")
 @provider_option("What the bundles' networks run on.")
+@click.option("--auth", type=click.Path(path_type=Path), help="File of lines NAME:PASSWORD: nobody else may draw.")
+@click.option("--allowed-host", multiple=True, help="Another name of this server, as a reverse proxy's; repeatable.")
+@click.option("--root-path", default="", help="Path at which a reverse proxy has the page, such as /draw.")
 @click.option("--web", type=click.Path(path_type=Path), help="Serve this folder, written by `ldmkit export web`.")
 def ui(
     bundle: Path | None,
@@ -23,6 +27,9 @@ def ui(
     share: bool,
     browser: bool,
     provider: str,
+    auth: Path | None,
+    allowed_host: tuple[str, ...],
+    root_path: str,
     web: Path | None,
 ) -> None:
     """Draw in the browser, on a page that this machine serves.
@@ -32,8 +39,10 @@ def ui(
     if web is not None:
         from ldmkit.web.serve import serve_page
 
-        if bundle is not None or share or provider != "auto":
-            raise click.UsageError("--web serves a page that draws by itself: leave BUNDLE, --share and --provider out")
+        if bundle is not None or share or provider != "auto" or auth or allowed_host or root_path:
+            raise click.UsageError(
+                "--web serves a page that draws by itself: it goes with --host, --port and --browser"
+            )
         serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
         return
     from ldmkit import shipped
@@ -43,8 +52,12 @@ def ui(
     from ldmkit.runtime.find import bundles_in, default_bundle
 
     require(*UI, extra="ui")
+    from ldmkit.ui.passwords import read_passwords
     from ldmkit.ui.serve import serve
 
+    if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
+        raise click.UsageError(f"--root-path {root_path}: must be a path such as /draw, without a / at its end")
+    passwords = read_passwords(auth) if auth else None
     opened = {}
     if bundle is not None:
         opened[bundle.resolve().name] = Bundle.load(bundle, provider=provider)
@@ -63,4 +76,7 @@ def ui(
         share=share,
         browser=browser,
         tell=lambda line: click.echo(line, err=line.startswith("warning")),
+        allowed=allowed_host,
+        root_path=root_path,
+        passwords=passwords,
     )

@@ -1,8 +1,8 @@
 """The page: what it shows, and what its events do."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,11 @@ class Page:
 
     def draw(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Previews and pictures as they come; `values` are those of SETTINGS, as whoever sent them wrote them."""
-        session = self.sessions.get(request.session_hash)
-        session.stop.set()  # one drawing a page
-        session.stop = stop = threading.Event()
+        try:
+            session = self.sessions.begin(request.session_hash)  # one drawing a page
+        except LdmkitError as error:
+            raise self._refused(error) from None
+        stop = session.stop
         try:
             settings = dict(zip(SETTINGS, values, strict=True))
             bundle = self._named(settings["bundle"])
@@ -117,12 +119,12 @@ class Page:
 
     def stop(self, request: gr.Request) -> Any:
         """Ends this page's drawing after the step in work."""
-        self.sessions.get(request.session_hash).stop.set()
+        self.sessions.stop(request.session_hash)
         return gr.update(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
-        self.sessions.get(request.session_hash).stop.set()
+        self.sessions.stop(request.session_hash)
 
     def _gallery(self, session: Session) -> Any:
         """The pictures; the one that is shown large stays so, though others come before it."""
@@ -132,19 +134,20 @@ class Page:
 
     def close(self, request: gr.Request) -> Updates:
         """No picture is shown large any more."""
-        self.sessions.get(request.session_hash).selected = None
+        if session := self.sessions.find(request.session_hash):
+            session.selected = None
         return {self.on.chosen: gr.update(visible=False)}
 
     def select(self, event: gr.EventData, request: gr.Request) -> Updates:
         """Shows the settings of a picture, as its file holds them."""
-        session = self.sessions.get(request.session_hash)
+        session = self.sessions.find(request.session_hash)
         # By its path, as its number is another once more pictures have come. gr.SelectData would fail where a request
         # leaves something out.
         try:
             chosen = event._data["value"]["image"]["path"]
         except (KeyError, TypeError):
             chosen = None
-        if chosen not in map(str, session.pictures):
+        if session is None or chosen not in map(str, session.pictures):
             raise gr.Error("this picture is not here any more", print_exception=False)
         session.selected = Path(chosen)
         return {
@@ -155,8 +158,8 @@ class Page:
 
     def again(self, request: gr.Request) -> Updates:
         """The selected picture's settings, back in the controls."""
-        session = self.sessions.get(request.session_hash)
-        if session.selected is None or not session.selected.is_file():
+        session = self.sessions.find(request.session_hash)
+        if session is None or session.selected is None or not session.selected.is_file():
             raise gr.Error("select a picture first", print_exception=False)
         found = read_settings(session.selected)
         width, height = found["size"].split(" x ")
@@ -212,11 +215,11 @@ class Page:
         return Path(cached)
 
     def _refused(self, error: LdmkitError) -> gr.Error:
-        """For the page: without the folders of this machine."""
+        """For the page, which takes it for HTML: escaped, and without the folders of this machine."""
         message = str(error)
         for name, bundle in self.bundles.items():
             message = message.replace(str(bundle.folder), name)
-        return gr.Error(message, title="Not drawn", print_exception=False)
+        return gr.Error(escape(message), title="Not drawn", print_exception=False)
 
 
 def read_settings(path: Path) -> dict[str, str]:

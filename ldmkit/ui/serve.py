@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -12,13 +13,15 @@ import tempfile
 import threading
 import time
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ldmkit.errors import LdmkitError
+from ldmkit.run.folder import locked
 from ldmkit.runtime.bundle import Bundle
+from ldmkit.ui.attendance import Attendance
 from ldmkit.ui.guard import Guard, allowed_hosts, is_loopback
 
 if TYPE_CHECKING:
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 7860
 TRIED_PORTS = 20
 """from the default on, where no port was asked for"""
-
+FOLDER = "ldmkit-ui-"
+"""how the names of servers' folders begin, among the system's temporary ones"""
 
 MAX_JOINING = 32
 """events that Gradio has taken and not begun, a moment each: drawings wait in a queue of the page's own"""
@@ -54,19 +58,29 @@ def serve(
     share: bool,
     browser: bool,
     tell: Callable[[str], None],
+    allowed: Sequence[str] = (),
+    root_path: str = "",
+    passwords: Mapping[str, str] | None = None,
 ) -> None:
-    """Serves until Ctrl-C or SIGTERM. `tell` gets lines for the user. Raises LdmkitError where it cannot begin."""
+    """Serves until Ctrl-C or SIGTERM. `tell` gets lines for the user. Raises LdmkitError where it cannot begin.
+
+    `allowed`: further names of this server, such as a reverse proxy's; `root_path`: where on that proxy it is;
+    `passwords`: by name, of those who may use it.
+    """
 
     def leave(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)  # so that the folder of pictures is removed
-    with running(bundles, host=host, port=port) as server:
-        if not is_loopback(host):
-            tell(f"warning: --host {host} lets every machine that reaches this one draw here, without a password")
+    with running(bundles, host=host, port=port, allowed=allowed, root_path=root_path, passwords=passwords) as server:
+        if not is_loopback(host) and passwords is None:
+            tell(
+                f"warning: --host {host} lets every machine that reaches this one draw here: --auth asks for a password"
+            )
         tell(f"{server.url}  (Ctrl-C ends it)")
         if share:
-            tell("warning: --share lets everybody who has the link draw here, through a server of Gradio's makers")
+            who = "everybody who has the link" if passwords is None else "those who have a password"
+            tell(f"warning: --share lets {who} draw here, through a server of Gradio's makers")
             tell(_share(server))
         if browser and _has_display():
             webbrowser.open(server.url)
@@ -76,19 +90,40 @@ def serve(
 
 
 @contextlib.contextmanager
-def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> Iterator[Server]:
+def running(
+    bundles: Mapping[str, Bundle],
+    *,
+    host: str,
+    port: int | None,
+    allowed: Sequence[str] = (),
+    root_path: str = "",
+    passwords: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
     """A server in a thread, ended when left; the pictures go with it. Raises LdmkitError where it cannot listen."""
+    sweep(Path(tempfile.gettempdir()))
     with (
         contextlib.closing(bind(host, port)) as bound,
-        tempfile.TemporaryDirectory(prefix="ldmkit-ui-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder,
+        locked(Path(folder)),
         _gradio_keeps_to(Path(folder)),
     ):
         import uvicorn
 
+        from ldmkit.ui.connections import ImpatientProtocol
+
         # In a running loop: without one Gradio makes a loop for each of its locks, and closes none.
-        page, app = asyncio.run(_build(bundles, Path(folder) / "new"))
-        guard = Guard(app, allowed_hosts(host), num_inputs=page.num_inputs(), any_address=not is_loopback(host))
-        server = uvicorn.Server(uvicorn.Config(guard, log_level="error", timeout_graceful_shutdown=1))
+        page, app = asyncio.run(_build(bundles, Path(folder) / "new", root_path))
+        guard = Guard(
+            app,
+            allowed_hosts(host) | {name.lower() for name in allowed},
+            num_inputs=page.num_inputs(),
+            attendance=Attendance(page.sessions, page.app._queue),
+            any_address=not is_loopback(host),
+            passwords=passwords,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(guard, http=ImpatientProtocol, log_level="error", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="ldmkit serves", daemon=True)
         thread.start()
         while not server.started:
@@ -106,7 +141,17 @@ def running(bundles: Mapping[str, Bundle], *, host: str, port: int | None) -> It
             thread.join(timeout=10)
 
 
-async def _build(bundles: Mapping[str, Bundle], folder: Path) -> tuple["Page", "FastAPI"]:
+def sweep(among: Path) -> None:
+    """Removes the folders of servers that died without doing so: each holds its folder's lock while it lives."""
+    for folder in among.glob(f"{FOLDER}*"):
+        mine = os.name != "posix" or folder.lstat().st_uid == os.getuid()
+        # One without a lock's file was made this moment.
+        if mine and not folder.is_symlink() and (folder / ".lock").is_file():
+            with contextlib.suppress(LdmkitError), locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _build(bundles: Mapping[str, Bundle], folder: Path, root_path: str) -> tuple["Page", "FastAPI"]:
     """The page, and the app that serves it."""
     import gradio as gr
     from fastapi import FastAPI
@@ -120,6 +165,7 @@ async def _build(bundles: Mapping[str, Bundle], folder: Path) -> tuple["Page", "
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page.app,
         path="/",
+        root_path=root_path or None,
         allowed_paths=[],
         css=CSS,
         theme=theme(),

@@ -1,10 +1,13 @@
-"""What the server keeps for each open page: its pictures and how to stop its drawing."""
+"""What the server keeps for each page that has drawn: its pictures and how to stop its drawing."""
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ldmkit.errors import LdmkitError
 
 MAX_SESSIONS = 16
 MAX_PICTURES = 96
@@ -13,36 +16,67 @@ MAX_PICTURES = 96
 
 @dataclass
 class Session:
-    """One open page."""
+    """One page that has drawn."""
 
     pictures: list[Path] = field(default_factory=list)
     """newest first"""
     selected: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
-    """of the drawing in work, set where there is none"""
+    """of the newest drawing, set where that has ended"""
 
 
 class Sessions:
-    """Sessions by the hash that the page made up, the least recently used forgotten with its pictures."""
+    """Sessions by the hash that the page made up. Drawing alone makes one; where there are MAX_SESSIONS, it takes the
+    place of the one that was longest without a drawing, of those whose page is closed and which draw nothing."""
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._open: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def get(self, name: str | None) -> Session:
-        """The session, a new one where there is none."""
+    def find(self, name: str | None) -> Session | None:
+        """The session, None where that page never drew."""
+        with self._lock:
+            return self._sessions.get(name or "")
+
+    def begin(self, name: str | None) -> Session:
+        """The session for a new drawing, with a new `stop`; the drawing before it is stopped.
+
+        Raises LdmkitError where another page would have to give way, and none can.
+        """
         key = name or ""
         with self._lock:
+            if key not in self._sessions and len(self._sessions) >= MAX_SESSIONS:
+                idle = (k for k, each in self._sessions.items() if not self._open[k] and each.stop.is_set())
+                if (oldest := next(idle, None)) is None:
+                    raise LdmkitError(f"{MAX_SESSIONS} pages are open already; try again once one of them is closed")
+                self._remove(self._sessions.pop(oldest).pictures)
             session = self._sessions.setdefault(key, Session())
             self._sessions.move_to_end(key)
-            while len(self._sessions) > MAX_SESSIONS:
-                _, forgotten = self._sessions.popitem(last=False)
-                forgotten.stop.set()
-                self._remove(forgotten.pictures)
+            session.stop.set()
+            session.stop = threading.Event()
             return session
 
+    @contextmanager
+    def open_page(self, name: str) -> Iterator[None]:
+        """The page is open as long as the block lasts."""
+        with self._lock:
+            self._open[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[name] -= 1
+                if not self._open[name]:
+                    del self._open[name]
+
+    def stop(self, name: str | None) -> None:
+        """Ends the page's drawing, if there is one, after the step in work."""
+        if session := self.find(name):
+            session.stop.set()
+
     def __iter__(self) -> Iterator[Session]:
-        """The least recently used first."""
+        """In the order of their last drawings."""
         with self._lock:
             return iter(list(self._sessions.values()))
 

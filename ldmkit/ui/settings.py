@@ -1,6 +1,5 @@
 """What a page may ask for: every value is checked here, since a request need not come from our page."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +60,7 @@ def _text(what: str, text: Any) -> str:
 def _number(what: str, number: Any, allowed: range | None = None) -> float:
     """A whole number of `allowed`; without that, a guidance. A browser has one kind of number, so 20.0 is 20."""
     least, most = (0.0, MAX_GUIDANCE) if allowed is None else (allowed[0], allowed[-1])
-    is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    is_number = isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 2**53
     if not is_number or (allowed is not None and number != number // 1):
         kind = "a number" if allowed is None else "a whole number"
         raise LdmkitError(f"the {what} must be {kind} from {least:g} to {most:.0f}")

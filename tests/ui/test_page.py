@@ -242,7 +242,7 @@ def test_a_page_that_is_closed_while_it_waits_leaves_the_line(browser: Any, forg
     forger.until_in_queue(2)
     browser.driver.get("about:blank")
     forger.until_in_queue(1)
-    assert not forger.server.page.sessions.get(other).stop.is_set(), "the drawing before it is still in work"
+    assert not forger.server.page.sessions.find(other).stop.is_set(), "the drawing before it is still in work"
     forger.stop(other)
     forger.until_in_queue(0)
 
