@@ -9,7 +9,7 @@ from typing import Any
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Captioner, Picture
 from ldmkit.data.captions import captioners
-from ldmkit.run.signals import StopSignals, stopped
+from ldmkit.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
 
 BATCH = 64

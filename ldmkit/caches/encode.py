@@ -18,7 +18,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
-from ldmkit.run.signals import StopSignals, stopped
+from ldmkit.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.clock import Clock
 from ldmkit.training.device import processes
