@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,11 @@ def tell(*lines: str, err: bool = False) -> None:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
         drop_output(stream.fileno())
+
+
+def command(*words: object) -> str:
+    """`ldmkit WORDS`, to be pasted into a shell: whatever a name holds, it is one word there."""
+    return shlex.join(["ldmkit", *map(str, words)])
 
 
 def drop_output(*handles: int) -> None:

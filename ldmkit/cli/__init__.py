@@ -37,6 +37,8 @@ COMMANDS = {
 }
 
 
+MAX_LINES, MAX_LENGTH = 52, 2000
+"""of a message, and characters of each line: what it names may be a stranger's"""
 _FORMATWARNING = warnings.formatwarning
 
 
@@ -125,7 +127,8 @@ def _formatted(message: Any, category: Any, *place: Any, **more: Any) -> str:
 def _thread_ended(ended: Any) -> None:
     """A thread that cannot write is told of in a line: TensorBoard's, whose error the main thread then gets."""
     if not isinstance(ended.exc_value, OSError):
-        return threading.__excepthook__(ended)
+        threading.__excepthook__(ended)
+        return
     from ldmkit.report import tell
 
     tell(f"warning: {ended.exc_value}", err=True)
@@ -140,5 +143,8 @@ def _skip_last_collection() -> None:
 def _leave(message: str, code: int) -> NoReturn:
     from ldmkit.report import tell
 
-    tell(*message.split("\n"), err=True)
+    lines = message.split("\n")
+    more = [f"  and {len(lines) - MAX_LINES} more lines"] if len(lines) > MAX_LINES else []
+    lines = [line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]} ..." for line in lines[:MAX_LINES]]
+    tell(*lines, *more, err=True)
     sys.exit(code)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ldmkit.cli.common import provider_option
+from ldmkit.report import tell
 
 
 @click.command()
@@ -34,7 +35,7 @@ def ui(
 
         if bundle is not None or share or provider != "auto":
             raise click.UsageError("--web serves a page that draws by itself: leave BUNDLE, --share and --provider out")
-        serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
+        serve_page(web, host=host, port=port, browser=browser, tell=tell)
         return
     from ldmkit import shipped
     from ldmkit.cli.common import UI, require
@@ -55,12 +56,12 @@ def ui(
             try:
                 opened.setdefault(folder.name, Bundle.load(folder, provider=provider))
             except LdmkitError as error:
-                click.echo(f"warning: left out: {error}", err=True)
+                tell(f"warning: left out: {error}", err=True)
     serve(
         opened,
         host=host,
         port=port,
         share=share,
         browser=browser,
-        tell=lambda line: click.echo(line, err=line.startswith("warning")),
+        tell=lambda line: tell(line, err=line.startswith("warning")),
     )

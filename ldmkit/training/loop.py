@@ -7,8 +7,8 @@ import torch
 
 from ldmkit.errors import LdmkitError, LostWorker
 from ldmkit.run.checkpoint import save_weights
-from ldmkit.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
+from ldmkit.signals import StopSignals, stopped
 from ldmkit.training.checkpointing import Checkpoints
 from ldmkit.training.clock import Clock
 from ldmkit.training.engine import Engine
