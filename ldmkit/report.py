@@ -182,6 +182,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def megabytes(count: float) -> str:
+    """Bytes in MiB, of which small ones are told apart: `0.012 MiB`, `3.5 MiB`, `1240 MiB`."""
+    mib = count / 2**20
+    return f"{mib:.2g} MiB" if mib < 10 else f"{mib:.0f} MiB"
+
+
 def _per_time(rate: float) -> str:
     """A rate in units a second: `1.5/s`, `4.0/min`, `0.2/h`."""
     unit, seconds = next((each for each in (("s", 1), ("min", 60)) if rate * each[1] >= 1), ("h", 3600))

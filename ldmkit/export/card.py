@@ -24,7 +24,7 @@ def model_card(manifest: Manifest, preview_prompts: Sequence[str] | None) -> str
     # Captions are others' words: what is pasted into a shell or into Python has them as one text, on one line.
     example = _one_line(preview_prompts[0]) if preview_prompts else ""
     argument = f"{json.dumps(example, ensure_ascii=False)}, " if example else ""
-    pasted = f"{shlex.quote(example)} " if example else ""
+    pasted = f" {'-- ' if example.startswith('-') else ''}{shlex.quote(example)}" if example else ""
     text = f"""# {manifest.name}
 
 A latent diffusion model that draws pictures of {manifest.picture_size}x{manifest.picture_size} pixels {modes},
@@ -38,7 +38,7 @@ exported by ldmkit on {manifest.created:%Y-%m-%d}. It runs on onnxruntime, witho
         text += "".join(f"{k}. {escaped(prompt)}\n" for k, prompt in enumerate(preview_prompts, 1)) + "\n"
     text += f"""## Use
 
-    ldmkit generate {pasted}--bundle PATH_OF_THIS_FOLDER
+    ldmkit generate --bundle PATH_OF_THIS_FOLDER{pasted}
 
 or in Python
 

@@ -1,8 +1,11 @@
 """A full disk, a killed decoder, a clock that jumps, a folder that cannot be written: nothing is lost."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,30 @@ def test_global_generators_and_the_clock_have_no_say(
     seconds = [json.loads(line)["seconds"] for line in (part / "metrics.jsonl").read_text().splitlines()]
     assert seconds == sorted(seconds)
     assert 0 <= seconds[0] <= seconds[-1] < 1000
+
+
+CLOSED_TERMINAL = """
+import os, signal, sys
+from ldmkit.report import tell
+from ldmkit.signals import StopSignals
+keyboard, screen = os.openpty()
+for handle in (1, 2):
+    os.dup2(screen, handle)
+os.close(screen)
+with StopSignals("vae") as signals:
+    tell("step 1")
+    os.close(keyboard)  # and a write to the terminal is an error from here on
+    signal.raise_signal(signal.SIGHUP)
+    tell("step 2")
+    print("and whatever a library says", flush=True)
+os._exit(signals.number)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_closed_terminal_is_no_error() -> None:
+    done = subprocess.run([sys.executable, "-c", CLOSED_TERMINAL], check=False)
+    assert done.returncode == signal.SIGHUP
 
 
 def test_decoding_process_killed(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
