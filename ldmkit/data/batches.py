@@ -1,10 +1,12 @@
 """Decoded pictures in batches, in an order that the caller owns."""
 
+import atexit
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import current_thread, main_thread
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -20,6 +22,14 @@ AHEAD = 2
 """batches that the thread decodes while the network is at one"""
 
 Batch = Sequence[int] | np.ndarray
+_running: "WeakSet[Iterator[torch.Tensor]]" = WeakSet()
+"""what still decodes; it has to end before Python, on its way out, waits for all processes: no signal ends these"""
+
+
+@atexit.register
+def _end_all() -> None:
+    for loaded in list(_running):
+        loaded.close()  # type: ignore[attr-defined] # a generator
 
 
 class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
@@ -37,8 +47,9 @@ def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[B
     Decoded ahead of their use: by `num_workers` processes, or by a thread where there are to be none. Raises LostWorker
     where one of these processes has ended.
     """
-    load = _by_processes if data.num_workers else _by_thread
-    for batch in load(pictures, data, batches):
+    loaded = (_by_processes if data.num_workers else _by_thread)(pictures, data, batches)
+    _running.add(loaded)
+    for batch in loaded:
         yield to_pixels(batch)
 
 
@@ -56,26 +67,24 @@ def _by_processes(pictures: Sequence[Picture], data: Data, batches: Iterable[Bat
     before = signal.getsignal(child_ends) if child_ends else None
     with kept_from_children():
         loaded = iter(loader)
-    if child_ends:
+    if child_ends and before is not None:
         # torch's own handler would raise wherever the program is, in the middle of an update too. Without it a lost
         # worker is noticed where its batch is missing.
         signal.signal(child_ends, before)
-    while True:
-        try:
-            batch = next(loaded)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            told = str(error).partition("\n")[0].rstrip(". ")
-            broken_pipe = not isinstance(error, RuntimeError)
-            # A picture's own error comes from "DataLoader worker process N".
-            if "in DataLoader worker process" in told or not (broken_pipe or told.startswith("DataLoader worker")):
-                raise
-            raise LostWorker(
-                f"a process that decodes pictures has ended: {'its pipe broke' if broken_pipe else told}. Nothing that "
-                "was saved is lost: run the same command again; where memory is short, a lower data.num_workers helps"
-            ) from None
-        yield batch
+    try:
+        yield from loaded
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        told = str(error).partition("\n")[0].rstrip(". ")
+        broken_pipe = not isinstance(error, RuntimeError)
+        # A picture's own error comes from "DataLoader worker process N".
+        if "in DataLoader worker process" in told or not (broken_pipe or told.startswith("DataLoader worker")):
+            raise
+        raise LostWorker(
+            f"a process that decodes pictures has ended: {'its pipe broke' if broken_pipe else told}. Nothing that "
+            "was saved is lost: run the same command again; where memory is short, a lower data.num_workers helps"
+        ) from None
+    finally:
+        del loaded  # with it the processes end
 
 
 def _by_thread(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
