@@ -119,6 +119,8 @@ def ending_soon() -> Iterator[None]:
     try:
         before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     except ValueError:  # not the main thread, which alone gets signals
+        os.close(readable)
+        os.close(writable)
         yield
         return
 
@@ -127,19 +129,19 @@ def ending_soon() -> Iterator[None]:
             if number[0] in STOPS:
                 time.sleep(_PATIENCE)  # who leaves in time takes this thread along
                 os._exit(128 + number[0])
+        os.close(readable)
 
     Thread(target=watch, name="stop signals", daemon=True).start()
+    interrupted = False
     try:
         yield
     except KeyboardInterrupt:
-        raise  # and other threads may still be inside the library: the watch goes on
-    except BaseException:
-        os.close(writable)
+        interrupted = True  # other threads may still be inside the library: the watch goes on
         raise
-    else:
-        os.close(writable)
     finally:
         signal.set_wakeup_fd(before)
+        if not interrupted:
+            os.close(writable)
 
 
 def _handle(handler: Any, numbers: tuple[int, ...]) -> dict[int, Any]:

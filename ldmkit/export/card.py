@@ -99,9 +99,9 @@ def _one_line(text: str) -> str:
 
 def escaped(text: str) -> str:
     """The text as CommonMark and GitHub's Markdown show it letter by letter: no HTML, link, picture, table or list."""
-    marked = re.sub(r"([\\`*\[\]<>&|~$@]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
+    marked = re.sub(r"([\\`*<>&|~$@]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", _one_line(text))
     marked = re.sub(r"(?i)\b(https?|ftp)(?=://)|\bwww(?=\.)", r"\g<0>\\", marked)  # which become links by themselves
-    return re.sub(r"^(?=[-+=#])|^\d+(?=[.)])", r"\g<0>\\", marked)
+    return re.sub(r"^(?=[-+=#\[])|^\d+(?=[.)])", r"\g<0>\\", marked)
 
 
 def _compared(graph: GraphEntry) -> str:
