@@ -169,4 +169,4 @@ def test_bounds(make_bundle: MakeBundle, work: Path, arguments: list[str], messa
 def test_a_bundle_of_endless_steps(make_bundle: MakeBundle, work: Path) -> None:
     make_bundle(defaults={"sampler": "euler", "steps": 10**9, "guidance_scale": 1.0})
     with pytest.raises(LdmkitError, match=r"exports/hand-made is not a bundle: .*steps.*10000"):
-        invoke()
+        invoke("--bundle", "exports/hand-made")
