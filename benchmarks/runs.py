@@ -36,7 +36,7 @@ TINY = tuple(_TINY.split())
 
 
 def start(
-    folder: Path, *words: str, overrides: Iterable[str] = (), checkout: Path = REPOSITORY
+    folder: Path, *words: str, overrides: Iterable[str] = (), checkout: Path = REPOSITORY, own_group: bool = False
 ) -> subprocess.Popen[str]:
     """`ldmkit WORDS --set OVERRIDE ...` in `folder`, by the code of `checkout`; stdout and stderr are one pipe."""
     settings = [word for override in overrides for word in ("--set", override)]
@@ -47,6 +47,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=own_group,
     )
 
 

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and what a full disk is answered with."""
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -62,10 +63,16 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LdmkitError(f"{folder} already exists and is not an empty folder: remove it or name another one")
-    partial = None
+    partial = handle = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_UNFINISHED, dir=folder.parent))
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_UNFINISHED}"):
+            if (dead := _claim(left)) is not None:  # a living process holds its own
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(dead)
+        while partial is None or not partial.exists():  # gone where another process swept it before it was held
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_UNFINISHED, dir=folder.parent))
+            handle = _claim(partial)
         yield partial
         partial.chmod(0o755)  # mkdtemp's 0700 would shut others out of a shared data folder
         if durable:
@@ -83,6 +90,28 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _claim(folder: Path) -> int | None:
+    """A handle that holds the folder until it is closed or the process dies; None where another process does.
+
+    Windows, which locks no folder, gives none either: there a killed process's folder stays.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
 
 
 def remove_folder(folder: Path) -> None:

@@ -50,7 +50,7 @@ class Finding:
 
 def examine(runs_torch: bool = True) -> list[Finding]:
     """Looks at everything; no check stops the others. `runs_torch`: import torch too, in a process of its own."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _onnxruntime, _gpu, _providers]
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _pillow, _onnxruntime, _gpu, _providers]
     checks += [_torch] if runs_torch else []
     checks += [_plugins, _bundle, _processors, _disk, _caches]
     findings = []
@@ -114,6 +114,20 @@ def _installed(extra: str, requirements: "list[Requirement]") -> Finding:
     whole = f"pip install 'ldmkit[{extra}]'" if extra else "pip install --upgrade ldmkit"
     found = f"missing or too old: {', '.join(lacking)}"
     return Finding(name, "note" if extra else "broken", found, _MEANING[extra], whole)
+
+
+def _pillow() -> Iterator[Finding]:
+    from packaging.version import Version
+
+    version = _version("pillow")
+    if version is not None and Version(version) < Version("13"):
+        yield Finding(
+            "pillow",
+            "note",
+            f"pillow {version}",
+            "its decoders have holes that 13 mends (CVE-2026-112403): a stranger's picture may use them",
+            "pip install --upgrade pillow; where gradio holds it back, keep ldmkit[ui] in an environment of its own",
+        )
 
 
 def _onnxruntime() -> Iterator[Finding]:

@@ -22,18 +22,13 @@ class Interrupted(LdmkitError):
     exit_code = 130
 
 
-def lost_process(error: RuntimeError) -> LdmkitError | None:
-    """What to tell where torch says that a process this one needs was killed; None for any other error.
+class LostWorker(LdmkitError):
+    """A process that decodes pictures has ended, before the batch that was asked for came."""
 
-    torch raises plain RuntimeErrors for it, and those of a decoding process wherever the program happens to be.
-    """
+
+def lost_process(error: RuntimeError) -> LdmkitError | None:
+    """What to tell where torch says that a process this one trains with was killed; None for any other error."""
     told = str(error)
-    if "DataLoader worker" in told:
-        first = told.splitlines()[0].rstrip(". ")
-        return LdmkitError(
-            f"a process that decodes pictures has ended: {first}. Nothing that was saved is lost: run the same command "
-            "again; where memory is short, a lower data.num_workers helps"
-        )
     network = type(error).__name__ in ("DistNetworkError", "DistBackendError", "DistStoreError")
     if network or "gloo/transport" in told or "closed by peer" in told or "reset by peer" in told:
         return LdmkitError(

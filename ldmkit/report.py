@@ -1,11 +1,14 @@
-"""What a long command shows: rich progress bars on a terminal, plain lines anywhere else."""
+"""What a command shows: lines, and of long work a rich progress bar on a terminal, plain lines anywhere else."""
 
+import errno
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,7 +22,42 @@ def printable(text: str) -> str:
 
     A file's name or a stranger's file may hold them: so shown, they neither steer a terminal nor add a line.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escape(ord(c)) for c in text)
+
+
+def _escape(code: int) -> str:
+    """Above ASCII one that JSON and TOML know too."""
+    if code < 0x7F:
+        return chr(code).encode("unicode_escape").decode()
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def tell(*lines: str, err: bool = False) -> None:
+    """Writes each of these as one line, `printable`: nothing else writes to stdout, or to stderr with `err`.
+
+    Where nobody reads any more, behind `| head -1` or when the terminal was closed, the command goes on in silence.
+    """
+    stream = sys.stderr if err else sys.stdout
+    try:
+        stream.write("".join(f"{printable(line)}\n" for line in lines))
+        stream.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        drop_output(stream.fileno())
+
+
+def command(*words: object) -> str:
+    """`ldmkit WORDS`, to be pasted into a shell: whatever a name holds, it is one word there."""
+    return shlex.join(["ldmkit", *map(str, words)])
+
+
+def drop_output(*handles: int) -> None:
+    """What is written to these from now on leads nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for handle in handles:
+        os.dup2(nowhere, handle)
+    os.close(nowhere)
 
 
 class Bar:
@@ -51,9 +89,9 @@ class Bar:
 class PlainBar(Bar):
     """A line every ten seconds and at the end."""
 
-    def __init__(self, title: str, total: int, done: int, stream: TextIO) -> None:
+    def __init__(self, title: str, total: int, done: int, err: bool) -> None:
         super().__init__(title, total, done)
-        self._stream = stream
+        self._err = err
         self._last = self._start
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
@@ -63,8 +101,7 @@ class PlainBar(Bar):
             return
         self._last = now
         words = [self.title, f"{self.done}/{self.total}", self._speed(), self._text(metrics)]
-        self._stream.write("  ".join(word for word in words if word) + "\n")
-        self._stream.flush()
+        tell("  ".join(word for word in words if word), err=self._err)
 
 
 class RichBar(Bar):
@@ -73,11 +110,11 @@ class RichBar(Bar):
     def __init__(self, title: str, total: int, done: int, progress: "Progress") -> None:
         super().__init__(title, total, done)
         self._progress = progress
-        self._task = progress.add_task(title, total=total, completed=done, speed="", metrics="")
+        self._task = progress.add_task(printable(title), total=total, completed=done, speed="", metrics="")
 
     def advance(self, count: int = 1, metrics: Mapping[str, float] | None = None) -> None:
         super().advance(count)
-        fields: dict[str, Any] = {"metrics": self._text(metrics)} if metrics else {}
+        fields: dict[str, Any] = {"metrics": printable(self._text(metrics))} if metrics else {}
         self._progress.update(self._task, advance=count, speed=self._speed(), **fields)
 
 
@@ -89,33 +126,28 @@ class Reporter:
         self.quiet = quiet
         self.err = err
 
-    @property
-    def _stream(self) -> TextIO:
-        return sys.stderr if self.err else sys.stdout
-
     def line(self, text: str) -> None:
         """One plain line."""
         if not self.quiet:
-            self._stream.write(printable(text) + "\n")
-            self._stream.flush()
+            tell(text, err=self.err)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A progress display for the block."""
         if self.quiet:
             yield Bar(title, total, done)
-        elif not self._stream.isatty():
-            yield PlainBar(title, total, done, self._stream)
+        elif not (sys.stderr if self.err else sys.stdout).isatty():
+            yield PlainBar(title, total, done, self.err)
         else:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"),
-                TextColumn("{task.fields[metrics]}"),
+                TextColumn("{task.fields[speed]}", markup=False),
+                TextColumn("{task.fields[metrics]}", markup=False),
             )
             with Progress(*columns, refresh_per_second=4, console=Console(stderr=self.err)) as progress:
                 yield RichBar(title, total, done, progress)
@@ -148,6 +180,12 @@ def duration(seconds: float) -> str:
         if count:
             return f"{count} {large} {rest} {small}"
     return f"{seconds:.0f} s"
+
+
+def megabytes(count: float) -> str:
+    """Bytes in MiB, of which small ones are told apart: `0.012 MiB`, `3.5 MiB`, `1240 MiB`."""
+    mib = count / 2**20
+    return f"{mib:.2g} MiB" if mib < 10 else f"{mib:.0f} MiB"
 
 
 def _per_time(rate: float) -> str:

@@ -182,7 +182,7 @@ def new_workshop(folder: Path) -> Workshop:
 # and open files of its own. `strike`: see tests/strike.py. Each saves the same figure, drawn here: matplotlib takes as
 # long for one as a tiny stage takes for its steps.
 PARENT = """
-import gc, importlib, io, json, os, sys
+import atexit, gc, importlib, io, json, os, sys
 from pathlib import Path
 from ldmkit.run.parts import PARTS
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
@@ -225,6 +225,7 @@ def child(job):
             break
     if touched is not None:
         print("touched", touched())
+    atexit._run_exitfuncs()  # as any process does: it waits for its own
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 

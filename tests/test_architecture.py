@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 # The rooms of ldmkit, from the ground up: each may import those before it and its own files, and no other. The top
 # level's single files are rooms too. A new room must find its place here and in docs/architecture.md.
 ORDER = [
-    *("errors", "report", "atomic", "shipped"),
+    *("errors", "report", "signals", "atomic", "shipped"),
     *("components", "recipe", "data", "diffusion", "models", "run", "training", "vae", "caches", "denoising"),
     *("runtime", "export", "evaluation", "plan", "ui", "web", "pipeline", "verify_resume", "doctor", "cli", "__main__"),
 ]

@@ -49,6 +49,8 @@ def bans(tree: ast.AST, name: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"calls {called}"
         if "." in called and last in METHODS and called != "platform.system":  # which only tells
             yield node.lineno, f"calls {called}"
+        if called in ("print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write"):
+            yield node.lineno, f"{called}: report.tell shows control characters, and survives a closed terminal"
         if last == "exec_module" and name not in MAY_EXEC_MODULE:
             yield node.lineno, f"calls {called}"
         if called == "torch.load":
@@ -113,6 +115,9 @@ BANNED = (
     "self._load(Florence2ForConditionalGeneration.from_pretrained, weights=False)",
     "run(x, shell=True)",
     "spec.loader.exec_module(module)",
+    "print(name)",
+    "click.echo(name)",
+    "sys.stderr.write(name)",
 )
 
 

@@ -225,3 +225,9 @@ def test_the_test_graph_is_what_its_comment_says() -> None:
     onnx.checker.check_model(model, full_check=True)
     header = '<ir_version: 8, opset_import: ["" : 18]>'
     assert model == onnx.parser.parse_model(header + "g (float[1] x) => (float[1] y) {y = Neg(x)}")
+
+
+@pytest.mark.parametrize(("version", "said"), [("12.3.0", True), ("13.0.0", False), ("13.1", False), ("9.5", True)])
+def test_a_pillow_with_known_holes_is_told_of(version: str, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: {"pillow": version}.get(name))
+    assert [finding.state for finding in doctor._pillow()] == ["note"] * said

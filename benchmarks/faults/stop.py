@@ -1,14 +1,17 @@
 """Training that is stopped at random moments, again and again: steps lost, seconds until it is gone, memory and files.
 
 python -m benchmarks.faults.stop [--stops 10] [--apart 5] [--recipe toy-cats] [--stage train-vae] [--overrides A.B=C]
+python -m benchmarks.faults.stop --to group --by SIGHUP         --to process, group or worker; --by SIGTERM, SIGINT, ...
 python -m benchmarks.faults.stop --stops 60 --apart 60        an hour; 60 seconds at most in each process
 
-SIGTERM, to a process that is `ldmkit STAGE RECIPE` itself; each one resumes where the one before was stopped. Growth is
+The process is `ldmkit STAGE RECIPE` itself, with two workers that decode; each one resumes where the one before was
+stopped. A worker is asked to stop, which it ignores, and then killed: training saves what it has, and ends. Growth is
 the slope of memory and of open files within each process after its first seconds; plots and previews make memory swing
 by tens of MiB.
 """
 
 import json
+import os
 import random
 import signal
 import statistics
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -28,6 +32,8 @@ from ldmkit.run.folder import read_metrics
 
 WARM_UP = 20.0
 """seconds of a process before its samples count: it is loading"""
+Target = Literal["process", "group", "worker"]
+Stop = Literal["SIGTERM", "SIGINT", "SIGHUP"]
 Samples = list[tuple[float, int, int]]
 """of one process: (seconds, bytes held, open files)"""
 
@@ -44,12 +50,21 @@ def main(
     apart: float = 5.0,
     recipe: str = "toy-cats",
     stage: Stage = "train-vae",
+    to: Target = "process",
+    by: Stop = "SIGTERM",
     seed: int = 0,
     overrides: list[str] = [],  # noqa: B006 - read only
 ) -> None:
     part, rng = PARTS[stage], random.Random(seed)
     lengths = [f"{each}.steps={1_000_000 if each == part else 3}" for each in PARTS.values()]
-    overrides = [*overrides, *lengths, *ANY_QUALITY, "data.num_pictures=200", f"{part}.log_every=1"]
+    overrides = [
+        "data.num_workers=2",
+        *overrides,
+        *lengths,
+        *ANY_QUALITY,
+        "data.num_pictures=200",
+        f"{part}.log_every=1",
+    ]
     lost, took, codes, samples = 0, [], set(), list[Samples]()
     with tempfile.TemporaryDirectory(prefix="ldmkit-stop-") as name:
         scratch = Path(name)
@@ -59,7 +74,7 @@ def main(
         log = folder / "metrics.jsonl"
         for _ in range(stops):
             rows = len(read_metrics(log)) if log.is_file() else 0
-            process, began = start(scratch, stage, recipe, overrides=overrides), time.monotonic()
+            process, began = start(scratch, stage, recipe, overrides=overrides, own_group=True), time.monotonic()
             until, looked = began + 1e9, psutil.Process(process.pid)
             samples.append([])
             while (now := time.monotonic()) < until:
@@ -70,17 +85,28 @@ def main(
                 if now - began > WARM_UP:
                     samples[-1].append((now, looked.memory_info().rss, looked.num_fds()))
                 time.sleep(0.2)
-            process.send_signal(signal.SIGTERM)
+            number = getattr(signal, by)
+            if to == "group":
+                os.killpg(process.pid, number)
+            elif to == "worker":
+                worker = next(each for each in looked.children() if each.status() != psutil.STATUS_ZOMBIE)
+                worker.send_signal(number)
+                time.sleep(0.2)
+                assert process.poll() is None
+                assert worker.is_running()
+                worker.kill()
+            else:
+                process.send_signal(number)
             process.communicate()
             took.append(time.monotonic() - now)
             codes.add(process.returncode)
             state = json.loads((checkpoints(folder / "checkpoints")[0] / "state.json").read_text())
             lost += int(read_metrics(log)[-1]["step"]) - int(state["step"])
-    print(f"{stops} times SIGTERM: exit codes {codes}, steps lost {lost}, gone within {max(took):.1f} s")
+    print(f"{stops} times {by} to the {to}: exit codes {codes}, steps lost {lost}, gone within {max(took):.1f} s")
     for what, which, unit in (("MiB of memory", 1, 2**20), ("open files", 2, 1)):
         if slopes := [slope / unit for slope in growth(samples, which)]:
             print(f"{what} a minute: {statistics.median(slopes):+.2f} (worst {max(slopes):+.2f})")
-    sys.exit(codes != {143} or lost > 0)
+    sys.exit(codes != {1 if to == "worker" else 128 + getattr(signal, by)} or lost > 0)
 
 
 if __name__ == "__main__":

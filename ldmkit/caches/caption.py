@@ -9,8 +9,8 @@ from typing import Any
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Captioner, Picture
 from ldmkit.data.captions import captioners
-from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
+from ldmkit.signals import StopSignals, stopped
 
 BATCH = 64
 """pictures that a captioner gets at once, and what a kill can cost, unless its `batch_size` is smaller"""

@@ -19,8 +19,8 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
-from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
+from ldmkit.signals import StopSignals, stopped
 from ldmkit.training.clock import Clock
 from ldmkit.training.device import processes
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ldmkit.atomic import write_json
 from ldmkit.errors import LdmkitError
+from ldmkit.report import megabytes
 
 PROGRESS = "progress.json"
 
@@ -44,9 +45,9 @@ class ShardedArrays:
             if all(_holds(folder / f"{n}.npy", h, len(h) + done * row_bytes[n]) for n, h in headers.items()):
                 self.done, self.memory = done, progress["memory"]
         left = sum((shape[0] - self.done) * row_bytes[name] for name, (_, shape) in arrays.items())
-        if (free := shutil.disk_usage(folder).free) < left * 1.05 + 2**20:
+        if (free := shutil.disk_usage(folder).free) < (least := left * 1.05 + 2**20):
             raise LdmkitError(
-                f"{folder}: {left / 2**20:.0f} MiB are still to be written and {free / 2**20:.0f} MiB are free; "
+                f"{folder}: {megabytes(least)} are needed and {megabytes(free)} are free; "
                 "make room and run the same command again"
             )
         for name, header in headers.items():

@@ -5,9 +5,11 @@ import errno
 import gc
 import os
 import sys
+import threading
+import warnings
 from importlib import import_module
-from io import TextIOWrapper
-from typing import NoReturn
+from io import StringIO, TextIOWrapper
+from typing import Any, NoReturn
 
 import click
 
@@ -33,6 +35,11 @@ COMMANDS = {
     "convert": "ldmkit.cli.export",
     "doctor": "ldmkit.cli.doctor",
 }
+
+
+MAX_LINES, MAX_LENGTH = 52, 2000
+"""of a message, and characters of each line: what it names may be a stranger's"""
+_FORMATWARNING = warnings.formatwarning
 
 
 class _Lazy(click.Group):
@@ -70,6 +77,7 @@ def cli() -> None:
 def main() -> None:
     """Runs the command line; a user's mistake is one message on stderr and exit code 1, or 2 for wrong usage."""
     from ldmkit.errors import LdmkitError
+    from ldmkit.signals import Stopped, raising_at_stops
 
     atexit.register(_skip_last_collection)
     # Before its first model pydantic would read what every installed package says of itself, for plugins of its own.
@@ -78,15 +86,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning, threading.excepthook = _formatted, _thread_ended
     try:
-        code = cli(prog_name="ldmkit", standalone_mode=False)
+        with raising_at_stops():
+            code = cli(prog_name="ldmkit", standalone_mode=False)
     except LdmkitError as error:
         _leave(f"error: {error}", error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _leave("interrupted", 130)
+        said = StringIO()
+        error.show(said)
+        _leave(said.getvalue().rstrip("\n"), error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as error:
+        asked = error.__cause__ or error  # click makes an Abort of any KeyboardInterrupt
+        _leave("interrupted", 128 + asked.number if isinstance(asked, Stopped) else 130)
     except ModuleNotFoundError as error:
         from ldmkit.cli.common import explain
 
@@ -103,6 +115,25 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _formatted(message: Any, category: Any, *place: Any, **more: Any) -> str:
+    """A warning for the user in a line, without the place in the source."""
+    if not issubclass(category, UserWarning):
+        return _FORMATWARNING(message, category, *place, **more)
+    from ldmkit.report import printable
+
+    return f"warning: {printable(str(message))}\n"
+
+
+def _thread_ended(ended: Any) -> None:
+    """A thread that cannot write is told of in a line: TensorBoard's, whose error the main thread then gets."""
+    if not isinstance(ended.exc_value, OSError):
+        threading.__excepthook__(ended)
+        return
+    from ldmkit.report import tell
+
+    tell(f"warning: {ended.exc_value}", err=True)
+
+
 def _skip_last_collection() -> None:
     """Python would look for garbage in all that was imported on its way out: a tenth of a short command's time."""
     if "torch" not in sys.modules:  # whose loaders end in finalizers
@@ -110,7 +141,10 @@ def _skip_last_collection() -> None:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    from ldmkit.report import printable
+    from ldmkit.report import tell
 
-    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
+    lines = message.split("\n")
+    more = [f"  and {len(lines) - MAX_LINES} more lines"] if len(lines) > MAX_LINES else []
+    lines = [line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]} ..." for line in lines[:MAX_LINES]]
+    tell(*lines, *more, err=True)
     sys.exit(code)

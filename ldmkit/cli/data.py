@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from ldmkit.report import tell
+
 
 @click.group()
 def data() -> None:
@@ -25,7 +27,7 @@ def make(name: str, out: Path | None, num_pictures: int, size: int, seed: int) -
     folder = out or Path("data") / name
     with Reporter(err=True).counter(f"drawing {name}") as progress:
         make_toy_cats(folder, num_pictures=num_pictures, size=size, seed=seed, progress=progress)
-    click.echo(str(folder))
+    tell(str(folder))
 
 
 @data.command()
@@ -44,8 +46,7 @@ def check(folder: Path, as_json: bool) -> None:
     if as_json:
         rejected = [{"file": key, "reason": reason} for key, reason in index.rejected]
         found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "remarks": index.remarks()}
-        click.echo(json.dumps(found))
+        tell(json.dumps(found))
         return
-    click.echo(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
-    for line in index.summary():
-        click.echo(line)
+    tell(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
+    tell(*index.summary())

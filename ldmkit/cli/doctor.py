@@ -2,6 +2,8 @@
 
 import click
 
+from ldmkit.report import tell
+
 
 @click.command()
 @click.option("--no-torch", is_flag=True, help="Skip torch, whose import takes seconds.")
@@ -16,13 +18,14 @@ def doctor(*, no_torch: bool, as_json: bool) -> int:
     findings = examine(runs_torch=not no_torch)
     broken = [finding for finding in findings if finding.state == "broken"]
     if as_json:
-        click.echo(json.dumps({"broken": len(broken), "findings": [asdict(finding) for finding in findings]}, indent=2))
+        found = {"broken": len(broken), "findings": [asdict(finding) for finding in findings]}
+        tell(*json.dumps(found, indent=2).split("\n"))
         return 1 if broken else 0
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        click.echo(f"{finding.state:6}  {finding.name:{width}}  {finding.found}")
+        tell(f"{finding.state:6}  {finding.name:{width}}  {finding.found}")
         for mark, words in (("", finding.meaning), ("-> ", finding.remedy)):
             if words:
-                click.echo(f"{'':6}  {'':{width}}  {mark}{words}")
-    click.echo(f"{len(broken)} broken" if broken else "nothing is broken")
+                tell(f"{'':6}  {'':{width}}  {mark}{words}")
+    tell(f"{len(broken)} broken" if broken else "nothing is broken")
     return 1 if broken else 0

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmkit.report import tell
+from ldmkit.signals import ending_soon
+
 if TYPE_CHECKING:
     from ldmkit.evaluation.subject import Subject
 
@@ -45,6 +48,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
     "--out", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Folder for the sheets."
 )
 @_json
+@ending_soon()
 def eval(
     target: Path,
     reference: Path | None,
@@ -94,42 +98,28 @@ def eval(
         sheets[network] = str(file)
     if as_json:
         words = {name: vars(row) for name, row in rows.items()}
-        click.echo(
-            json.dumps(
-                {
-                    "name": subject.name,
-                    "features": features,
-                    "num": num,
-                    "num_reference": len(real),
-                    "rows": words,
-                    "prompts_right": prompts_right,
-                    "clip_score": None if clip is None else dict(zip(("value", "standard_error"), clip, strict=True)),
-                    "copies": copies,
-                    "sheets": sheets,
-                },
-                ensure_ascii=False,
-            )
-        )
+        found: dict[str, Any] = {"name": subject.name, "features": features, "num": num, "num_reference": len(real)}
+        score = None if clip is None else dict(zip(("value", "standard_error"), clip, strict=True))
+        found |= {"rows": words, "prompts_right": prompts_right, "clip_score": score, "copies": copies}
+        tell(json.dumps({**found, "sheets": sheets}, ensure_ascii=False))
         return
-    click.echo(f"{subject.name}: {num} pictures of each network, {len(real)} real ones, features {features}")
-    for line in table(rows):
-        click.echo(line)
+    tell(f"{subject.name}: {num} pictures of each network, {len(real)} real ones, features {features}")
+    tell(*table(rows))
     for thing, share in prompts_right.items():
-        click.echo(
+        tell(
             f"  t2i: {thing} as the prompt names it in {share['right']:.1%} ± {share['standard_error']:.1%} "
             f"of {share['num']} pictures"
         )
     if clip is not None:
-        click.echo(f"  t2i: CLIP score {clip[0]:.2f} ± {clip[1]:.2f}")
+        tell(f"  t2i: CLIP score {clip[0]:.2f} ± {clip[1]:.2f}")
     elif "t2i" in subject.networks:
-        click.echo(f"  t2i: no CLIP score: {CLIP} is not in the Hugging Face cache")
+        tell(f"  t2i: no CLIP score: {CLIP} is not in the Hugging Face cache")
     for network, near in copies.items():
-        click.echo(
+        tell(
             f"  {network}: near-copies of training pictures {near['neighbour_copies']:.1%} "
             f"(held-out pictures: {near['neighbour_copies_held_out']:.1%}), distance {near['neighbour_ratio']:.2f}"
         )
-    for file_name in sheets.values():
-        click.echo(file_name)
+    tell(*sheets.values())
 
 
 @click.command()
@@ -141,6 +131,7 @@ def eval(
 @_features
 @_prompts
 @_json
+@ending_soon()
 def compare(
     first: Path,
     second: Path,
@@ -180,19 +171,16 @@ def compare(
             "standard_error": difference.standard_error,
         }
         if not as_json:
-            click.echo(
-                f"{network}: {num} pictures each from the same seeds, {len(real)} real ones, features {features}"
-            )
-            for line in table(scores):
-                click.echo(line)
+            tell(f"{network}: {num} pictures each from the same seeds, {len(real)} real ones, features {features}")
+            tell(*table(scores))
             apart = abs(difference.value) > 2 * difference.standard_error
             better = second if difference.value < 0 else first
-            click.echo(
+            tell(
                 f"  difference {1000 * difference.value:+.1f} ± {1000 * difference.standard_error:.1f}: "
                 + (f"{better} is better" if apart else "no difference that these pictures show")
             )
     if as_json:
-        click.echo(json.dumps(told, ensure_ascii=False))
+        tell(json.dumps(told))
 
 
 def _open(target: Path, features: str, prompts: Path | None) -> "Subject":

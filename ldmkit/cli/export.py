@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ldmkit.cli.common import provider_option
+from ldmkit.report import tell
+from ldmkit.signals import ending_soon
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
@@ -43,7 +45,7 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
     # What these options ask for holds for this once: the run's recipe stays what it is.
     pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent, keeps_recipe=False)
     pipeline.run(("export",), forced="export", bundle_dir=out)
-    click.echo(f"bundle: {out or pipeline.bundle_dir}")
+    tell(f"bundle: {out or pipeline.bundle_dir}")
 
 
 @export.command()
@@ -55,13 +57,14 @@ def safetensors(run: Path | None, out: Path) -> None:
     from ldmkit.export.tensors import export_tensors
 
     for line in export_tensors(recipe, registry, folder, out):
-        click.echo(line)
+        tell(line)
 
 
 @export.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @provider_option("What draws the golden pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@ending_soon()
 def verify(bundle: Path, provider: str, as_json: bool) -> None:
     """Check the bundle in folder BUNDLE: hashes, ONNX's checker, shapes, and the pictures that it was exported with."""
     import json
@@ -74,9 +77,9 @@ def verify(bundle: Path, provider: str, as_json: bool) -> None:
     for check in verify(bundle, provider=provider):
         checks.append(check)
         if not as_json:
-            click.echo(f"{check.state:<8} {check.name}: {check.words}")
+            tell(f"{check.state:<8} {check.name}: {check.words}")
     if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks], ensure_ascii=False))
+        tell(json.dumps([asdict(check) for check in checks]))
     failed = [check.name for check in checks if check.state == "failed"]
     if failed:
         raise LdmkitError(f"{bundle}: {len(failed)} of {len(checks)} checks failed: {', '.join(failed)}")
@@ -108,7 +111,7 @@ def convert(checkpoint: Path, out: Path) -> None:
     from ldmkit.models.convert import convert_checkpoint
 
     for path in convert_checkpoint(checkpoint, out):
-        click.echo(str(path))
+        tell(str(path))
 
 
 def torch_backend(run: Path) -> "TorchBackend":
@@ -156,5 +159,5 @@ def open_run(run: Path | None, *packages: str) -> "tuple[Path, Recipe, Registry]
             )
     require(*packages)
     for plugin in plugins:
-        click.echo(f"{folder / 'recipe.json'}: runs the plugin {plugin}", err=True)  # before it does
+        tell(f"{folder / 'recipe.json'}: runs the plugin {plugin}", err=True)  # before it does
     return folder, recipe, Registry.load(plugins)

@@ -1,8 +1,9 @@
 """`ldmkit generate`: draws pictures from a bundle, without torch."""
 
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from click.core import ParameterSource
 
 from ldmkit.cli.common import provider_option
 from ldmkit.errors import LdmkitError
+from ldmkit.report import tell
 from ldmkit.runtime.request import DEFAULT_AMOUNT, DEFAULT_STRENGTH
+from ldmkit.signals import ending_soon
 
 if TYPE_CHECKING:
     from ldmkit.runtime.backend import Backend
@@ -19,13 +22,17 @@ if TYPE_CHECKING:
     from ldmkit.runtime.request import DrawRequest
 
 MAX_PROMPTS_BYTES = 4 << 20
+ONE_PICTURE = (".png", ".jpg", ".jpeg", ".webp")
+"""endings of --out that name a file"""
+OTHER_FORMATS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")
+"""which nobody means as a folder's name"""
 
 
 def _size(_command: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     width, _, height = text.lower().partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+    if not all(side.isascii() and side.isdigit() and len(side) < 9 for side in (width, height)):
         raise click.BadParameter(f"{text!r} is not a width and a height, such as 256x384")
     return int(width), int(height)
 
@@ -51,6 +58,7 @@ def _sampler_options(_command: click.Context, _option: click.Parameter, given: t
 @click.option("--bundle", type=click.Path(path_type=Path), help="Folder of a bundle. Default: the newest in exports/.")
 @click.option("-n", "count", type=int, default=1, show_default=True, help="Pictures of each prompt.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Picture k is drawn from SEED + k.")
+@click.option("--same-seed", is_flag=True, help="With --prompts: each prompt's pictures begin at SEED.")
 @click.option("--steps", type=int, help="Denoising steps. Default: the bundle's.")
 @click.option("--guidance", type=float, help="How closely to follow the prompt; 1: no guidance. Default: the bundle's.")
 @click.option("--negative", default="", metavar="TEXT", help="Text to steer away from. Default: the empty prompt.")
@@ -64,7 +72,9 @@ def _sampler_options(_command: click.Context, _option: click.Parameter, given: t
     help="Option of the sampler, such as spacing=karras; may be repeated.",
 )
 @click.option("--size", callback=_size, metavar="WxH", help="In pixels, where the bundle allows. Default: its own.")
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Draw each line of a text file.")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Draw each line of a text file; -: of stdin."
+)
 @click.option("--img2img", type=click.Path(path_type=Path), metavar="FILE", help="Start from a picture.")
 @click.option("--strength", type=float, help=f"With --img2img: share redrawn, up to 1. Default: {DEFAULT_STRENGTH}.")
 @click.option("--variations", type=int, metavar="N", help="Draw the picture and N variations of it.")
@@ -86,54 +96,58 @@ def _sampler_options(_command: click.Context, _option: click.Parameter, given: t
     type=click.Path(path_type=Path),
     default=Path("outputs"),
     show_default=True,
-    help="Folder to write to, or a file: .png for one picture or a strip, .gif with --interpolate.",
+    help="Folder to write to, or a file: .png, .jpg or .webp for one picture or a strip, .gif with --interpolate.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 @click.pass_context
+@ending_soon()
 def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: Any) -> None:
     """Draw PROMPT from a bundle; without PROMPT, draw unconditionally."""
     _check_usage(command)
-    ending, interpolates = out.suffix.lower(), given["interpolate"] is not None
-    one_file = ending == ".png" or (ending == ".gif" and interpolates)
+    interpolates = given["interpolate"] is not None
     texts = [given["prompt"] or ""] if given["prompts"] is None else _lines(given["prompts"])
+    one_file = _is_file(out, interpolates)
     if one_file and (given["count"] > 1 or given["variations"] is not None):
         raise click.UsageError(f"--out {out} is one file, and several pictures are asked for: give a folder")
     if one_file and len(texts) > 1:
         raise LdmkitError(f"{given['prompts']}: several prompts, and --out {out} is one file: give a folder")
-    if one_file and out.exists():
-        raise LdmkitError(f"{out} exists and is not overwritten: choose another name for --out")
-    if not one_file and out.exists() and not out.is_dir():
-        raise LdmkitError(f"--out {out} is a file: give a folder, or a new file ending in .png")
     request = _request(texts, given)
     backend = _open(given["run"], given["bundle"], given["provider"])
     backend.prepare(request.prompts, request.negative_prompt)
     # Behind that: they take as long to import as the graphs to open.
-    from ldmkit.runtime.generate import collected_warnings, draw
+    from ldmkit.runtime.generate import collected_warnings, draw_each
     from ldmkit.runtime.pictures import metadata_of, write_interpolation, write_pictures
     from ldmkit.runtime.settings import resolve
 
     settings = resolve(backend, request)
+    say = (lambda *_: None) if as_json else tell
     with collected_warnings() as messages, _progress() as on_step:
-        if not as_json:
-            kind = "bundle" if given["run"] is None else "run"
-            click.echo(f"{kind} {backend.manifest.name} ({backend.folder}), provider {backend.provider}")
-        images = draw(backend, settings, on_step=on_step)
-    for message in messages:  # below the progress bar
-        click.echo(f"warning: {message}", err=True)
-    metadata = metadata_of(backend, settings, given["img2img"])
-    write = write_interpolation if interpolates else write_pictures
-    written = write(images, settings.pictures, out, metadata, one_file=one_file)
+        kind = "bundle" if given["run"] is None else "run"
+        say(f"{kind} {backend.manifest.name} ({backend.folder}), provider {backend.provider}")
+        metadata = metadata_of(backend, settings, given["img2img"])
+        drawn = draw_each(backend, settings, on_step=on_step)
+        write = write_interpolation if interpolates else write_pictures
+        files = write(drawn, settings.pictures, out, metadata, one_file=one_file, on_file=lambda path: say(str(path)))
+    tell(*(f"warning: {message}" for message in messages), err=True)  # below the progress bar
     if as_json:
-        drawn = {**metadata, "bundle_path": str(backend.folder), **written}
-        drawn |= {"steps": settings.steps, "guidance": settings.guidance_scale, "sampler": settings.table["use"]}
-        click.echo(json.dumps(drawn))
-        return
-    for path in [
-        *(each["path"] for each in written["pictures"]),
-        *(written.get(key) for key in ("grid", "strip", "gif")),
-    ]:
-        if path is not None:
-            click.echo(path)
+        found = {**metadata, "bundle_path": str(backend.folder), **files}
+        found |= {"steps": settings.steps, "guidance": settings.guidance_scale, "sampler": settings.table["use"]}
+        tell(json.dumps(found))
+
+
+def _is_file(out: Path, interpolates: bool) -> bool:
+    """Whether --out is a file and no folder. Raises LdmkitError where it is there already, or of no format written."""
+    ending = out.suffix.lower()
+    if out.is_dir():
+        return False
+    one_file = ending in ONE_PICTURE or (ending == ".gif" and interpolates)
+    if one_file and out.exists():
+        raise LdmkitError(f"{out} exists and is not overwritten: choose another name for --out")
+    if not one_file and out.exists():
+        raise LdmkitError(f"--out {out} is a file: give a folder, or a new file ending in {', '.join(ONE_PICTURE)}")
+    if not one_file and ending in OTHER_FORMATS:
+        raise LdmkitError(f"--out {out}: pictures are not written as {ending}; choose {', '.join(ONE_PICTURE)}")
+    return one_file
 
 
 def _check_usage(command: click.Context) -> None:
@@ -141,6 +155,7 @@ def _check_usage(command: click.Context) -> None:
     names = {each.name: "PROMPT" if each.name == "prompt" else each.opts[0] for each in command.command.params}
     given = {name for name in names if command.get_parameter_source(str(name)) is ParameterSource.COMMANDLINE}
     for name, needs in (
+        ("same_seed", "prompts"),
         ("strength", "img2img"),
         ("amount", "variations"),
         ("to_seed", "interpolate"),
@@ -179,7 +194,7 @@ def _request(texts: list[str], given: dict[str, Any]) -> "DrawRequest":
             seeds = (seed, seed if given["to_seed"] is None else given["to_seed"])
             pictures = interpolation(ends, seeds, frames=given["interpolate"])
         else:
-            pictures = each_prompt(texts, n=given["count"], seed=seed)
+            pictures = each_prompt(texts, n=given["count"], seed=seed, same_seed=given["same_seed"])
         return DrawRequest(
             pictures,
             steps=given["steps"],
@@ -195,9 +210,9 @@ def _request(texts: list[str], given: dict[str, Any]) -> "DrawRequest":
 
 
 def _lines(path: Path) -> list[str]:
-    """The prompts of a text file, a line each; empty lines are passed over."""
+    """The prompts of a text file, or of stdin where it is called -, a line each; empty lines are passed over."""
     try:
-        with path.open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
             data = file.read(MAX_PROMPTS_BYTES + 1)
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except OSError as error:
@@ -226,8 +241,6 @@ def _open(run: Path | None, bundle: Path | None, provider: str) -> "Backend":
 @contextmanager
 def _progress() -> "Iterator[Any]":
     """A function for `on_step` that moves a bar on a terminal."""
-    import sys
-
     if not sys.stderr.isatty():  # rich takes a while to import
         yield None
         return
@@ -235,7 +248,9 @@ def _progress() -> "Iterator[Any]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # What is told goes above the bar, but for stdout that leads elsewhere.
+    console, on_screen = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, redirect_stdout=on_screen) as progress:
         task = progress.add_task("drawing", total=None)
 
         def on_step(step: "Step") -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 
 from ldmkit.cli.common import TRAINING, require, set_option
 from ldmkit.errors import Interrupted, LdmkitError
-from ldmkit.report import duration
+from ldmkit.report import duration, tell
 
 if TYPE_CHECKING:
     from ldmkit.plan.estimate import Row
@@ -36,17 +35,15 @@ def plan(recipe: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> 
     require(*TRAINING)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LdmkitError("ldmkit plan measures one process; start it without a launcher")
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary folder goes whatever ends it
     try:
         with TemporaryDirectory(prefix="ldmkit-plan-") as scratch:
             rows, available, run_dir = _measure(recipe, overrides, steps, Path(scratch))
     except Interrupted:
         raise click.Abort from None
-    finally:
-        signal.signal(signal.SIGTERM, old)
     totals = _totals(rows, available, run_dir)
     if as_json:
-        click.echo(json.dumps({"run": str(run_dir), "stages": [asdict(row) for row in rows], **totals}, indent=1))
+        found = {"run": str(run_dir), "stages": [asdict(row) for row in rows], **totals}
+        tell(*json.dumps(found, indent=1).split("\n"))
     else:
         _print(rows, totals)
     return int(any(row.state == "cannot run" for row in rows))
@@ -104,17 +101,17 @@ def _print(rows: "list[Row]", totals: dict[str, Any]) -> None:
     console.print(table)
     for row in rows:
         if row.state == "cannot run":
-            click.echo(f"{row.stage} cannot run: {row.reason}")
+            tell(f"{row.stage} cannot run: {row.reason}")
     if any(row.largest_batch is not None and row.largest_batch.kind == "estimate" for row in rows):
-        click.echo("~ estimated from the memory of two batch sizes")
+        tell("~ estimated from the memory of two batch sizes")
     unknown = ", ".join(row.stage for row in rows if row.state != "done" and row.seconds is None)
     disk, transient, free = (_bytes(totals[key]) for key in ("disk", "transient_disk", "free_disk"))
-    click.echo(
+    tell(
         f"estimate: {duration(totals['seconds'])}{' without ' + unknown if unknown else ''}, {disk} of disk "
         f"(free: {free}), peak memory {_bytes(totals['memory'])} (available: {_bytes(totals['available_memory'])})"
     )
     if totals["disk"] + totals["transient_disk"] > totals["free_disk"]:
-        click.echo(
+        tell(
             f"warning: {disk} of disk are needed and {transient} more while a checkpoint is written, and {free} are "
             "free; make room, or lower keep_checkpoints"
         )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ldmkit.report import tell
+
 if TYPE_CHECKING:
     from ldmkit.components.registry import Component
 
@@ -81,7 +83,7 @@ def _row(component: "Component") -> dict[str, str]:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(dumps(value, indent=2, default=str))
+    tell(*dumps(value, indent=2, default=str).split("\n"))
 
 
 def _print_table(console: Any, headings: tuple[str, ...], rows: list[list[str]], *, whole: tuple[str, ...]) -> None:

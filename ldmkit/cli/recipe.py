@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmkit.cli.common import set_option
+from ldmkit.report import command, tell
 
 if TYPE_CHECKING:
     from ldmkit.components.registry import Registry
@@ -23,7 +24,7 @@ def open_recipe(name: str, overrides: tuple[str, ...] = ()) -> "tuple[Recipe, Re
     file = RecipeFile.read(find_recipe(name), overrides)
     tells = os.environ.get("RANK", "0") == "0"  # under a launcher the first process speaks for all
     for plugin in filter(Path.is_file, file.plugin_files() if tells else []):
-        click.echo(f"{file.path}: runs the plugin {plugin}", err=True)  # before it does
+        tell(f"{file.path}: runs the plugin {plugin}", err=True)  # before it does
     try:
         registry = Registry.load(file.plugin_files())
     except LdmkitError as error:
@@ -42,7 +43,7 @@ def recipe() -> None:
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and list every mistake."""
     checked, _ = open_recipe(recipe, overrides)
-    click.echo(f"{recipe}: no mistakes ({checked.name})")
+    tell(f"{recipe}: no mistakes ({checked.name})")
 
 
 @recipe.command()
@@ -56,18 +57,19 @@ def show(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
 
     resolved, registry = open_recipe(recipe, overrides)
     if as_json:
-        click.echo(json.dumps(resolved.model_dump(mode="json"), indent=1))
+        tell(*json.dumps(resolved.model_dump(mode="json"), indent=1).split("\n"))
         return
     folder = find_recipe(recipe).parent.absolute()
     own = [Path(plugin).is_relative_to(folder) for plugin in resolved.plugins]
     if any(own):
         # As a recipe lists them: an absolute path would be refused in any other folder.
-        click.echo(f"# plugins lie beside the recipe, in {folder}: they and this file belong together")
+        tell(f"# plugins lie beside the recipe, in {folder}: they and this file belong together")
     plugins = [
         f"./{Path(plugin).relative_to(folder).as_posix()}" if inside else plugin
         for plugin, inside in zip(resolved.plugins, own, strict=True)
     ]
-    click.echo(to_toml(resolved.model_copy(update={"plugins": tuple(plugins)}), registry), nl=False)
+    text = to_toml(resolved.model_copy(update={"plugins": tuple(plugins)}), registry)
+    tell(*text.rstrip("\n").split("\n"))
 
 
 @recipe.command()
@@ -81,7 +83,7 @@ def new(file: Path) -> None:
         raise LdmkitError(f"{file}: exists already; choose another name")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(template(), encoding="utf-8")
-    click.echo(f"{file}: set data.path, then run `ldmkit train {file}`")
+    tell(f"{file}: set data.path, then run `{command('train', file)}`")
 
 
 @recipe.command()
@@ -90,4 +92,4 @@ def schema() -> None:
     from ldmkit.components.registry import Registry
     from ldmkit.recipe.template import json_schema
 
-    click.echo(json.dumps(json_schema(Registry.load()), indent=1))
+    tell(*json.dumps(json_schema(Registry.load()), indent=1).split("\n"))

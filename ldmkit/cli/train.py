@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmkit.cli.common import EXPORT, TRAINING, require, set_option
+from ldmkit.report import tell
 from ldmkit.run.parts import PARTS, stage_names, stage_parts
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
             {"stage": PARTS[name].stage, "part": name, "state": status.state, "reason": status.reason}
             for name, status in states.items()
         ]
-        click.echo(json.dumps({"run": str(pipeline.run_dir), "parts": rows}))
+        tell(json.dumps({"run": str(pipeline.run_dir), "parts": rows}))
     else:
         _print_states(pipeline, states)
 
@@ -120,7 +121,7 @@ def _states(pipeline: "Pipeline", stages: Sequence[str]) -> "dict[str, Status]":
 
 
 def _print_states(pipeline: "Pipeline", states: "dict[str, Status]") -> None:
-    click.echo(f"run {pipeline.run_dir}")
+    tell(f"run {pipeline.run_dir}")
     for name, status in states.items():
         reason = f"  ({status.reason})" if status.reason else ""
-        click.echo(f"  {PARTS[name].stage:<11} {name:<9} {status.state}{reason}")
+        tell(f"  {PARTS[name].stage:<11} {name:<9} {status.state}{reason}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ldmkit.cli.common import provider_option
+from ldmkit.report import tell
 
 
 @click.command()
@@ -43,7 +44,7 @@ def ui(
             raise click.UsageError(
                 "--web serves a page that draws by itself: it goes with --host, --port and --browser"
             )
-        serve_page(web, host=host, port=port, browser=browser, tell=click.echo)
+        serve_page(web, host=host, port=port, browser=browser, tell=tell)
         return
     from ldmkit import shipped
     from ldmkit.cli.common import UI, require
@@ -68,14 +69,14 @@ def ui(
             try:
                 opened.setdefault(folder.name, Bundle.load(folder, provider=provider))
             except LdmkitError as error:
-                click.echo(f"warning: left out: {error}", err=True)
+                tell(f"warning: left out: {error}", err=True)
     serve(
         opened,
         host=host,
         port=port,
         share=share,
         browser=browser,
-        tell=lambda line: click.echo(line, err=line.startswith("warning")),
+        tell=lambda line: tell(line, err=line.startswith("warning")),
         allowed=allowed_host,
         root_path=root_path,
         passwords=passwords,

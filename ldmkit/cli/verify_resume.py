@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ import click
 
 from ldmkit.cli.common import TRAINING, require, set_option
 from ldmkit.errors import LdmkitError
+from ldmkit.report import tell
 from ldmkit.run.parts import PARTS, trained_parts
 
 STAGES = tuple(PARTS[part].stage for part in trained_parts())
@@ -39,28 +39,23 @@ def verify_resume(
     from ldmkit.verify_resume import ResumeCheck, cut
 
     checked, _ = open_recipe(recipe, overrides)
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the temporary folder goes whatever ends it
-    try:
-        with TemporaryDirectory(prefix="ldmkit-verify-") as name:
-            scratch = Path(name).resolve()
-            short = cut(checked, steps=steps, pictures=Path(checked.data.path).absolute(), scratch=scratch)
-            check = ResumeCheck(short, scratch, seed=seed)
-            stages = (only,) if only else STAGES
-            tell = partial(click.echo, err=True)
-            verdicts = [check.check(stage, kills=kills, tell=tell) for stage in stages]
-    finally:
-        signal.signal(signal.SIGTERM, old)
+    with TemporaryDirectory(prefix="ldmkit-verify-") as name:
+        scratch = Path(name).resolve()
+        short = cut(checked, steps=steps, pictures=Path(checked.data.path).absolute(), scratch=scratch)
+        check = ResumeCheck(short, scratch, seed=seed)
+        stages = (only,) if only else STAGES
+        verdicts = [check.check(stage, kills=kills, tell=partial(tell, err=True)) for stage in stages]
     same = not any(verdict.different for verdict in verdicts)
     if as_json:
         rows = [{**vars(verdict), "same": not verdict.different} for verdict in verdicts]
-        click.echo(json.dumps({"recipe": checked.name, "stages": rows}, indent=1))
+        tell(*json.dumps({"recipe": checked.name, "stages": rows}, indent=1).split("\n"))
         return int(not same)
     for v in verdicts:
-        click.echo(f"{v.stage} on {', '.join(f'{key} {value}' for key, value in v.environment.items())}:")
-        click.echo(f"  {v.kills} kills, {v.inside_saves} of them inside a save, in {v.runs} runs")
+        tell(f"{v.stage} on {', '.join(f'{key} {value}' for key, value in v.environment.items())}:")
+        tell(f"  {v.kills} kills, {v.inside_saves} of them inside a save, in {v.runs} runs")
         names = ", ".join(v.different[:3]) + (", ..." if len(v.different) > 3 else "")
-        click.echo(f"  {len(v.different)} of {v.compared} steps and weights differ{': ' if names else ''}{names}")
-    click.echo(
+        tell(f"  {len(v.different)} of {v.compared} steps and weights differ{': ' if names else ''}{names}")
+    tell(
         "a resumed run repeats an uninterrupted one to the last bit on this machine"
         if same
         else "a resumed run differs from an uninterrupted one: on a GPU, deterministic = true in [vae], [unet] and "

@@ -1,10 +1,12 @@
 """Decoded pictures in batches, in an order that the caller owns."""
 
+import atexit
 import signal
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import current_thread, main_thread
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -12,12 +14,22 @@ from torch.utils.data import DataLoader
 
 from ldmkit.components.protocols import Picture
 from ldmkit.data.decode import prepare
+from ldmkit.errors import LostWorker
 from ldmkit.recipe.sections import Data
+from ldmkit.signals import ignore_stops, kept_from_children
 
 AHEAD = 2
 """batches that the thread decodes while the network is at one"""
 
 Batch = Sequence[int] | np.ndarray
+_running: "WeakSet[Iterator[torch.Tensor]]" = WeakSet()
+"""what still decodes; it has to end before Python, on its way out, waits for all processes: no signal ends these"""
+
+
+@atexit.register
+def _end_all() -> None:
+    for loaded in list(_running):
+        loaded.close()  # type: ignore[attr-defined] # a generator
 
 
 class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
@@ -38,30 +50,46 @@ def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[B
 def uint8_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
     """(B, size, size, 3) uint8 for each batch of positions in `pictures`.
 
-    Decoded ahead of their use: by `num_workers` processes, or by a thread where there are to be none.
+    Decoded ahead of their use: by `num_workers` processes, or by a thread where there are to be none. Raises LostWorker
+    where one of these processes has ended.
     """
-    if data.num_workers == 0:
-        loaded = _by_thread(pictures, data, batches)
-    else:
-        loaded = iter(
-            DataLoader(
-                _Prepared(pictures, data),
-                batch_sampler=([int(i) for i in batch] for batch in batches),
-                num_workers=data.num_workers,
-                worker_init_fn=_ignore_interrupt,
-                generator=torch.Generator(),  # its own: a worker's seed must not come out of the global stream
-                pin_memory=torch.cuda.is_available(),
-            )
-        )
+    loaded = (_by_processes if data.num_workers else _by_thread)(pictures, data, batches)
+    _running.add(loaded)
+    yield from loaded
+
+
+def _by_processes(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+    """(B, size, size, 3) uint8. The processes end when this one does, and at no signal."""
+    loader = DataLoader(
+        _Prepared(pictures, data),
+        batch_sampler=([int(i) for i in batch] for batch in batches),
+        num_workers=data.num_workers,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # its own: a worker's seed must not come out of the global stream
+        pin_memory=torch.cuda.is_available(),
+    )
+    child_ends = getattr(signal, "SIGCHLD", None) if current_thread() is main_thread() else None
+    before = signal.getsignal(child_ends) if child_ends else None
+    with kept_from_children():
+        loaded = iter(loader)
+    if child_ends and before is not None:
+        # torch's own handler would raise wherever the program is, in the middle of an update too. Without it a lost
+        # worker is noticed where its batch is missing.
+        signal.signal(child_ends, before)
     try:
         yield from loaded
-    except (ConnectionError, EOFError) as error:
-        if data.num_workers == 0 or "in DataLoader worker process" in str(error):
-            raise  # a picture's own, as torch passes it on
-        # The pipe of a process that was killed this moment. torch raises a RuntimeError that says so wherever the
-        # program is when the signal of it comes: here, then, and not in the middle of telling the user.
-        time.sleep(1)
-        raise RuntimeError("DataLoader worker (pid unknown) exited unexpectedly.") from error
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        told = str(error).partition("\n")[0].rstrip(". ")
+        broken_pipe = not isinstance(error, RuntimeError)
+        # A picture's own error comes from "DataLoader worker process N".
+        if "in DataLoader worker process" in told or not (broken_pipe or told.startswith("DataLoader worker")):
+            raise
+        raise LostWorker(
+            f"a process that decodes pictures has ended: {'its pipe broke' if broken_pipe else told}. Nothing that "
+            "was saved is lost: run the same command again; where memory is short, a lower data.num_workers helps"
+        ) from None
+    finally:
+        del loaded  # with it the processes end
 
 
 def _by_thread(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
@@ -90,6 +118,5 @@ def to_pixels(uint8: torch.Tensor) -> torch.Tensor:
     return uint8.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _ignore_interrupt(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(_worker: int) -> None:
+    ignore_stops()

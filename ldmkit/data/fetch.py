@@ -42,7 +42,7 @@ def fetch(
     """Make sure that `folder` holds a data set; a folder that holds something is left as it is.
 
     `source` is "folder" (nothing is fetched), "toy-cats" (`num_pictures` are drawn, `size` pixels wide) or
-    "hub:OWNER/NAME/FILE.zip". The folder appears whole or not at all. Raises LdmkitError naming data.path,
+    "hub:OWNER/NAME[@COMMIT]/FILE.zip". The folder appears whole or not at all. Raises LdmkitError naming data.path,
     data.source or data.num_pictures.
     """
     folder = Path(folder)
@@ -75,8 +75,11 @@ def _download(source: str) -> Path:
     """The zip in the hub's own cache; what is cached is not asked for again."""
     parts = source.removeprefix("hub:").split("/", 2)
     if not source.startswith("hub:") or len(parts) != 3 or not all(parts) or not source.endswith(".zip"):
-        raise LdmkitError(f'data.source is "{source}"; allowed: "folder", "toy-cats", "hub:OWNER/NAME/FILE.zip"')
-    repository, filename = "/".join(parts[:2]), parts[2]
+        raise LdmkitError(
+            f'data.source is "{source}"; allowed: "folder", "toy-cats", "hub:OWNER/NAME[@COMMIT]/FILE.zip"'
+        )
+    name, _, revision = parts[1].partition("@")
+    repository, filename, revision = f"{parts[0]}/{name}", parts[2], revision or REVISION
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -84,19 +87,19 @@ def _download(source: str) -> Path:
         raise LdmkitError(
             f"data.source: {source} needs huggingface_hub: pip install 'ldmkit[train]'; {_LOCAL}"
         ) from error
-    ask_hub = partial(hf_hub_download, repository, filename, repo_type="dataset", revision=REVISION)
+    ask_hub = partial(hf_hub_download, repository, filename, repo_type="dataset", revision=revision)
     try:
         try:
             return Path(ask_hub(local_files_only=True))
         except LocalEntryNotFoundError:
             # Asked once beforehand, since a download tries an unreachable hub over and over, printing each time.
-            url = hf_hub_url(repository, filename, repo_type="dataset", revision=REVISION)
+            url = hf_hub_url(repository, filename, repo_type="dataset", revision=revision)
             get_hf_file_metadata(url, timeout=_TIMEOUT_SECONDS)
             return Path(ask_hub(etag_timeout=_TIMEOUT_SECONDS))
     except Exception as error:  # the hub's client lets through what its HTTP library raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LdmkitError(
-            f"data.source: {filename} of the data set {repository} (revision {REVISION}) cannot be downloaded from the "
+            f"data.source: {filename} of the data set {repository} (revision {revision}) cannot be downloaded from the "
             f"Hugging Face hub: {reason}\n{_LOCAL}"
         ) from error
 

@@ -16,7 +16,6 @@ from ldmkit.export.half import rounded_as_on_gpu, to_half, weights_to_half
 from ldmkit.export.model import Model
 from ldmkit.export.networks import Network
 from ldmkit.recipe.sections import Export
-from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import (
     CARD,
@@ -38,6 +37,7 @@ from ldmkit.runtime.manifest import (
     write_manifest,
 )
 from ldmkit.runtime.pictures import grid
+from ldmkit.signals import StopSignals, stopped
 
 NUM_PREVIEW = 8
 

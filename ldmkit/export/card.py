@@ -1,9 +1,12 @@
 """The model card of a bundle: its README.md."""
 
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ldmkit.report import printable
 from ldmkit.runtime.manifest import GOLDEN, PREVIEW, UNET, UNET_T2I, VAE_ENCODER, GraphEntry, Manifest
 
 PRECISIONS = {
@@ -18,8 +21,10 @@ def model_card(manifest: Manifest, preview_prompts: Sequence[str] | None) -> str
     latent, defaults, schedule = manifest.latent, manifest.defaults, manifest.schedule
     draws = {UNET_T2I: "from a prompt", UNET: "without one"}
     modes = " and ".join(words for file, words in draws.items() if file in manifest.files)
-    example = json.dumps(preview_prompts[0], ensure_ascii=False) if preview_prompts else ""
-    argument = f"{example}, " if example else ""
+    # Captions are others' words: what is pasted into a shell or into Python has them as one text, on one line.
+    example = _one_line(preview_prompts[0]) if preview_prompts else ""
+    argument = f"{json.dumps(example, ensure_ascii=False)}, " if example else ""
+    pasted = f" {'-- ' if example.startswith('-') else ''}{shlex.quote(example)}" if example else ""
     text = f"""# {manifest.name}
 
 A latent diffusion model that draws pictures of {manifest.picture_size}x{manifest.picture_size} pixels {modes},
@@ -30,10 +35,10 @@ exported by ldmkit on {manifest.created:%Y-%m-%d}. It runs on onnxruntime, witho
 """
     if preview_prompts:
         text += "The preview's prompts, row by row, seeds from 0:\n\n"
-        text += "".join(f"{k}. {prompt}\n" for k, prompt in enumerate(preview_prompts, 1)) + "\n"
+        text += "".join(f"{k}. {escaped(prompt)}\n" for k, prompt in enumerate(preview_prompts, 1)) + "\n"
     text += f"""## Use
 
-    ldmkit generate {example} --bundle PATH_OF_THIS_FOLDER
+    ldmkit generate --bundle PATH_OF_THIS_FOLDER{pasted}
 
 or in Python
 
@@ -88,6 +93,17 @@ it was trained on.
     return text
 
 
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """The text as CommonMark and GitHub's Markdown show it letter by letter: no HTML, link, picture, table or list."""
+    marked = re.sub(r"([\\`*<>&|~$@]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", _one_line(text))
+    marked = re.sub(r"(?i)\b(https?|ftp)(?=://)|\bwww(?=\.)", r"\g<0>\\", marked)  # which become links by themselves
+    return re.sub(r"^(?=[-+=#\[])|^\d+(?=[.)])", r"\g<0>\\", marked)
+
+
 def _compared(graph: GraphEntry) -> str:
     """Batch sizes, each with its height and width where it has one."""
     if not graph.sizes:
@@ -101,7 +117,7 @@ def _listing(table: Mapping[str, Any], depth: int = 0) -> str:
     lines = ""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            lines += f"{'  ' * depth}- {key}:\n{_listing(value, depth + 1)}"
+            lines += f"{'  ' * depth}- {escaped(key)}:\n{_listing(value, depth + 1)}"
         else:
-            lines += f"{'  ' * depth}- {key}: {value}\n"
+            lines += f"{'  ' * depth}- {escaped(key)}: {escaped(str(value))}\n"
     return lines

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+MAX_MISTAKES = 50
+_TOO_DEEP = f"nested more than {MAX_DEPTH} tables deep, the most that a recipe may be"
+_ENDLESS_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+"""a dotted key of more parts than that, over which tomllib takes minutes; nothing else in a recipe looks like it"""
 
 
 def find_recipe(name: str) -> Path:
@@ -77,7 +84,10 @@ class RecipeFile:
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise LdmkitError(f"{path}: larger than {MAX_BYTES >> 20} MiB, the most that a recipe may have")
-            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            text = path.read_text(encoding="utf-8-sig")
+            if _ENDLESS_KEY.search(text):
+                raise LdmkitError(f"{path}: {_TOO_DEEP}")
+            table = tomllib.loads(text)
         except UnicodeDecodeError as error:
             raise LdmkitError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
         except (ValueError, RecursionError) as error:  # beside TOML's own errors, a number of 5,000 digits
@@ -105,16 +115,17 @@ class RecipeFile:
         Raises LdmkitError: one message with a line for each mistake.
         """
         if _is_deep(self.table):
-            raise LdmkitError(f"{self.path}: nested more than {MAX_DEPTH} tables deep, the most that a recipe may be")
-        mistakes = list(strange_values(self.table))
+            raise LdmkitError(f"{self.path}: {_TOO_DEEP}")
+        found = [strange_values(self.table)]
         recipe = None
         try:
             # Strict JSON rules: a list is a tuple and 1 a float, but "1" is no number.
             recipe = Recipe.model_validate_json(json.dumps(self.table, default=str))
         except ValidationError as error:
-            mistakes += schema_mistakes(error)
+            found.append(schema_mistakes(error))
         if registry is not None:
-            mistakes += component_mistakes(self.table, registry)
+            found.append(component_mistakes(self.table, registry))
+        mistakes = list(islice(chain.from_iterable(found), MAX_MISTAKES + 1))
         if recipe is None or mistakes:
             raise LdmkitError(self._message(mistakes))
         if registry is not None:
@@ -132,7 +143,8 @@ class RecipeFile:
         lines = list(dict.fromkeys(lines))
         if len(lines) == 1:
             return f"{self.path}: {lines[0]}"
-        return "\n  ".join([f"{self.path}: {len(lines)} mistakes", *lines])
+        count = f"{len(lines)} mistakes" if len(mistakes) <= MAX_MISTAKES else f"more than {len(lines) - 1} mistakes"
+        return "\n  ".join([f"{self.path}: {count}", *lines[:MAX_MISTAKES]])
 
     def _beside(self, plugin: Any) -> Any:
         """The absolute path of a plugin that the file lists. A stranger's recipe must not have any file run."""
@@ -142,7 +154,7 @@ class RecipeFile:
         if not Path(path).resolve().is_relative_to(self.path.parent.resolve()):
             raise LdmkitError(
                 f"{self.path}: plugins: {plugin} lies outside the recipe's folder; move it there, or name it yourself "
-                f"with --set 'plugins=[\"{plugin}\"]'"
+                f"with --set {shlex.quote(f'plugins=[{json.dumps(plugin)}]')}"
             )
         return path
 

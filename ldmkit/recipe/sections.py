@@ -30,7 +30,7 @@ class Data(Section):
         "folder",
         pattern=r"^(folder|toy-cats|hub:[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/([^/.][^/]*/)*[^/.][^/]*\.zip)$",
         description="where the pictures come from if the folder does not exist: `folder` (nowhere), "
-        "`toy-cats` (drawn here) or `hub:OWNER/NAME/FILE.zip` (a data set on the Hugging Face hub)",
+        "`toy-cats` (drawn here) or `hub:OWNER/NAME[@COMMIT]/FILE.zip` (a data set on the Hugging Face hub)",
     )
     num_pictures: int | None = Field(
         None, gt=0, description="pictures to use (or to draw, for toy-cats); all if left out"

@@ -19,6 +19,7 @@ from safetensors.torch import save as serialized
 
 from ldmkit.atomic import fsync, json_bytes, new_folder, no_room, remove_folder, write_atomic, write_file
 from ldmkit.errors import LdmkitError
+from ldmkit.report import megabytes
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -69,9 +70,9 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     free = shutil.disk_usage(folder).free
-    if free < needed * 1.05 + 2**20:
+    if free < (least := needed * 1.05 + 2**20):
         raise LdmkitError(
-            f"{folder}: a checkpoint needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
+            f"{folder}: a checkpoint needs {megabytes(least)} and {megabytes(free)} are free; "
             "make room and run the same command again"
         )
     target = folder / f"step_{step:08d}"

@@ -61,18 +61,29 @@ def draw(
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Image.Image]:
     """One picture for each of `settings.pictures`; `Bundle` describes the rest."""
+    drawn = dict(draw_each(backend, settings, batch_size=batch_size, on_step=on_step))
+    return [drawn[k] for k in range(len(settings.pictures))]
+
+
+def draw_each(
+    backend: Backend,
+    settings: DrawSettings,
+    *,
+    batch_size: int = 8,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[tuple[int, Image.Image]]:
+    """(its number among `settings.pictures`, picture), a batch at a time: those without a prompt come first."""
     batch_size = whole("batch_size", batch_size)
     prompts = {text for each in settings.pictures for text in (each.prompt, each.to_prompt)}
-    for prompt in sorted(text for text in prompts | {settings.negative_prompt} if text):
-        if cut := words_cut(backend, prompt):
-            warnings.warn(
-                f"the prompt is too long for the text encoder; cut off: {cut!r}", PromptCutWarning, stacklevel=4
-            )
-
+    texts = sorted(text for text in prompts | {settings.negative_prompt} if text)
+    if cut := [repr(words) for text in texts if (words := words_cut(backend, text))]:
+        which = "the prompt is" if len(cut) == 1 else f"{len(cut)} prompts are"
+        more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+        told = f"{which} too long for the text encoder; cut off: {', '.join(cut[:3])}{more}"
+        warnings.warn(told, PromptCutWarning, stacklevel=5)
     batches = list(_batches(settings.pictures, batch_size))
     calls = num_calls(settings.sampler, settings.schedule)
     start = None if settings.pixels is None else backend.run(VAE_ENCODER, pixels=settings.pixels).astype(np.float64)
-    drawn: dict[int, Image.Image] = {}
     for index, batch in enumerate(batches):
         pictures = [settings.pictures[k] for k in batch]
 
@@ -88,8 +99,7 @@ def draw(
                 f"bundle {backend.folder}: the network's output is not finite (guidance_scale "
                 f"{settings.guidance_scale})"
             )
-        drawn |= dict(zip(batch, to_pictures(pixels), strict=True))
-    return [drawn[k] for k in range(len(settings.pictures))]
+        yield from zip(batch, to_pictures(pixels), strict=True)
 
 
 def _batches(pictures: Sequence[PictureRequest], batch_size: int) -> Iterator[list[int]]:

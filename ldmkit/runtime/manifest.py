@@ -10,6 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 import ldmkit
 from ldmkit.errors import LdmkitError
+from ldmkit.runtime.request import MAX_STEPS
 
 FORMAT_VERSION = 2
 NEEDS = "0.1.0"
@@ -103,7 +104,7 @@ class Defaults(_Frozen):
     sampler: str
     sampler_options: dict[str, Any] = {}
     """the sampler's options besides `steps`; left out when the user names another sampler"""
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance_scale: Annotated[Finite, Field(ge=0)]
 
 
@@ -142,7 +143,7 @@ class Trajectory(_Frozen):
     """
 
     sampler: str
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance_scale: Annotated[Finite, Field(ge=0)]
     seeds: tuple[int, ...]
     psnr: Finite
@@ -160,7 +161,7 @@ class Golden(_Frozen):
     """of each picture; "" for none"""
     seed: Annotated[int, Field(ge=0)]
     """of the first; each picture has the next"""
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance_scale: Annotated[Finite, Field(ge=0)]
     sampler: str
     min_psnr: Finite

@@ -117,8 +117,8 @@ class OnnxBackend:
         # An exporter may drop an input that the network ignores, such as the mask of a model trained without one.
         known = {given.name for given in session.get_inputs()}
         with self._naming(name):
-            output: np.ndarray = session.run(None, {key: value for key, value in inputs.items() if key in known})[0]
-        return output
+            output = session.run(None, {key: value for key, value in inputs.items() if key in known})[0]
+        return self._fitting(name, inputs, output)
 
     def bind(self, name: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
         """Graph `name` with inputs that stay the same from call to call; the result holds until the next call."""
@@ -130,9 +130,31 @@ class OnnxBackend:
 
         def call(**inputs: np.ndarray) -> np.ndarray:
             with self._naming(name):
-                return binding(**inputs)
+                output = binding(**inputs)
+            return self._fitting(name, inputs, output)
 
         return call
+
+    def _fitting(self, name: str, inputs: Mapping[str, np.ndarray], output: Any) -> np.ndarray:
+        """The output of graph `name` for these inputs. Raises LdmkitError where it is none that the graph may have."""
+        text, latent = self.manifest.text, self.manifest.latent
+        factor = self.manifest.picture_size // latent.height  # pixels a latent position
+        shape: tuple[int, ...]
+        if name in (UNET, UNET_T2I):
+            shape = inputs["x_t"].shape
+        elif name == TEXT_ENCODER:
+            assert text is not None  # a bundle that draws text has it
+            shape = (*inputs["ids"].shape, text.context_dim)
+        else:
+            (given,) = inputs.values()
+            height, width = given.shape[2:]  # (B, C, H, W)
+            decodes = name == VAE_DECODER
+            sides = (height * factor, width * factor) if decodes else (height // factor, width // factor)
+            shape = (len(given), 3 if decodes else latent.channels, *sides)
+        if not isinstance(output, np.ndarray) or output.dtype.kind != "f" or output.shape != shape:
+            found = f"{output.dtype} {output.shape}" if isinstance(output, np.ndarray) else type(output).__name__
+            raise LdmkitError(f"{self.folder / name} returns {found} where floats {shape} belong: export it again")
+        return output
 
     def close(self) -> None:
         """Lets its graphs go; they are opened again when needed."""
@@ -146,7 +168,10 @@ class OnnxBackend:
         except LdmkitError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-            raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {error}") from error
+            told = str(error)
+            if "allocate memory" in told or "bad_alloc" in told or "bad allocation" in told:
+                told = "not enough memory; choose a smaller --size, or fewer pictures at once"
+            raise LdmkitError(f"{self.folder / name} failed on {self._used.get(name)}: {told}") from error
 
     def prepare(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
         """Begins to open, in the background, the graphs that these prompts need, the largest first.

@@ -5,11 +5,11 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldmkit.errors import LdmkitError
@@ -17,6 +17,10 @@ from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.request import PictureRequest
 from ldmkit.runtime.settings import DrawSettings
 
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
+"""what is written, by the ending of the file"""
+MAX_SHEET_PIXELS = 100_000_000
+"""of several pictures in one; beyond it there is none"""
 Pictures = Sequence[Image.Image]
 Requests = Sequence[PictureRequest]
 
@@ -39,37 +43,60 @@ def metadata_of(backend: Backend, settings: DrawSettings, img2img: Path | None =
 
 
 def write_pictures(
-    pictures: Pictures, requests: Requests, out: Path, metadata: Mapping[str, str], *, one_file: bool
+    drawn: Iterable[tuple[int, Image.Image]],
+    requests: Requests,
+    out: Path,
+    metadata: Mapping[str, str],
+    *,
+    one_file: bool,
+    on_file: Callable[[Path], None],
 ) -> dict[str, Any]:
-    """A file a picture and, of several, all of them in one; what was written, as `ldmkit generate --json` prints it.
+    """A file a picture, each as soon as it is drawn, and of several all of them in one; what was written, as
+    `ldmkit generate --json` prints it.
 
-    `out` is a folder, or with `one_file` the file of the only picture.
+    `drawn`: numbers of requests and their pictures. `out` is a folder, or with `one_file` the file of the only picture.
+    `on_file` is called with each file.
     """
-    written = []
-    for picture, each in zip(pictures, requests, strict=True):
+    written: dict[int, dict[str, Any]] = {}
+    pictures: dict[int, Image.Image] = {}
+    for number, picture in drawn:
+        each = requests[number]
         text = {**metadata, "prompt": each.prompt, "seed": str(each.seed)}
         name = f"{slug(each.prompt)}-{each.seed}"
         if each.to_seed is not None:
             text |= {"to_seed": str(each.to_seed), "amount": str(each.noise_fraction)}
             name += f"-to-{each.to_seed}"
-        path = write_png(picture, out if one_file else out / f"{name}.png", text, exact=one_file)
-        written.append({"path": str(path), "prompt": each.prompt, "seed": each.seed})
+        path = write_picture(picture, out if one_file else out / f"{name}.png", text, exact=one_file)
+        on_file(path)
+        written[number] = {"path": str(path), "prompt": each.prompt, "seed": each.seed}
+        if 1 < len(requests) <= MAX_SHEET_PIXELS // (picture.width * picture.height):
+            pictures[number] = picture
     first, last = requests[0], requests[-1]
     prompts = list(dict.fromkeys(each.prompt for each in requests))
-    prompt = "\n".join(prompts)
-    if len(pictures) == 1:
-        return {"pictures": written, "prompt": prompt, "grid": None}
-    seeds = f"{first.seed}-variations" if last.to_seed is not None else f"{first.seed}-to-{last.seed}"
-    text = {**metadata, "prompt": prompt, "seed": f"{first.seed} to {last.seed}"}
-    others = f"-and-{len(prompts) - 1}-more" if len(prompts) > 1 else ""
-    sheet = write_png(grid(pictures), out / f"{slug(first.prompt)}{others}-{seeds}-grid.png", text)
-    return {"pictures": written, "prompt": prompt, "grid": str(sheet)}
+    result = {"pictures": [row for _, row in sorted(written.items())], "prompt": "\n".join(prompts), "grid": None}
+    if pictures:
+        seeds = [each.seed for each in requests]
+        name = slug(first.prompt) if len(prompts) == 1 else f"{len(prompts)}-prompts"
+        name += f"-{first.seed}-variations" if last.to_seed is not None else f"-{min(seeds)}-to-{max(seeds)}"
+        text = {**metadata, "prompt": str(result["prompt"]), "seed": f"{min(seeds)} to {max(seeds)}"}
+        sheet = write_picture(grid([pictures[k] for k in sorted(pictures)]), out / f"{name}-grid.png", text)
+        on_file(sheet)
+        result["grid"] = str(sheet)
+    return result
 
 
 def write_interpolation(
-    frames: Pictures, requests: Requests, out: Path, metadata: Mapping[str, str], *, one_file: bool
+    drawn: Iterable[tuple[int, Image.Image]],
+    requests: Requests,
+    out: Path,
+    metadata: Mapping[str, str],
+    *,
+    one_file: bool,
+    on_file: Callable[[Path], None],
 ) -> dict[str, Any]:
     """All frames in a row and as an animation, or the one of them that `out` names; returns as `write_pictures`."""
+    pictures = dict(drawn)
+    frames = [pictures[k] for k in range(len(requests))]
     first = requests[0]
     text = {**metadata, "prompt": first.prompt, "seed": str(first.seed), "frames": str(len(frames))}
     name = f"{slug(first.prompt)}-{first.seed}"
@@ -80,42 +107,45 @@ def write_interpolation(
         text["to_seed"] = str(first.to_seed)
         name += f"-to-{first.to_seed}"
     written: dict[str, Any] = {"pictures": [], "prompt": first.prompt, "grid": None}
-    if not one_file or out.suffix.lower() == ".png":
-        strip = grid(frames, columns=len(frames))
-        written["strip"] = str(write_png(strip, out if one_file else out / f"{name}-strip.png", text, exact=one_file))
-    if not one_file or out.suffix.lower() == ".gif":
-        written["gif"] = str(write_gif(frames, out if one_file else out / f"{name}.gif", text, exact=one_file))
+    animated = out.suffix.lower() == ".gif"
+    for key, wanted, file in (
+        ("strip", not one_file or not animated, out / f"{name}-strip.png"),
+        ("gif", not one_file or animated, out / f"{name}.gif"),
+    ):
+        if wanted:
+            image, more = (grid(frames, columns=len(frames)), []) if key == "strip" else (frames[0], frames[1:])
+            path = write_picture(image, out if one_file else file, text, exact=one_file, more=more)
+            on_file(path)
+            written[key] = str(path)
     return written
 
 
-def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str], *, exact: bool = False) -> Path:
-    """Writes a picture with text metadata and returns where: `path`, or `path` with -2, -3 … before its ending.
+def write_picture(
+    image: Image.Image, path: Path, metadata: Mapping[str, str], *, exact: bool = False, more: Pictures = ()
+) -> Path:
+    """Writes a picture in the format of the path's ending, one of FORMATS, and returns where: `path`, or `path` with
+    -2, -3 … before its ending. With `more` a GIF is an endless animation, 8 a second.
 
+    Metadata become a PNG's texts, a GIF's comment or, in JSON, the description in EXIF.
     No file is ever overwritten: with `exact` a taken `path` is an LdmkitError instead.
     """
-    info = PngInfo()
-    for key, value in metadata.items():
-        info.add_text(key, value)  # beyond Latin-1 it becomes iTXt by itself
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return _write_new(path, buffer, exact=exact)
-
-
-def write_gif(images: Pictures, path: Path, metadata: Mapping[str, str], *, exact: bool = False) -> Path:
-    """Writes pictures as an endless animation, 8 a second, with its metadata as a comment in JSON.
-
-    Where it is written is as of `write_png`.
-    """
-    buffer = io.BytesIO()
-    images[0].save(
-        buffer,
-        format="GIF",
-        save_all=True,
-        append_images=images[1:],
-        duration=125,
-        loop=0,
-        comment=json.dumps(metadata).encode("ascii"),
-    )
+    buffer, kind = io.BytesIO(), FORMATS[path.suffix.lower()]
+    told = json.dumps(metadata).encode("ascii")
+    options: dict[str, Any] = {}
+    if kind == "PNG":
+        options["pnginfo"] = info = PngInfo()
+        for key, value in metadata.items():
+            info.add_text(key, value)  # beyond Latin-1 it becomes iTXt by itself
+    elif kind == "GIF":
+        options = {"save_all": True, "append_images": more, "duration": 125, "loop": 0, "comment": told}
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.ImageDescription] = told.decode()
+        options = {"exif": exif} | ({"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True})
+    try:
+        image.save(buffer, format=kind, **options)
+    except (OSError, ValueError) as error:  # beyond what the format can hold, or Pillow was built without it
+        raise LdmkitError(f"{path} cannot be written: {error}") from error
     return _write_new(path, buffer, exact=exact)
 
 
@@ -134,10 +164,12 @@ def _write_new(path: Path, content: io.BytesIO, *, exact: bool) -> Path:
                 raise LdmkitError(f"{path} exists and is not overwritten: choose another name for --out") from None
             number += 1
             target = path.with_name(f"{path.stem}-{number}{path.suffix}")
-        except OSError as error:  # not FileExistsError, so that what is there is ours
+        except BaseException as error:  # not FileExistsError, so that what is there is ours
             with contextlib.suppress(OSError):
                 target.unlink()
-            raise LdmkitError(f"{target} cannot be written: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise LdmkitError(f"{target} cannot be written: {error.strerror}") from error
+            raise
         else:
             return target
 

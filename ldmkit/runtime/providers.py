@@ -21,7 +21,7 @@ NAMES: dict[Used, str] = {
     "directml": "DmlExecutionProvider",
 }
 """as onnxruntime calls them"""
-_WARNING, _ERROR, _FATAL = 2, 3, 4  # onnxruntime's log severities, the first its default
+_FATAL = 4  # the highest of onnxruntime's log severities: what it says in colours on stderr, our own message says
 
 _CUDA_REMEDY = (
     "CUDA needs an NVIDIA GPU with its driver, the package onnxruntime-gpu (without onnxruntime beside it), and the "
@@ -69,6 +69,7 @@ def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack:
     """
     import onnxruntime as ort
 
+    ort.set_default_logger_severity(_FATAL)
     wanted: Used = provider if provider != "auto" else "cuda" if gpu_may_exist() else "cpu"
     if wanted == "cpu":
         return _session(graph, name, [NAMES["cpu"]], prepack), wanted
@@ -77,14 +78,11 @@ def open_session(graph: bytes | Path, *, name: str, provider: Provider, prepack:
     if built:
         if wanted in ("cuda", "tensorrt"):
             missing = missing_libraries(wanted)
-        ort.set_default_logger_severity(_FATAL)  # what it would say on stderr, our own message says
         try:
             session = _session(graph, name, _providers(wanted), prepack)
         except LdmkitError:
             # TensorRT throws where CUDA stays silent, and a graph that the CPU cannot load either says so below.
             session = _session(graph, name, [NAMES["cpu"]], prepack)
-        finally:
-            ort.set_default_logger_severity(_WARNING)
         if _draws(session, NAMES[wanted]):
             return session, wanted
     lacks = f"onnxruntime {ort.__version__} got only the CPU"
@@ -108,7 +106,7 @@ def _session(graph: bytes | Path, name: str, providers: list[Any], prepack: bool
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = _ERROR  # the graph optimizer's warnings are of no use to who draws
+    options.log_severity_level = _FATAL
     options.intra_op_num_threads = num_threads()
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")

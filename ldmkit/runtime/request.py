@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 DEFAULT_STRENGTH = 0.6
 DEFAULT_AMOUNT = 0.3
+MAX_STEPS = 10_000
+MAX_PICTURES = 100_000
+"""of one request; what it takes is said at once, and not when memory is full"""
+MAX_FRAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class DrawRequest:
         if not self.pictures:
             raise LdmkitError("there are no prompts: pass at least one, or None to draw without")
         if self.steps is not None:
-            whole("steps", self.steps)
+            whole("steps", self.steps, most=MAX_STEPS)
         if self.guidance_scale is not None:
             check_number("guidance_scale", self.guidance_scale, 0, math.inf, hint=" (1: no guidance)")
         check_number("strength", self.strength, 0, 1)
@@ -80,20 +84,23 @@ class DrawRequest:
         return list(dict.fromkeys(texts))
 
 
-def each_prompt(prompts: Sequence[str] | str | None, *, n: int = 1, seed: int = 0) -> list[PictureRequest]:
-    """`n` pictures of each prompt, prompt by prompt; picture k from seed + k. Raises LdmkitError for a wrong value."""
-    n, seed = whole("n", n), whole("seed", seed, least=0)
+def each_prompt(
+    prompts: Sequence[str] | str | None, *, n: int = 1, seed: int = 0, same_seed: bool = False
+) -> list[PictureRequest]:
+    """`n` pictures of each prompt, prompt by prompt; picture k from seed + k, with `same_seed` counted anew for each
+    prompt. Raises LdmkitError for a wrong value."""
     if prompts is None or isinstance(prompts, str):
         prompts = [prompts or ""]
+    n, seed = whole("n", n, most=MAX_PICTURES // max(1, len(prompts))), whole("seed", seed, least=0)
     texts = [text for prompt in prompts for text in [stripped(prompt)] * n]
-    return [PictureRequest(text, seed + k) for k, text in enumerate(texts)]
+    return [PictureRequest(text, seed + (k % n if same_seed else k)) for k, text in enumerate(texts)]
 
 
 def variations(
     prompt: str | None, *, n: int = 4, seed: int = 0, amount: float = DEFAULT_AMOUNT
 ) -> list[PictureRequest]:
     """The picture of `seed`, and `n` more whose noise lies `amount` of the way to that of seeds after it."""
-    n, seed = whole("variations", n), whole("seed", seed, least=0)
+    n, seed = whole("variations", n, most=MAX_PICTURES), whole("seed", seed, least=0)
     check_number("amount", amount, 0, 1)
     text = stripped(prompt or "")
     others = [PictureRequest(text, seed, to_seed=seed + k, noise_fraction=amount) for k in range(1, n + 1)]
@@ -104,7 +111,7 @@ def interpolation(
     prompts: tuple[str | None, str | None], seeds: tuple[int, int], *, frames: int = 8
 ) -> list[PictureRequest]:
     """`frames` pictures from the first prompt and seed to the second. Raises LdmkitError for a wrong value."""
-    frames = whole("frames", frames, least=2)
+    frames = whole("frames", frames, least=2, most=MAX_FRAMES)
     seed, to_seed = (whole("seed", each, least=0) for each in seeds)
     first, last = (stripped(prompt or "") for prompt in prompts)
     if first == last and seed == to_seed:
@@ -133,14 +140,15 @@ def stripped(prompt: str) -> str:
     return prompt.strip()
 
 
-def whole(name: str, value: int, *, least: int = 1) -> int:
-    """The value, numpy's integers as Python's. Raises LdmkitError where it is no whole number of `least` or more."""
+def whole(name: str, value: int, *, least: int = 1, most: float = math.inf) -> int:
+    """The value, numpy's integers as Python's. Raises LdmkitError where it is no whole number in [least, most]."""
     try:
         number = index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise LdmkitError(f"{name} is {value!r}; it must be a whole number of {least} or more")
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        range_ = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise LdmkitError(f"{name} is {value!r}; it must be a whole number {range_}")
     return number
 
 

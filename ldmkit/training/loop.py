@@ -5,10 +5,10 @@ from contextlib import closing, contextmanager, nullcontext
 
 import torch
 
-from ldmkit.errors import LdmkitError
+from ldmkit.errors import LdmkitError, LostWorker
 from ldmkit.run.checkpoint import save_weights
-from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
+from ldmkit.signals import StopSignals, stopped
 from ldmkit.training.checkpointing import Checkpoints
 from ldmkit.training.clock import Clock
 from ldmkit.training.engine import Engine
@@ -35,6 +35,7 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
     log = TrainingLog(workspace, part, start) if engine.processes.is_main_process else None
     signals = StopSignals(name, quiet=reporter.quiet)
     newest: Metrics = {}
+    saved = start
     # Where it was stopped between the last checkpoint and the end, there is no step left to evaluate.
     held_out = engine.from_main(task.evaluate) if start == num_steps else {}
 
@@ -44,10 +45,17 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             done, last = step + 1, step + 1 == num_steps
             row: Metrics = {}
             pictures: dict[str, torch.Tensor] = {}
-            held_out = {}
 
-            with _out_of_memory_explained(engine, data.size):
-                scalars = update(engine, task, step)
+            try:
+                with _out_of_memory_explained(engine, data.size):
+                    scalars = update(engine, task, step)
+            except LostWorker:  # before the step's pictures came: all is as the step before left it
+                if saved < step and engine.processes.num_processes == 1:
+                    checkpoints.save(step, seconds=engine.clock.seconds(), evaluated=held_out)
+                    checkpoints.join()
+                    reporter.line(f"{name}: saved at step {step} of {num_steps}")
+                raise
+            held_out = {}
 
             # Log.
             if done % section.log_every == 0 or last:
@@ -79,6 +87,7 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             is_better = section.keep_best and checkpoints.is_better(held_out)
             if stop or done % section.checkpoint_every == 0 or last or is_better:
                 checkpoints.save(done, seconds=engine.clock.seconds(), evaluated=held_out)
+                saved = done
             bar.advance(1, newest)
             if stop:
                 checkpoints.join()

@@ -12,7 +12,7 @@ from PIL import Image
 from ldmkit.runtime import generate
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Step
-from ldmkit.runtime.pictures import metadata_of, slug, write_png
+from ldmkit.runtime.pictures import metadata_of, slug, write_picture
 from ldmkit.runtime.request import DrawRequest
 from ldmkit.runtime.settings import DrawSettings, resolve
 from ldmkit.ui.queue import DrawQueue, Stopped
@@ -102,7 +102,7 @@ def _draw_batches(
             images = generate.draw(bundle, replace(settings, pictures=batch), batch_size=BATCH_SIZE, on_step=on_step)
             metadata = metadata_of(bundle, settings)
         paths = [
-            write_png(
+            write_picture(
                 image,
                 folder / f"{slug(each.prompt)}-{each.seed}.png",
                 {"prompt": each.prompt, **metadata, "seed": str(each.seed)},

@@ -15,6 +15,7 @@ from typing import Any
 
 from ldmkit.atomic import new_folder
 from ldmkit.errors import LdmkitError
+from ldmkit.report import command
 from ldmkit.runtime.manifest import MANIFEST, VAE_ENCODER, WEIGHTS, Manifest
 from ldmkit.runtime.onnx_backend import OnnxBackend
 from ldmkit.web.packages import ONNXRUNTIME, TOKENIZERS, Package, read_members
@@ -107,7 +108,7 @@ def write_page(
         (folder / INDEX_HASH).write_text(hashlib.sha256(index).hexdigest() + "\n")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     yield f"page: {out}, {size / 1e6:.1f} MB"
-    yield f"look at it: ldmkit ui --web {out}"
+    yield f"look at it: {command('ui', '--web', out)}"
 
 
 def bundled(entry: str) -> str:

@@ -152,7 +152,7 @@ def test_a_real_interrupt_is_code_130(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early() -> None:
-    """As `| head -1` does: no traceback."""
+    """As `| head -1` does: that is no failure."""
     read, write = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-m", "ldmkit", "recipe", "schema"], stdout=write, stderr=subprocess.PIPE, text=True
@@ -161,7 +161,7 @@ def test_a_reader_that_leaves_early() -> None:
         os.close(read)
         _, err = process.communicate()
     assert err == ""
-    assert process.returncode == 1
+    assert process.returncode == 0
 
 
 def test_what_the_terminal_cannot_show_ends_no_command(pictures: Path) -> None:

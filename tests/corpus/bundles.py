@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from ldmkit import shipped
 from ldmkit.runtime.bundle import Bundle
-from ldmkit.runtime.pictures import slug, write_png
+from ldmkit.runtime.pictures import slug, write_picture
 from tests.corpus.artefact import Artefact
 from tests.corpus.checkpoints import FORMS
 
@@ -165,7 +165,7 @@ def _prompt(prompt: str, folder: Path) -> Callable[[], Any]:
 
     def use() -> None:
         (image,) = bundle.generate(prompt, steps=1)
-        path = write_png(image, out / f"{slug(prompt)}-0.png", {"prompt": prompt})
+        path = write_picture(image, out / f"{slug(prompt)}-0.png", {"prompt": prompt})
         assert path.parent == out
         assert len(path.name) < 100
         assert path.name.isprintable()

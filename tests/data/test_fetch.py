@@ -144,7 +144,7 @@ def test_missing_folder_without_a_source(tmp_path):
 
 @pytest.mark.parametrize("source", ["hub:cat.zip", "hub:owner/cat.zip", "hub:a/b/c.tar", "http://x/a/b.zip"])
 def test_unknown_source(tmp_path, source):
-    with pytest.raises(LdmkitError, match=r"data\.source.*hub:OWNER/NAME/FILE\.zip"):
+    with pytest.raises(LdmkitError, match=r"data\.source.*hub:OWNER/NAME\[@COMMIT\]/FILE\.zip"):
         fetch(source, tmp_path / "data")
 
 
@@ -180,5 +180,9 @@ def test_hub_archive_is_unpacked(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     fetch("hub:owner/name/deep/cat.zip", tmp_path / "data")
-    assert asked == [("owner/name", "deep/cat.zip", "dataset", "main", True)]  # the cache comes first
+    fetch("hub:owner/name@a1b2c3/cat.zip", tmp_path / "pinned")
+    assert asked == [
+        ("owner/name", "deep/cat.zip", "dataset", "main", True),  # the cache comes first
+        ("owner/name", "cat.zip", "dataset", "a1b2c3", True),
+    ]
     assert (tmp_path / "data" / "cat" / "a.png").read_bytes() == b"x"

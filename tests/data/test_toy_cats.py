@@ -2,6 +2,11 @@ import colorsys
 import hashlib
 import itertools
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -44,6 +49,40 @@ def test_folder_holds_pictures_and_captions(tmp_path):
         assert set(row) == {"file_name", "text", "fur", "eyes", "coat", "background"}
         with Image.open(tmp_path / "cats" / row["file_name"]) as image:
             assert (image.size, image.mode) == ((64, 64), "RGB")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX's signals and locks")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_ended_while_it_draws(tmp_path, number):
+    """SIGTERM and SIGHUP leave nothing, SIGKILL what the next one removes; what a living process draws stays."""
+
+    def begin():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ldmkit", "data", "make", "toy-cats", "-n", "99999", "--out", "cats"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while process.poll() is None and not list(tmp_path.rglob("*.png")):
+            time.sleep(0.02)
+        return process
+
+    with begin() as process:
+        alive = list(tmp_path.iterdir())
+        assert len(alive) == 1
+        if number == signal.SIGKILL:
+            make_toy_cats(tmp_path / "cats", num_pictures=1)
+            assert alive[0].is_dir()
+            shutil.rmtree(tmp_path / "cats")
+        process.send_signal(number)
+        _, err = process.communicate()
+    if number == signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == alive
+        make_toy_cats(tmp_path / "cats", num_pictures=1)
+        assert list(tmp_path.iterdir()) == [tmp_path / "cats"]
+    else:
+        assert (process.returncode, err.strip()) == (128 + number, "interrupted")
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_same_seed_same_bytes_and_a_prefix_of_more(tmp_path):

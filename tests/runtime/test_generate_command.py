@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -71,7 +72,7 @@ def test_a_grid_of_several_prompts_names_them_all(make_bundle: MakeBundle, work:
     make_bundle()
     (work / "list.txt").write_text("red cat\nmat\n\nred mat\n")
     drawn = json.loads(invoke("--prompts", "list.txt", "-n", "2", "--json"))
-    assert Path(drawn["grid"]).name == "red-cat-and-2-more-0-to-5-grid.png"
+    assert Path(drawn["grid"]).name == "3-prompts-0-to-5-grid.png"
     with Image.open(drawn["grid"]) as sheet:
         assert sheet.text["prompt"] == "red cat\nmat\nred mat"  # type: ignore[attr-defined]
     assert drawn["prompt"] == "red cat\nmat\nred mat"
@@ -86,6 +87,51 @@ def test_one_file(make_bundle: MakeBundle, work: Path) -> None:
     ):
         with pytest.raises(LdmkitError, match=message):
             invoke("cat", *arguments)
+
+
+@pytest.mark.parametrize(("ending", "kind"), [(".jpg", "JPEG"), (".jpeg", "JPEG"), (".webp", "WEBP")])
+def test_one_file_of_another_format(make_bundle: MakeBundle, work: Path, ending: str, kind: str) -> None:
+    make_bundle(prediction="flow")
+    assert invoke("κατ", "--seed", "3", "--out", f"a{ending}").splitlines()[-1] == f"a{ending}"
+    expected = Bundle.load("exports/hand-made").generate("κατ", seed=3)[0]
+    with Image.open(f"a{ending}") as written:
+        assert written.format == kind
+        told = json.loads(written.getexif()[0x010E])  # ImageDescription, Exif 2.3
+        assert (told["prompt"], told["seed"], told["sampler"]) == ("κατ", "3", "euler")
+        if kind == "WEBP":
+            assert written.convert("RGB").tobytes() == expected.tobytes()
+        else:
+            far = np.abs(np.asarray(written, dtype=int) - np.asarray(expected, dtype=int)).mean()
+            assert far < 12
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.tif", "a.gif", "A.HEIC"])
+def test_a_format_that_is_not_written_is_no_folder(make_bundle: MakeBundle, work: Path, name: str) -> None:
+    make_bundle()
+    with pytest.raises(LdmkitError, match=r"pictures are not written as .*; choose \.png, \.jpg"):
+        invoke("cat", "--out", name)
+    assert not (work / name).exists()
+    (work / name).mkdir()
+    assert invoke("cat", "--out", name).splitlines()[-1] == f"{name}/cat-0.png"  # a folder that is there is one
+
+
+def test_the_same_seed_for_each_prompt(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle()
+    given = CliRunner().invoke(
+        cli, ["generate", "--prompts", "-", "--same-seed", "-n", "2", "--seed", "5", "--json"], input="red cat\n\nmat\n"
+    )
+    drawn = json.loads(given.stdout)
+    seeds = [(each["prompt"], each["seed"]) for each in drawn["pictures"]]
+    assert seeds == [("red cat", 5), ("red cat", 6), ("mat", 5), ("mat", 6)]
+    assert Path(drawn["grid"]).name == "2-prompts-5-to-6-grid.png"
+
+
+def test_words_cut_of_many_prompts_are_one_line(make_bundle: MakeBundle, work: Path) -> None:
+    make_bundle()
+    lines = "".join(f"red cat on mat {word}\n" for word in ("a", "b", "c", "d", "e"))
+    result = CliRunner().invoke(cli, ["generate", "--prompts", "-"], input=lines, catch_exceptions=False)
+    told = "warning: 5 prompts are too long for the text encoder; cut off: 'a', 'b', 'c' and 2 more\n"
+    assert result.stderr == told
 
 
 def test_prompts_from_a_file(make_bundle: MakeBundle, work: Path) -> None:

@@ -185,7 +185,7 @@ def test_variations_are_a_set_angle_away(make_bundle: MakeBundle) -> None:
     [
         (lambda b: b.interpolate(), "nothing between one prompt and itself"),
         (lambda b: b.interpolate(("cat", None)), "needs two prompts"),
-        (lambda b: b.interpolate(seeds=(1, 2), frames=1), "frames is 1; it must be a whole number of 2"),
+        (lambda b: b.interpolate(seeds=(1, 2), frames=1), "frames is 1; it must be a whole number from 2"),
         (lambda b: b.interpolate(seeds=(1, -2)), "seed is -2"),
         (lambda b: b.vary(n=0), "variations is 0"),
         (lambda b: b.vary(amount=1.5), "amount is 1.5; it must be a finite number from 0 to 1"),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.generate import to_pictures
-from ldmkit.runtime.pictures import grid, slug, write_png
+from ldmkit.runtime.pictures import grid, slug, write_picture
 
 
 def test_pixels_are_clipped_and_rounded() -> None:
@@ -19,16 +19,16 @@ def test_pixels_are_clipped_and_rounded() -> None:
 def test_nothing_is_overwritten_and_metadata_survives(tmp_path: Path) -> None:
     image = Image.new("RGB", (2, 2), "red")
     path = tmp_path / "deep" / "a.png"
-    written = [write_png(image, path, {"prompt": "κατ 猫", "seed": str(k)}) for k in range(3)]
+    written = [write_picture(image, path, {"prompt": "κατ 猫", "seed": str(k)}) for k in range(3)]
     assert [file.name for file in written] == ["a.png", "a-2.png", "a-3.png"]
     for k, file in enumerate(written):
         with Image.open(file) as opened:
             assert opened.text == {"prompt": "κατ 猫", "seed": str(k)}  # type: ignore[attr-defined]
     with pytest.raises(LdmkitError, match="exists and is not overwritten"):
-        write_png(image, path, {}, exact=True)
+        write_picture(image, path, {}, exact=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(LdmkitError, match="cannot be made"):
-        write_png(image, tmp_path / "file" / "a.png", {})
+        write_picture(image, tmp_path / "file" / "a.png", {})
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(LdmkitError, match=r"a\.png cannot be written: File too large"):
-            write_png(image, tmp_path / "a.png", {})
+            write_picture(image, tmp_path / "a.png", {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ldmkit.run.signals import StopSignals
+from ldmkit.signals import StopSignals
 
 # Two signals as soon as the save of the sixth step is on its way to the disk, which then takes forever.
 IMPATIENT = """
