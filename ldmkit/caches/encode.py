@@ -17,6 +17,7 @@ from ldmkit.data.captions import read_captions
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.report import Reporter
+from ldmkit.run.files import check
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.signals import StopSignals, stopped
 from ldmkit.run.workspace import Workspace
@@ -75,7 +76,6 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     rows = moments.channels(len(pictures) * copies * size * size)
     statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
-    write_json(workspace.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
     quality = held_out_quality(workspace, autoencoder, device)
     write_json(folder / "quality.json", {"held_out": quality, "channels": rows})
@@ -126,7 +126,9 @@ def encode_text(workspace: Workspace) -> dict[str, float]:
     """
     recipe, folder = workspace.recipe, workspace.folder("text")
     sweep(folder)
-    captions = read_captions(workspace.folder("captions") / "captions.jsonl")
+    file = workspace.folder("captions") / "captions.jsonl"
+    check(file)
+    captions = read_captions(file)
     missing = [entry.key for entry in workspace.index.entries if not captions.get(entry.key)]
     if missing and recipe.caption.missing == "error":
         raise LdmkitError(

@@ -51,6 +51,8 @@ class PartSpec:
     """worth no more than the autoencoder is, so that the gate comes before it"""
     torch: bool = True
     """whether making it always takes the packages of `ldmkit[train]`"""
+    edited: bool = False
+    """whether people correct its file by hand, and rather keep than lose it"""
     help: str = ""
     """of the stage's command, in the stage's first row; none: the command line has one of its own"""
 
@@ -117,6 +119,7 @@ _ROWS = (
         stage="caption",
         maker="ldmkit.caches.caption:caption",
         inputs=_captions,
+        edited=True,
         torch=False,  # what a captioner needs is its own affair: captions that exist need nothing
         help="Caption the pictures that have no caption.",
     ),
