@@ -11,11 +11,12 @@ from pathlib import Path
 from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
-from ldmkit.data.captions import caption_content_hash, caption_files_hash
+from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, remembered, scan
 from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
+from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
 from ldmkit.run.decide import Plan, Step, lacking
@@ -60,7 +61,7 @@ class Pipeline:
         """whether files are hashed whose size and time say that they did not change"""
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
-        self._gate_is_open = self._ignore_gate = self._announced = False
+        self._gate_is_open = self._ignore_gate = self._announced = self._looked_ahead = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -226,6 +227,21 @@ class Pipeline:
         for start in new:
             keep_start(start, self.run_dir)
 
+    def _check_ahead(self, parts: RunParts, plan: Plan) -> None:
+        """What would be said after hours: captions that are missing, batches and precisions that cannot be."""
+        made = {name for name, step in plan.steps.items() if step.action not in ("keep", "stop", "take back")}
+        if "text" in made and self.recipe.caption.missing == "error" and parts["captions"].status().state == "done":
+            captions = read_captions(parts["captions"].folder / "captions.jsonl")
+            require_captions(captions, [entry.key for entry in self.index.entries])
+        for name in made:
+            section = getattr(self.recipe, name, None)
+            if isinstance(section, Training):
+                section.check_split(name, int(os.environ.get("WORLD_SIZE", "1")))
+                if section.precision == "fp16":
+                    from ldmkit.training.device import resolve_precision
+
+                    resolve_precision(section.precision)
+
     def _announce(self) -> None:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
         if not self._announced:
@@ -281,6 +297,9 @@ class Pipeline:
             return False
         if step.action == "stop":
             raise LdmkitError(step.reason)
+        if spec.name != "captions" and not self._looked_ahead:
+            self._looked_ahead = True
+            self._check_ahead(parts, plan)
         if step.aside is not None:
             self._take_back(spec, parts, plan, step.aside)
             return True

@@ -13,7 +13,7 @@ from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
-from ldmkit.data.captions import read_captions
+from ldmkit.data.captions import read_captions, require_captions
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.report import Reporter
@@ -129,12 +129,9 @@ def encode_text(workspace: Workspace) -> dict[str, float]:
     file = workspace.folder("captions") / "captions.jsonl"
     check(file)
     captions = read_captions(file)
-    missing = [entry.key for entry in workspace.index.entries if not captions.get(entry.key)]
-    if missing and recipe.caption.missing == "error":
-        raise LdmkitError(
-            f"{len(missing)} of {len(workspace.index.entries)} pictures have no caption, {missing[0]} first; "
-            'give them one, or set caption.missing to "skip" or "empty"'
-        )
+    missing = [entry.key for entry in workspace.index.entries if entry.key not in captions]
+    if recipe.caption.missing == "error":
+        require_captions(captions, [entry.key for entry in workspace.index.entries])
     distinct = {"": 0}
     index = np.empty(len(workspace.index.entries), dtype=np.int32)
     for i, entry in enumerate(workspace.index.entries):

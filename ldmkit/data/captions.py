@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,17 @@ def read_captions(path: Path) -> dict[str, str]:
         else:
             captions.pop(row["file"], None)
     return captions
+
+
+def require_captions(captions: Mapping[str, str], keys: Sequence[str]) -> None:
+    """Raises LdmkitError where one of these pictures has no caption."""
+    missing = [key for key in keys if key not in captions]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise LdmkitError(
+            f"{len(missing)} of {len(keys)} pictures have no caption: {', '.join(missing[:5])}{more}; write each to a "
+            '.txt file beside it, choose another captioner in [caption], or set caption.missing to "skip" or "empty"'
+        )
 
 
 def captioners(path: Path) -> dict[str, str | None]:

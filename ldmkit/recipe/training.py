@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from ldmkit.errors import LdmkitError
+
 
 def no_result(default: Any, **rules: Any) -> Any:
     """A key that changes what is printed or how fast, never the result: it is left out of fingerprints."""
@@ -124,6 +126,15 @@ class Training(Section):
             return self.steps
         assert self.epochs is not None
         return -(-self.epochs * num_pictures // self.batch_size)
+
+
+    def check_split(self, name: str, num_processes: int) -> None:
+        """Raises LdmkitError where a batch cannot be split among processes and then into parts."""
+        if self.batch_size % (num_processes * self.grad_accumulation):
+            raise LdmkitError(
+                f"{name}: batch_size = {self.batch_size} must be a multiple of the number of processes "
+                f"({num_processes}) times grad_accumulation ({self.grad_accumulation})"
+            )
 
 
 class VaeLoss(Component):

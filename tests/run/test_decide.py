@@ -298,3 +298,32 @@ def test_long_work_is_set_aside_after_a_question_alone(made: Any, monkeypatch: p
     left = CliRunner().invoke(command.train, [*options, "--yes"], catch_exceptions=False)
     assert left.exit_code == 0
     assert (made.run / "stale" / "t2i-1").is_dir()
+
+
+def test_a_run_without_its_pictures(made: Any) -> None:
+    """As `status` and `export` see it: the pictures as they were last seen."""
+    (made.folder / "pictures").rename(made.folder / "elsewhere")
+    pipeline = made.pipeline()
+    pipeline.remembers = True
+    assert {status.state for status in pipeline.states().values()} == {"done"}
+    pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
+    assert (made.folder / "other" / "manifest.json").is_file()
+    with pytest.raises(LdmkitError, match=r"pictures does not exist; name a folder of pictures"):
+        made.pipeline("data.source='folder'").run()
+
+
+def test_captions_that_are_missing_are_told_before_hours_of_training(made: Any) -> None:
+    for number in range(7):
+        (made.folder / "pictures" / f"{number:02d}.txt").unlink()
+    captions = made.run / "captions" / "captions.jsonl"
+    rows = captions.read_text().splitlines()
+    captions.write_text("\n".join([*rows[7:], ""]))
+    made.pipeline().parts()["captions"].finish(1)
+    before = look(made)
+    message = r"7 of 20 pictures have no caption: 00\.png, .*04\.png and 2 more; write each to a \.txt .*, or set "
+    with pytest.raises(LdmkitError, match=message):
+        made.pipeline("vae.channels=[8,8]").run()
+    assert look(made) == before
+    with pytest.raises(LdmkitError, match=r"t2i: batch_size = 6 must be a multiple .* grad_accumulation \(4\)"):
+        made.pipeline("t2i.grad_accumulation=4", "caption.missing='skip'", "vae.channels=[8,8]").run()
+    assert look(made) == before
