@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Recipe
-    from ldmkit.run.folder import Part
-    from ldmkit.run.workspace import Workspace
 
 LAYOUT = 2
 """raised whenever `encode` writes other files than it did"""
+
+
+class Made(Protocol):
+    """What a row sees of another part."""
+
+    fingerprint: str
 
 
 class Inputs(Protocol):
@@ -25,7 +29,7 @@ class Inputs(Protocol):
     caption_files: str
     frozen: bool
 
-    def __getitem__(self, name: str, /) -> "Part": ...
+    def __getitem__(self, name: str, /) -> Made: ...
     def section(self, name: str, *keys: str) -> dict[str, Any]: ...
     def data(self) -> dict[str, Any]: ...
     def captions(self) -> str: ...
@@ -66,10 +70,10 @@ class PartSpec:
         """The stage, and which of its parts where it makes several."""
         return self.stage if len(stage_parts(self.stage)) == 1 else f"{self.stage} {self.name}"
 
-    def load(self) -> Callable[["Workspace"], dict[str, Any]]:
-        """What makes the part, and returns what its record keeps; imported no sooner, since it brings torch."""
+    def load(self) -> Callable[[Any], dict[str, Any]]:
+        """What makes the part of a `Workspace`, and returns what its record keeps; imported late: it brings torch."""
         module, function = self.maker.split(":")
-        maker: Callable[[Workspace], dict[str, Any]] = getattr(import_module(module), function)
+        maker: Callable[[Any], dict[str, Any]] = getattr(import_module(module), function)
         return maker
 
 
