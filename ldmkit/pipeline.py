@@ -3,30 +3,35 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 
-from ldmkit.atomic import check_writable, no_room, sweep, write_json
+from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
-from ldmkit.data.captions import caption_files_hash
+from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
 from ldmkit.data.fetch import fetch
-from ldmkit.data.pictures import PictureIndex, scan
+from ldmkit.data.pictures import PictureIndex, remembered, scan
 from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
+from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
+from ldmkit.run.decide import Plan, Step, lacking
+from ldmkit.run.files import read_record, write_sealed
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status, locked
 from ldmkit.run.inputs import RunParts
-from ldmkit.run.parts import PARTS, PartSpec, needed, parts_of, stage_names, stage_parts
+from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
 from ldmkit.run.pretrained import identity
 from ldmkit.run.workspace import Workspace
 
 MAX_REMARKS = 10
 """lines about single pictures that a run prints; `ldmkit data check` has all of them"""
+MUCH_WORK = 600.0
+"""seconds of work that are not set aside without a question"""
 
 
 class Pipeline:
@@ -49,9 +54,15 @@ class Pipeline:
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
         self._keeps_recipe = keeps_recipe
+        self.remembers = False
+        """whether pictures that are no longer there are taken as they were last seen: to look at a run, or export it"""
+        self.checkpoint: str | None = None
+        """whose weights are exported: a step, or `best`"""
+        self.closely = False
+        """whether files are hashed whose size and time say that they did not change"""
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
-        self._gate_is_open = self._ignore_gate = self._announced = False
+        self._gate_is_open = self._ignore_gate = self._announced = self._looked_ahead = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -62,6 +73,11 @@ class Pipeline:
         """The pictures, fetched or drawn where the folder is not there, decoded once and remembered."""
         data = self.recipe.data
         folder = Path(data.path)
+        cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
+        if self.remembers and not folder.exists() and cache is not None:
+            index = remembered(cache, folder, max_pictures=data.num_pictures)
+            if index is not None:
+                return index
         if not folder.exists() and data.source != "folder":
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
@@ -71,14 +87,25 @@ class Pipeline:
                 folder,
                 max_pictures=data.num_pictures,
                 max_bad=data.max_bad,
-                # Who only looks, as a dry run does, leaves no folder behind.
-                index_cache=self.run_dir / "pictures.json" if self.run_dir.is_dir() else None,
+                index_cache=cache,
                 progress=progress,
+                closely=self.closely,
             )
 
     @cached_property
     def _caption_files(self) -> str:
-        return caption_files_hash(Path(self.recipe.data.path))
+        """Of names, sizes and times; where these differ from the record's and the contents do not, the record's."""
+        folder, record = Path(self.recipe.data.path), {}
+        with suppress(LdmkitError):
+            record = read_record(self.run_dir / "captions") or {}
+        recorded = record.get("inputs", {}).get("caption_files")
+        if recorded and not folder.exists():
+            return str(recorded)
+        found = caption_files_hash(folder)
+        if (then := record.get("caption_content")) and (found != recorded or self.closely):
+            now = caption_content_hash(folder)
+            return str(recorded) if now == then else now
+        return found
 
     # --- what each part is made from -----------------------------------------------------------------------
 
@@ -123,10 +150,23 @@ class Pipeline:
     def states(self, stages: Sequence[str] | None = None) -> dict[str, Status]:
         """State of each part of these stages, or of all; a part behind one that will be made is made too."""
         names = [spec.name for spec in self._specs(stages)]
-        if not Path(self.recipe.data.path).exists():
+        if not self._can_look():
             return dict.fromkeys(names, Status("missing", "the pictures are not there yet"))
         parts = self.parts()
-        return {name: parts[name].status() for name in names}
+        return {name: parts[name].status("hash" if self.closely else "size") for name in names}
+
+    def _can_look(self) -> bool:
+        seen = self.remembers and (self.run_dir / "pictures.json").is_file()
+        return seen or Path(self.recipe.data.path).exists()
+
+    def steps(self, stages: Sequence[str], *, fresh: bool = False) -> dict[str, Step]:
+        """What `run` would do about each part of these stages."""
+        if not self._can_look():
+            return {name: Step("make", status.reason) for name, status in self.states(stages).items()}
+        return self._plan(self.parts(), stages, forced=None, fresh=fresh).steps
+
+    def _plan(self, parts: RunParts, stages: Sequence[str], *, forced: str | None, fresh: bool) -> Plan:
+        return Plan(parts, self._specs(stages), forced=forced, fresh=fresh, alone=len(stages) == 1)
 
     # --- doing it ------------------------------------------------------------------------------------------
 
@@ -135,21 +175,28 @@ class Pipeline:
         stages: Sequence[str] | None = None,
         *,
         forced: str | None = None,
+        fresh: bool = False,
+        confirm: Callable[[str], None] = lambda _: None,
         bundle_dir: Path | None = None,
         ignore_gate: bool = False,
     ) -> None:
         """Makes what is missing or stale of these stages, or of all; `forced` names one to run again from nothing.
 
-        A bundle goes to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like.
+        With `fresh` nothing goes on from what another recipe or an interrupted run has trained. `confirm` is told what
+        is about to be set aside where that took long to make, and raises LdmkitError where it is to stay. A bundle goes
+        to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like.
 
-        Raises LdmkitError where a stage before them is not finished, or the autoencoder does not pass the gate.
+        Raises LdmkitError where a stage before them is not finished, a part is damaged beyond what lies in the run, or
+        the autoencoder does not pass the gate.
         """
         self._gate_is_open = False
         self._ignore_gate = ignore_gate
+        self.closely = forced not in (None, "export")
         started = time.monotonic()
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
         begun = self.run_dir.exists()
+        stages = stages or stage_names()
         specs = self._specs(stages)
         with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
             if self._main:
@@ -163,11 +210,22 @@ class Pipeline:
                         self._leave_nothing()
                     raise
                 self._keep_starts()
-                if self._keeps_recipe:
-                    write_json(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
             self._barrier()
             parts = self.parts()
-            made = [self._make(spec, parts, forced=spec.stage == forced) for spec in specs]
+            plan = self._plan(parts, stages, forced=forced, fresh=fresh)
+            for step in plan.steps.values():
+                if step.action == "stop":
+                    raise LdmkitError(step.reason)
+            if self._main:
+                seconds, lost = plan.work_lost(parts)
+                if seconds > MUCH_WORK:
+                    confirm(
+                        f"{self.run_dir}: {duration(seconds)} of work is set aside, since it is out of date: "
+                        f"{'; '.join(lost)}"
+                    )
+                if self._keeps_recipe:
+                    write_sealed(self.run_dir / "recipe.json", self.recipe.model_dump(mode="json"))
+            made = [self._make(spec, parts, plan) for spec in specs]
             if any(made):
                 self.reporter.line(f"{self.recipe.name}: done in {duration(time.monotonic() - started)}")
             else:
@@ -182,6 +240,21 @@ class Pipeline:
             check_starts(self.recipe, self.registry, new)
         for start in new:
             keep_start(start, self.run_dir)
+
+    def _check_ahead(self, parts: RunParts, plan: Plan) -> None:
+        """What would be said after hours: captions that are missing, batches and precisions that cannot be."""
+        made = {name for name, step in plan.steps.items() if step.action not in ("keep", "stop", "take back")}
+        if "text" in made and self.recipe.caption.missing == "error" and parts["captions"].status().state == "done":
+            captions = read_captions(parts["captions"].folder / "captions.jsonl")
+            require_captions(captions, [entry.key for entry in self.index.entries])
+        for name in made:
+            section = getattr(self.recipe, name, None)
+            if isinstance(section, Training):
+                section.check_split(name, int(os.environ.get("WORLD_SIZE", "1")))
+                if section.precision == "fp16":
+                    from ldmkit.training.device import resolve_precision
+
+                    resolve_precision(section.precision)
 
     def _announce(self) -> None:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
@@ -230,24 +303,36 @@ class Pipeline:
 
             processes().wait_for_everyone()
 
-    def _make(self, spec: PartSpec, parts: RunParts, *, forced: bool) -> bool:
+    def _make(self, spec: PartSpec, parts: RunParts, plan: Plan) -> bool:
         """Makes one part where needed; True if it did."""
         part = parts[spec.name]
-        status = part.status()
-        if status.state == "done" and not forced:
+        step = plan.step(spec, parts)
+        if step.action == "keep":
             return False
-        self._check_inputs(spec, parts)
+        if step.action == "stop":
+            raise LdmkitError(step.reason)
+        if spec.name != "captions" and not self._looked_ahead:
+            self._looked_ahead = True
+            self._check_ahead(parts, plan)
+        if step.aside is not None:
+            self._take_back(spec, parts, plan, step.aside)
+            return True
+        for name in needed(spec, self.recipe):
+            if (status := plan.status(parts[name])).state != "done":
+                raise LdmkitError(lacking(parts[name], status, spec))
         if spec.gated:
             self._pass_gate(parts)
         replaced = (
             f"the old one is kept in {self.run_dir / 'stale'}" if part.bundle is None else "a new one replaces it"
         )
         why = {
-            "missing": "not made yet",
-            "interrupted": "interrupted, resuming",
-            "stale": f"out of date ({status.reason}); {replaced}",
-            "done": "asked for again",
-        }[status.state]
+            "make": "not made yet",
+            "resume": "interrupted, resuming" + (f" ({step.reason})" if step.reason else ""),
+            "renew": f"asked for again; {replaced}" if step.asked else f"out of date ({step.reason}); {replaced}",
+            "go on": f"goes on {step.reason}",
+            "restore": f"damaged ({step.reason})",
+            "remake": f"damaged ({step.reason})",
+        }[step.action]
         self._announce()
         self.reporter.line(f"{spec.label}: {why}")
         if start := self._starts().get(spec.name):
@@ -257,22 +342,45 @@ class Pipeline:
         began = time.monotonic()
         self._barrier()  # every process has read the record before the first one changes it
         if self._main:
-            if forced and status.state == "done" and part.bundle is None:
-                part.set_aside()
-            part.begin()
+            if step.action == "remake":
+                part.discard()
+            part.begin(anew=step.action == "renew" and part.bundle is None)
         self._barrier()
         if self._main or spec.trained:
-            workspace = Workspace(self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
+            workspace = Workspace(
+                self.recipe,
+                self.registry,
+                self.index,
+                self.run_dir,
+                parts,
+                self.reporter,
+                checkpoint=self.checkpoint,
+            )
             with no_room(part.bundle or part.folder):
                 facts = spec.load()(workspace)
             if self._main:
-                part.finish(time.monotonic() - began, facts=facts)
+                content = {}
+                if spec.name == "captions":
+                    content = {"caption_content": caption_content_hash(Path(self.recipe.data.path))}
+                part.finish(time.monotonic() - began, facts=facts, **content)
                 values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()]
                 took = duration(time.monotonic() - began)
                 self.reporter.line("  ".join([f"{spec.label}: done in {took}", *values]))
         self._barrier()
+        plan.forget(spec.name)
         parts.refresh(spec.name)
         return True
+
+    def _take_back(self, spec: PartSpec, parts: RunParts, plan: Plan, aside: Path) -> None:
+        """This very part was set aside once, for another recipe's."""
+        self._announce()
+        self.reporter.line(f"{spec.label}: taken back from {aside}")
+        self._barrier()
+        if self._main:
+            parts[spec.name].take_back(aside)
+        self._barrier()
+        plan.forget(spec.name)
+        parts.refresh(spec.name)
 
     def _pass_gate(self, parts: RunParts) -> None:
         """Shows what the autoencoder is like before the first U-Net trains; every process comes to the same end.
@@ -288,13 +396,3 @@ class Pipeline:
         if not self._ignore_gate:
             gate.require(rows)
         self._gate_is_open = True
-
-    def _check_inputs(self, spec: PartSpec, parts: RunParts) -> None:
-        for name in needed(spec, self.recipe):
-            status = parts[name].status()
-            if status.state != "done":
-                reason = f" ({status.reason})" if status.reason else ""
-                raise LdmkitError(
-                    f"{self.run_dir / name}: {status.state}{reason}, and {spec.name} is made from it; run `ldmkit "
-                    f"{PARTS[name].stage} RECIPE` with this run's recipe first, or `ldmkit train RECIPE` for all of it"
-                )

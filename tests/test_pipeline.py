@@ -15,7 +15,7 @@ from PIL import Image
 
 from ldmkit.cli.export import onnx
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import newest_finished_run, recipe_of_run
+from ldmkit.run.folder import Part, newest_finished_run, recipe_of_run
 from ldmkit.run.parts import PARTS, PartSpec, stage_names
 
 ALL = {"captions", "vae", "latents", "text", "unet", "t2i", "bundle"}
@@ -40,7 +40,7 @@ def fake(spec: PartSpec) -> Callable[[Any], dict[str, Any]]:
         part = workspace.parts[spec.name]
         if spec.name == "bundle":
             part.bundle.mkdir(parents=True, exist_ok=True)
-            (part.bundle / "manifest.json").write_text("{}")
+            (part.bundle / "manifest.json").write_text(json.dumps({"files": {}, "fingerprint": part.fingerprint}))
             return {}
         (part.folder / "made").write_text(spec.name)
         if spec.name == "captions":
@@ -228,7 +228,8 @@ def test_autoencoder_trained_again(
     assert not_done(workshop) == set()
     record = workshop.run / "latents" / "record.json"
     old = json.loads(record.read_text())
-    del old["made_of"]  # of a version that did not know of it
+    for key in ("made_of", "files", "seal"):  # of a version that did not know of them
+        del old[key]
     record.write_text(json.dumps(old))
     assert not_done(workshop) == set()
 
@@ -342,11 +343,12 @@ def test_recipe_of_run(made: Any) -> None:
 def test_newest_finished_run(tmp_path: Path) -> None:
     with pytest.raises(LdmkitError, match="no finished run"):
         newest_finished_run(tmp_path)
-    for i, (name, text) in enumerate(
-        [("a", '{"state": "done"}'), ("b", '{"state": "done"}'), ("c", '{"state": "running"}'), ("d", "{")]
-    ):
-        record = tmp_path / name / "t2i" / "record.json"
-        record.parent.mkdir(parents=True)
-        record.write_text(text)
-        os.utime(record, (i, i))
+    for i, name in enumerate("abcd"):
+        part = Part(tmp_path / name / "t2i", "t2i", {})
+        part.begin()
+        if name in "abd":
+            part.finish(1)
+        if name == "d":
+            (part.folder / "record.json").write_text("{")
+        os.utime(part.folder / "record.json", (i, i))
     assert newest_finished_run(tmp_path) == tmp_path / "b"

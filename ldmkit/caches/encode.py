@@ -13,11 +13,12 @@ from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
-from ldmkit.data.captions import read_captions
+from ldmkit.data.captions import read_captions, require_captions
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
+from ldmkit.run.files import check
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
@@ -76,7 +77,6 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     rows = moments.channels(len(pictures) * copies * size * size)
     statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
-    write_json(workspace.folder("vae") / "latent_statistics.json", statistics)  # so that the VAE's folder is whole
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
     quality = held_out_quality(workspace, autoencoder, device)
     write_json(folder / "quality.json", {"held_out": quality, "channels": rows})
@@ -127,13 +127,12 @@ def encode_text(workspace: Workspace) -> dict[str, float]:
     """
     recipe, folder = workspace.recipe, workspace.folder("text")
     sweep(folder)
-    captions = read_captions(workspace.folder("captions") / "captions.jsonl")
-    missing = [entry.key for entry in workspace.index.entries if not captions.get(entry.key)]
-    if missing and recipe.caption.missing == "error":
-        raise LdmkitError(
-            f"{len(missing)} of {len(workspace.index.entries)} pictures have no caption, {missing[0]} first; "
-            'give them one, or set caption.missing to "skip" or "empty"'
-        )
+    file = workspace.folder("captions") / "captions.jsonl"
+    check(file)
+    captions = read_captions(file)
+    missing = [entry.key for entry in workspace.index.entries if entry.key not in captions]
+    if recipe.caption.missing == "error":
+        require_captions(captions, [entry.key for entry in workspace.index.entries])
     distinct = {"": 0}
     index = np.empty(len(workspace.index.entries), dtype=np.int32)
     for i, entry in enumerate(workspace.index.entries):

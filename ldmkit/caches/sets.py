@@ -9,14 +9,19 @@ import torch
 
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Latents
+from ldmkit.run.files import check, remedy
 from ldmkit.run.networks import latent_statistics
 from ldmkit.run.randomness import numpy_generator
+
+FILES = ("mask.npy", "index.npy", "captions.json", "ids.npy", "states.npy", "offsets.npy")
+"""of `text/`, `states.npy` and `offsets.npy` where the encoder is frozen"""
 
 
 class LatentSet:
     """Posterior means and stds on disk, handed out as normalised latents."""
 
     def __init__(self, folder: Path, options: Latents, seed: int) -> None:
+        check(*(folder / name for name in ("mean.npy", "std.npy", "pictures.json")))
         self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w)
         self.std = open_mapped(folder / "std.npy")
         self.folder = folder
@@ -28,7 +33,7 @@ class LatentSet:
 
     def names(self, indices: np.ndarray) -> list[str]:
         """The pictures' names, read when a message needs them: those of a million take 120 MB of memory."""
-        every = json.loads((self.folder / "pictures.json").read_text(encoding="utf-8"))
+        every = _json_list(self.folder / "pictures.json")
         return [every[i] for i in indices]
 
     @property
@@ -68,10 +73,11 @@ class TextSet:
         For whoever masks padding and takes any length, which saves the work on it; states that are cached without
         their padding come with zeros in its place otherwise.
         """
+        check(*(folder / name for name in FILES))
         self.cut_padding = cut_padding
         self.mask = open_mapped(folder / "mask.npy")  # (U, L)
-        self.index = np.load(folder / "index.npy", allow_pickle=False)  # (N,)
-        self.captions: list[str] = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+        self.index = np.array(open_mapped(folder / "index.npy"))  # (N,)
+        self.captions: list[str] = _json_list(folder / "captions.json")
         self.offsets: np.ndarray | None = None
         if (folder / "states.npy").is_file():
             self.texts = open_mapped(folder / "states.npy")  # (S, D)
@@ -92,6 +98,16 @@ class TextSet:
             for row, first, end in zip(texts, self.offsets[captions], self.offsets[captions + 1], strict=True):
                 row[: end - first] = self.texts[first:end][:length]
         return torch.from_numpy(texts).to(device), torch.from_numpy(mask).to(device)
+
+
+def _json_list(file: Path) -> list[str]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list):
+        raise LdmkitError(f"{file}: missing or damaged; {remedy(file.parent)}")
+    return found
 
 
 def open_mapped(file: Path) -> np.ndarray:

@@ -1,21 +1,20 @@
 """Large arrays that are written shard by shard: a writer that is killed loses the shard that it was at, no more."""
 
 import io
-import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
-from ldmkit.atomic import write_json
 from ldmkit.errors import LdmkitError
 from ldmkit.report import megabytes
+from ldmkit.run.files import read_sealed, write_sealed
 
 PROGRESS = "progress.json"
 
@@ -39,11 +38,9 @@ class ShardedArrays:
         self._files: dict[str, IO[bytes]] = {}
         headers = {name: _header(dtype, shape) for name, (dtype, shape) in arrays.items()}
         row_bytes = {name: dtype.itemsize * math.prod(shape[1:]) for name, (dtype, shape) in arrays.items()}
-        with suppress(FileNotFoundError):
-            progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-            done = progress["done"]
-            if all(_holds(folder / f"{n}.npy", h, len(h) + done * row_bytes[n]) for n, h in headers.items()):
-                self.done, self.memory = done, progress["memory"]
+        done, memory = read_progress(folder)
+        if done and all(_holds(folder / f"{n}.npy", h, len(h) + done * row_bytes[n]) for n, h in headers.items()):
+            self.done, self.memory = done, memory
         left = sum((shape[0] - self.done) * row_bytes[name] for name, (_, shape) in arrays.items())
         if (free := shutil.disk_usage(folder).free) < (least := left * 1.05 + 2**20):
             raise LdmkitError(
@@ -69,7 +66,7 @@ class ShardedArrays:
             file.flush()
             os.fsync(file.fileno())
         self.memory = dict(memory)
-        write_json(self.folder / PROGRESS, {"done": self.done, "memory": self.memory})
+        write_sealed(self.folder / PROGRESS, {"done": self.done, "memory": self.memory})
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +76,20 @@ class ShardedArrays:
     ) -> None:
         for file in self._files.values():
             file.close()
+
+
+def read_progress(folder: Path) -> tuple[int, dict[str, Any]]:
+    """(rows that are safe, what belongs to them); none where the file is not there, or not what was written."""
+    try:
+        progress = read_sealed(folder / PROGRESS)
+        if progress.keys() == {"done", "memory"} and type(progress["done"]) is int and progress["done"] >= 0:
+            return progress["done"], dict(progress["memory"])
+    except FileNotFoundError:
+        return 0, {}
+    except (OSError, ValueError, TypeError):
+        pass
+    warnings.warn(f"{folder / PROGRESS} is damaged: what was cached is computed again", stacklevel=2)
+    return 0, {}
 
 
 def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

@@ -9,7 +9,21 @@ import click
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.providers import Provider
 
+
+def _checkpoint(_command: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    if given is not None and given != "best" and not given.isdecimal():
+        raise click.BadParameter(f"{given}: it takes a step, as 5000, or best")
+    return given if given in (None, "best") else str(int(given))
+
+
 set_option = click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a key of the recipe.")
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    callback=_checkpoint,
+    metavar="STEP|best",
+    help="Take the U-Nets of this step, or the best by the held-out loss, where they have such a checkpoint.",
+)
 
 
 def provider_option(help_text: str) -> Callable[[Any], Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ldmkit.cli.common import provider_option
+from ldmkit.cli.common import checkpoint_option, provider_option
 from ldmkit.report import tell
 from ldmkit.signals import ending_soon
 
@@ -32,18 +32,22 @@ _run = click.argument("run", required=False, type=click.Path(path_type=Path))
     help="Of the graphs; fp16-weights: half the size at no cost of time; fp16: for GPUs. Default: the recipe's.",
 )
 @click.option("--with-encoder", is_flag=True, help="Add the encoder's graph, by which a bundle draws from a picture.")
-def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder: bool) -> None:
+@checkpoint_option
+def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder: bool, checkpoint: str | None) -> None:
     """Export RUN as an ONNX bundle: a run's folder, or its name in runs/. Default: the newest finished one."""
     from ldmkit.cli.common import EXPORT, TRAINING
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
+    if checkpoint is not None and out is None:
+        raise click.UsageError(f"--checkpoint {checkpoint} requires --out: the run's own bundle is of its last step")
     folder, recipe, registry = open_run(run, *TRAINING, *EXPORT)
     chosen: dict[str, Any] = {"precision": precision} if precision else {}
     chosen |= {"encoder": True} if with_encoder else {}
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
     # What these options ask for holds for this once: the run's recipe stays what it is.
     pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent, keeps_recipe=False)
+    pipeline.remembers, pipeline.checkpoint = True, checkpoint
     pipeline.run(("export",), forced="export", bundle_dir=out)
     tell(f"bundle: {out or pipeline.bundle_dir}")
 
@@ -51,12 +55,13 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
 @export.command()
 @_run
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write, new or empty.")
-def safetensors(run: Path | None, out: Path) -> None:
+@checkpoint_option
+def safetensors(run: Path | None, out: Path, checkpoint: str | None) -> None:
     """Export RUN's averaged weights for further use in PyTorch: safetensors, and a config.json that rebuilds them."""
     folder, recipe, registry = open_run(run, "torch")
     from ldmkit.export.tensors import export_tensors
 
-    for line in export_tensors(recipe, registry, folder, out):
+    for line in export_tensors(recipe, registry, folder, out, checkpoint=checkpoint):
         tell(line)
 
 
@@ -114,12 +119,12 @@ def convert(checkpoint: Path, out: Path) -> None:
         tell(str(path))
 
 
-def torch_backend(run: Path) -> "TorchBackend":
+def torch_backend(run: Path, checkpoint: str | None) -> "TorchBackend":
     """What `ldmkit generate --backend torch` draws with. Raises LdmkitError where `run` is none, or is not finished."""
     folder, recipe, registry = open_run(run, "torch")
     from ldmkit.export.torch_backend import TorchBackend
 
-    return TorchBackend(recipe, registry, folder)
+    return TorchBackend(recipe, registry, folder, checkpoint=checkpoint)
 
 
 def open_run(run: Path | None, *packages: str) -> "tuple[Path, Recipe, Registry]":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ldmkit.cli.common import provider_option
+from ldmkit.cli.common import checkpoint_option, provider_option
 from ldmkit.errors import LdmkitError
 from ldmkit.report import tell
 from ldmkit.runtime.request import DEFAULT_AMOUNT, DEFAULT_STRENGTH
@@ -91,6 +91,7 @@ def _sampler_options(_command: click.Context, _option: click.Parameter, given: t
     help="Draw from a bundle, or with PyTorch from a run.",
 )
 @click.option("--run", type=click.Path(path_type=Path), help="With --backend torch: the run to draw from, runs/NAME.")
+@checkpoint_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -112,7 +113,7 @@ def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: An
     if one_file and len(texts) > 1:
         raise LdmkitError(f"{given['prompts']}: several prompts, and --out {out} is one file: give a folder")
     request = _request(texts, given)
-    backend = _open(given["run"], given["bundle"], given["provider"])
+    backend = _open(given["run"], given["checkpoint"], given["bundle"], given["provider"])
     backend.prepare(request.prompts, request.negative_prompt)
     # Behind that: they take as long to import as the graphs to open.
     from ldmkit.runtime.generate import collected_warnings, draw_each
@@ -157,6 +158,7 @@ def _check_usage(command: click.Context) -> None:
     for name, needs in (
         ("same_seed", "prompts"),
         ("strength", "img2img"),
+        ("checkpoint", "run"),
         ("amount", "variations"),
         ("to_seed", "interpolate"),
         ("to_prompt", "interpolate"),
@@ -226,7 +228,7 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _open(run: Path | None, bundle: Path | None, provider: str) -> "Backend":
+def _open(run: Path | None, checkpoint: str | None, bundle: Path | None, provider: str) -> "Backend":
     from ldmkit import shipped
     from ldmkit.runtime.find import default_bundle
     from ldmkit.runtime.onnx_backend import OnnxBackend
@@ -234,7 +236,7 @@ def _open(run: Path | None, bundle: Path | None, provider: str) -> "Backend":
     if run is not None:
         from ldmkit.cli.export import torch_backend
 
-        return torch_backend(run)
+        return torch_backend(run, checkpoint)
     return OnnxBackend.load(bundle or default_bundle(Path("exports"), shipped.exports_dir()), provider=provider)
 
 

@@ -2,18 +2,23 @@
 
 import json
 import os
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ldmkit.cli.common import EXPORT, TRAINING, require, set_option
-from ldmkit.report import tell
+from ldmkit.errors import LdmkitError
+from ldmkit.report import printable, tell
 from ldmkit.run.parts import PARTS, stage_names, stage_parts
 
 if TYPE_CHECKING:
     from ldmkit.pipeline import Pipeline
+    from ldmkit.run.decide import Step
     from ldmkit.run.folder import Status
 
 STAGE = click.Choice(stage_names())
@@ -25,6 +30,7 @@ _init_from = click.option(
     metavar="RUN|FILE",
     help="Start networks from the weights of another run, or of a safetensors file: weights alone, step 0.",
 )
+_yes = click.option("--yes", is_flag=True, help="Set long work that is out of date aside without a question.")
 
 
 def open_pipeline(name: str, overrides: tuple[str, ...] = (), *, looks: bool = False) -> "Pipeline":
@@ -46,6 +52,8 @@ def open_pipeline(name: str, overrides: tuple[str, ...] = (), *, looks: bool = F
 @click.option("--dry-run", is_flag=True, help="Print what would run, and why, and do nothing.")
 @_force
 @_init_from
+@click.option("--fresh", is_flag=True, help="Begin anew what would go on; the old result is kept aside.")
+@_yes
 def train(
     recipe: str,
     only: str | None,
@@ -54,6 +62,8 @@ def train(
     dry_run: bool,
     force: bool,
     init_from: Path | None,
+    fresh: bool,
+    yes: bool,
 ) -> None:
     """Run what is missing or out of date of RECIPE, from pictures to a bundle; resume what was interrupted.
 
@@ -67,10 +77,11 @@ def train(
     if init_from is not None:
         pipeline.start_from(init_from, stages)
     if dry_run:
-        _print_states(pipeline, _states(pipeline, stages))
+        _look(pipeline)
+        _print_states(pipeline, pipeline.steps(stages, fresh=fresh))
     else:
         require(*TRAINING, *(EXPORT if "export" in stages else ()))
-        pipeline.run(stages, ignore_gate=force)
+        pipeline.run(stages, ignore_gate=force, fresh=fresh, confirm=partial(_confirm, yes=yes))
 
 
 def stage_command(name: str) -> click.Command:
@@ -80,16 +91,22 @@ def stage_command(name: str) -> click.Command:
     @click.command(name, help=parts[0].help)
     @_recipe
     @set_option
+    @_yes
     @click.option("--again", is_flag=True, help="Run it anew even if it is up to date; the old result is kept aside.")
     def command(
-        recipe: str, overrides: tuple[str, ...], again: bool, force: bool = False, init_from: Path | None = None
+        recipe: str,
+        overrides: tuple[str, ...],
+        again: bool,
+        yes: bool,
+        force: bool = False,
+        init_from: Path | None = None,
     ) -> None:
         pipeline = open_pipeline(recipe, overrides)
         if init_from is not None:
             pipeline.start_from(init_from, (name,))
         if any(part.torch for part in parts):
             require(*TRAINING)
-        pipeline.run((name,), forced=name if again else None, ignore_gate=force)
+        pipeline.run((name,), forced=name if again else None, ignore_gate=force, confirm=partial(_confirm, yes=yes))
 
     if any(part.trained for part in parts):
         command = _init_from(command)
@@ -99,28 +116,48 @@ def stage_command(name: str) -> click.Command:
 @click.command()
 @_recipe
 @set_option
+@click.option("--deep", is_flag=True, help="Hash every file of the run, its bundle and the pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(recipe: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show which parts of RECIPE's run are done, interrupted, missing or stale, and why."""
+def status(recipe: str, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
+    """Show which parts of RECIPE's run are done, interrupted, missing, stale, changed or damaged, and why."""
     pipeline = open_pipeline(recipe, overrides, looks=True)
-    states = _states(pipeline, stage_names())
+    pipeline.remembers, pipeline.closely = True, deep
+    others: list[str] = []
+    if deep:
+        from ldmkit.cli.damages import other_damages
+
+        others += other_damages(pipeline)
+    _look(pipeline)
+    states = pipeline.states()
     if as_json:
         rows = [
             {"stage": PARTS[name].stage, "part": name, "state": status.state, "reason": status.reason}
             for name, status in states.items()
         ]
-        tell(json.dumps({"run": str(pipeline.run_dir), "parts": rows}))
+        tell(json.dumps({"run": str(pipeline.run_dir), "parts": rows, "damages": others}))
     else:
         _print_states(pipeline, states)
+        for line in others:
+            tell(f"  {line}")
 
 
-def _states(pipeline: "Pipeline", stages: Sequence[str]) -> "dict[str, Status]":
+def _look(pipeline: "Pipeline") -> None:
     if pipeline.recipe.data.source == "folder":
         pipeline.index  # noqa: B018 - raises where nothing will ever bring the pictures
-    return pipeline.states(stages)
 
 
-def _print_states(pipeline: "Pipeline", states: "dict[str, Status]") -> None:
+def _confirm(text: str, *, yes: bool) -> None:
+    """Raises LdmkitError where the user does not want it, or is not there to be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        command = shlex.join(["ldmkit", *sys.argv[1:], "--yes"])
+        raise LdmkitError(f"{text}. Nothing was changed: `{command}` sets it aside, in stale/, and begins anew")
+    if not click.confirm(f"{printable(text)}. Set it aside, in stale/, and begin anew?"):
+        raise LdmkitError("nothing was changed")
+
+
+def _print_states(pipeline: "Pipeline", states: "Mapping[str, Status | Step]") -> None:
     tell(f"run {pipeline.run_dir}")
     for name, status in states.items():
         reason = f"  ({status.reason})" if status.reason else ""

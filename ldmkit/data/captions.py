@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,17 @@ def read_captions(path: Path) -> dict[str, str]:
     return captions
 
 
+def require_captions(captions: Mapping[str, str], keys: Sequence[str]) -> None:
+    """Raises LdmkitError where one of these pictures has no caption."""
+    missing = [key for key in keys if key not in captions]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise LdmkitError(
+            f"{len(missing)} of {len(keys)} pictures have no caption: {', '.join(missing[:5])}{more}; write each to a "
+            '.txt file beside it, choose another captioner in [caption], or set caption.missing to "skip" or "empty"'
+        )
+
+
 def captioners(path: Path) -> dict[str, str | None]:
     """Who captioned each picture that has a line, by key: None where nobody could. Empty where there is no file."""
     if not path.exists():
@@ -39,10 +52,23 @@ def captions_hash(path: Path) -> str:
 
 def caption_files_hash(folder: Path) -> str:
     """SHA-256 over names, sizes and times of the files that captions are read from beside the pictures."""
-    names = [p for p in folder.rglob("*") if p.suffix in (".txt", ".caption") or p.name == "metadata.jsonl"]
-    status = [(p, p.lstat()) for p in sorted(names)]  # of a link itself: where it leads is not looked at
+    status = [(p, p.lstat()) for p in _caption_files(folder)]  # of a link itself: where it leads is not looked at
     rows = [(p.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns) for p, found in status]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def caption_content_hash(folder: Path) -> str:
+    """The same over names and contents, which a copy of the folder keeps."""
+    digest = hashlib.sha256()
+    for path in _caption_files(folder):
+        found = path.lstat()
+        digest.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes() if stat.S_ISREG(found.st_mode) else b"").digest())
+    return digest.hexdigest()
+
+
+def _caption_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".caption") or p.name == "metadata.jsonl")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

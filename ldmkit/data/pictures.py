@@ -6,13 +6,13 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Picture
@@ -20,6 +20,7 @@ from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, lo
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
+T = TypeVar("T")
 # Raised whenever `decode` accepts other files or measures them otherwise.
 _CACHE_VERSION = 3
 
@@ -132,11 +133,13 @@ def scan(
     max_bad: float = 0.1,
     index_cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    closely: bool = False,
 ) -> PictureIndex:
     """Decode every picture of `folder` and its subfolders; with `index_cache` only files whose size or time changed.
 
     Left unread: hidden files and folders, files without a picture's ending. Symbolic links are not followed.
     `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
+    `closely` hashes files of unchanged size and time as well.
     Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow the user's own link
@@ -145,8 +148,7 @@ def scan(
         raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
     all_files, rejected = _list_files(folder)
     files = all_files
-    if max_pictures is not None:
-        files = dict(sorted(sorted(files.items(), key=lambda item: _share(item[0], "sample"))[:max_pictures]))
+    files = _sample(files, max_pictures)
     if not files and not rejected:
         raise LdmkitError(
             f"data.path: {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
@@ -157,7 +159,10 @@ def scan(
     known = {
         key: row
         for key, (size, mtime_ns) in files.items()
-        if (row := cached.get(key)) is not None and row["size"] == size and row["mtime_ns"] == mtime_ns
+        if (row := cached.get(key)) is not None
+        and row["size"] == size
+        and row["mtime_ns"] == mtime_ns
+        and not (closely and "sha256" in row and _sha256(folder / key) != row["sha256"])
     }
     unknown = [key for key in files if key not in known]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -170,7 +175,7 @@ def scan(
     if index_cache is not None and kept != cached:
         _write_cache(index_cache, folder, kept)
 
-    entries = tuple(Entry(key=key, **known[key]) for key in files if "reason" not in known[key])
+    entries = _entries(known, files)
     rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
     index = PictureIndex(folder, entries, tuple(sorted(rejected)))
     total = len(entries) + len(rejected)
@@ -182,6 +187,31 @@ def scan(
             f"more than data.max_bad = {max_bad:g} allows; repair or remove them:{shown}{more}"
         )
     return index
+
+
+def remembered(index_cache: Path, folder: Path, *, max_pictures: int | None = None) -> PictureIndex | None:
+    """The pictures as `scan` last saw them, wherever they are now; None where that is not known."""
+    rows = _read_cache(index_cache, None)
+    entries = _entries(rows, _sample(dict(sorted(rows.items())), max_pictures))
+    return PictureIndex(Path(os.path.abspath(folder)), entries, ()) if entries else None  # noqa: PTH100 - as `scan`
+
+
+def _sample(files: dict[str, T], count: int | None) -> dict[str, T]:
+    if count is None:
+        return files
+    return dict(sorted(sorted(files.items(), key=lambda item: _share(item[0], "sample"))[:count]))
+
+
+def _entries(rows: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> tuple[Entry, ...]:
+    return tuple(Entry(key=key, **rows[key]) for key in keys if "reason" not in rows[key])
+
+
+def _sha256(file: Path) -> str | None:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _list_files(folder: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
@@ -245,13 +275,18 @@ def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     return {**row, "sha256": sha256, "width": width, "height": height, "note": note}
 
 
-def _read_cache(path: Path | None, folder: Path) -> dict[str, dict[str, Any]]:
-    """{key: row of _measure}; empty where there is none of this folder, or it is not as `_write_cache` wrote it."""
+def _read_cache(path: Path | None, folder: Path | None) -> dict[str, dict[str, Any]]:
+    """{key: row of _measure}, of any folder for None; empty where there is none, or it is not what was written."""
     try:
-        table = json.loads(path.read_bytes()) if path is not None else {}
+        data = path.read_bytes() if path is not None else b"{}"
+        table = json.loads(data)
     except (OSError, ValueError, RecursionError):
         return {}  # a cache: what cannot be read is computed again
-    if not isinstance(table, dict) or (table.get("version"), table.get("folder")) != (_CACHE_VERSION, str(folder)):
+    if not isinstance(table, dict) or table.get("version") != _CACHE_VERSION:
+        return {}
+    if folder is not None and table.get("folder") != str(folder):
+        return {}
+    if table.keys() - {"version", "folder", "pictures"} and _sealed(table) != data:
         return {}
     rows = table.get("pictures")
     return rows if isinstance(rows, dict) and all(map(_is_row, rows.values())) else {}
@@ -272,9 +307,16 @@ def _write_cache(path: Path, folder: Path, pictures: dict[str, dict[str, Any]]) 
     # ASCII JSON keeps keys whose bytes are no UTF-8.
     table = {"version": _CACHE_VERSION, "folder": str(folder), "pictures": dict(sorted(pictures.items()))}
     try:
-        write_atomic(path, json.dumps(table).encode("ascii"))
+        write_atomic(path, _sealed(table))
     except OSError as error:
         raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}") from error
+
+
+def _sealed(table: dict[str, Any]) -> bytes:
+    """As it is written: with its own SHA-256."""
+    content = {key: value for key, value in table.items() if key != "sha256"}
+    sha256 = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
+    return json.dumps({**content, "sha256": sha256}).encode("ascii")
 
 
 def _key_bytes(key: str) -> bytes:

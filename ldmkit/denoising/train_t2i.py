@@ -1,7 +1,6 @@
 """Stage `train-t2i`: `latents/` and `text/` -> `t2i/`, the text-to-image U-Net."""
 
 import torch
-from tokenizers import Tokenizer
 
 from ldmkit.atomic import write_atomic, write_json
 from ldmkit.caches.sets import LatentSet, TextSet
@@ -11,7 +10,7 @@ from ldmkit.denoising.task import DenoisingTask
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image
-from ldmkit.run.networks import load_autoencoder
+from ldmkit.run.networks import load_autoencoder, load_tokenizer
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import Engine
 from ldmkit.training.loop import train
@@ -34,7 +33,7 @@ def train_t2i(workspace: Workspace) -> Metrics:
     autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
     torch.manual_seed(engine.seed)  # the networks' first weights
     encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(workspace.folder("text") / "tokenizer.json"))
+    tokenizer = load_tokenizer(workspace.folder("text"))
     text_module = encoder.load_module(tokenizer) if encoder.trainable else None
     network = build_text_to_image(recipe, autoencoder.latent_channels, encoder, text_module)
     schedule = make_schedule(**recipe.diffusion.schedule_options())

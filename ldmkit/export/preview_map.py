@@ -21,6 +21,9 @@ def fit_latent_rgb(workspace: Workspace) -> LatentRgb | None:
 
     Training pictures stand in where none is held out.
     """
+    if not workspace.index.folder.is_dir():
+        workspace.reporter.line(f"{workspace.index.folder} is not there: the page will show no pictures on the way")
+        return None
     train, held_out = workspace.split()
     positions = (held_out if len(held_out) > 1 else train)[:MOST]
     if len(positions) < 2:

@@ -11,6 +11,7 @@ from ldmkit.caches.sets import TextSet
 from ldmkit.export.bundle import NUM_PREVIEW, export_bundle
 from ldmkit.export.model import model_of
 from ldmkit.export.preview_map import fit_latent_rgb
+from ldmkit.run.files import check
 from ldmkit.run.first_weights import kept_starts
 from ldmkit.run.folder import read_metrics
 from ldmkit.run.networks import load_networks
@@ -22,14 +23,16 @@ def export_run(workspace: Workspace) -> dict[str, Any]:
     """Loads the run's trained weights, averaged where there is an average, and writes the bundle."""
     recipe, part = workspace.recipe, workspace.parts["bundle"]
     assert part.bundle is not None
-    networks = load_networks(recipe, workspace.registry, workspace.run_dir)
+    networks = load_networks(recipe, workspace.registry, workspace.run_dir, checkpoint=workspace.checkpoint)
+    for name, step in networks.steps.items():
+        workspace.reporter.line(f"export: {name} of step {step}")
     manifest = export_bundle(
         part.bundle,
         model_of(recipe, networks, rgb=fit_latent_rgb(workspace)),
         recipe.export,
         recipe=recipe.published(),
         fingerprint=part.fingerprint,
-        notes=_notes(workspace),
+        notes={**_notes(workspace), **({"checkpoints": dict(networks.steps)} if networks.steps else {})},
         preview_prompts=_preview_prompts(workspace),
         progress=workspace.reporter.line,
     )
@@ -65,8 +68,12 @@ def _notes(workspace: Workspace) -> dict[str, Any]:
             if not workspace.recipe.vae.tune_decoder_steps:
                 continue
         # The log's seconds go on from those before an interruption; the record's are of the last session alone.
-        seconds = read_metrics(workspace.folder(name) / "metrics.jsonl")[-1]["seconds"]
+        log = workspace.folder(name) / "metrics.jsonl"
+        check(log)
+        seconds = read_metrics(log)[-1]["seconds"]
         stages[name] = stages.get(name, {}) | {"seconds": seconds, "held_out": record["facts"]}
+        if history := record.get("history"):
+            stages[name]["history"] = history
         if start := starts.get(name):
             stages[name]["started_from"] = {"name": start.name, "sha256": start.sha256}
     return {

@@ -20,13 +20,16 @@ FORMAT_VERSION = 1
 CONFIG = "config.json"
 
 
-def export_tensors(recipe: Recipe, registry: Registry, run_dir: Path, out_dir: Path) -> Iterator[str]:
+def export_tensors(
+    recipe: Recipe, registry: Registry, run_dir: Path, out_dir: Path, *, checkpoint: str | None = None
+) -> Iterator[str]:
     """Writes the averaged weights, or the plain ones where no average was kept; yields a line for each file.
 
     `config.json`: `networks` with class, keyword arguments and file of each; schedule, prediction, latents' statistics;
     SHA-256 and size of every file. Raises LdmkitError where a part of the run is not finished.
     """
-    loaded = load_networks(recipe, registry, run_dir)
+    loaded = load_networks(recipe, registry, run_dir, checkpoint=checkpoint)
+    yield from (f"{name} of step {step}" for name, step in loaded.steps.items())
     modules: dict[str, nn.Module] = {"vae": loaded.autoencoder}
     networks: dict[str, dict[str, Any]] = {"vae": _described(AutoencoderKL, recipe.vae.network())}
     if recipe.vae.pretrained:

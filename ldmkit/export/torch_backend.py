@@ -13,21 +13,21 @@ from ldmkit.components.registry import Registry
 from ldmkit.export.model import model_of
 from ldmkit.export.networks import DecoderGraph, EncoderGraph
 from ldmkit.recipe import Recipe
-from ldmkit.run.networks import load_networks
+from ldmkit.run.networks import load_networks, load_tokenizer
 from ldmkit.runtime.manifest import TEXT_ENCODER, UNET, UNET_T2I, VAE_DECODER, VAE_ENCODER
 
 
 class TorchBackend:
     """`ldmkit.runtime.backend.Backend` of a run: the same noise and sampler, every network in torch, in float32."""
 
-    def __init__(self, recipe: Recipe, registry: Registry, folder: Path) -> None:
-        """Loads the networks of the run in `folder` to the GPU if there is one.
+    def __init__(self, recipe: Recipe, registry: Registry, folder: Path, *, checkpoint: str | None = None) -> None:
+        """Loads the networks of the run in `folder`, or of its `checkpoint`, to the GPU if there is one.
 
         Raises LdmkitError where a part of it is not finished.
         """
         self.folder = folder
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load_networks(recipe, registry, folder)
+        loaded = load_networks(recipe, registry, folder, checkpoint=checkpoint)
         self.manifest = model_of(recipe, loaded)
         self._networks: dict[str, nn.Module] = {
             VAE_DECODER: DecoderGraph(loaded.autoencoder, self.manifest.latent),
@@ -58,7 +58,7 @@ class TorchBackend:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self.folder / "text" / "tokenizer.json"))
+        tokenizer = load_tokenizer(self.folder / "text")
         tokenizer.encode_special_tokens = True  # a prompt that spells one is text
         return tokenizer
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 from torch import nn
 
 from ldmkit.atomic import write_json
@@ -21,7 +20,7 @@ from ldmkit.caches.caption import caption
 from ldmkit.caches.encode import encode_latents, encode_text
 from ldmkit.caches.quality import MAX_HELD_OUT
 from ldmkit.caches.sets import TextSet
-from ldmkit.caches.shards import PROGRESS
+from ldmkit.caches.shards import PROGRESS, read_progress
 from ldmkit.components.protocols import Captioner, TextEncoder
 from ldmkit.data.captions import captioners, read_captions
 from ldmkit.data.pictures import PictureIndex
@@ -32,11 +31,12 @@ from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.plan.estimate import Row, folder_bytes, grown_bytes, trained_bytes
 from ldmkit.plan.probe import Probe, available_memory, empty, measure_largest_batch, measure_steps
 from ldmkit.recipe.training import Training
-from ldmkit.run.checkpoint import checkpoints, save_weights
+from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.folder import Part
-from ldmkit.run.networks import fresh_autoencoder, read_pretrained
+from ldmkit.run.networks import fresh_autoencoder, load_tokenizer, read_pretrained
 from ldmkit.run.parts import PartSpec, behind, needed, parts_of
 from ldmkit.run.pretrained import CONFIG
+from ldmkit.run.progress import newest_state
 from ldmkit.run.workspace import Workspace
 
 MAX_SAMPLE = 256
@@ -185,7 +185,7 @@ class Planner:
             after = probe.seconds() - probe.notes[-1][1]
         progress = self.run["latents"].folder / PROGRESS
         interrupted = self.states["latents"] == "interrupted" and progress.is_file()
-        encoded = json.loads(progress.read_text(encoding="utf-8"))["done"] if interrupted else 0
+        encoded = read_progress(progress.parent)[0] if interrupted else 0
         yield probe.row(
             spec.label,
             left=len(self.workspace.index) - encoded,
@@ -263,13 +263,16 @@ class Planner:
         )
 
     def _steps_done(self, name: str) -> int:
-        """Steps of an interrupted run's newest checkpoint."""
-        found = checkpoints(self.run[name].folder / "checkpoints") if self.states[name] == "interrupted" else []
-        return int(found[0].name.removeprefix("step_")) if found else 0
+        """Steps of the newest checkpoint of a part that goes on from it."""
+        newest = newest_state(self.run[name].folder) if self._goes_on(name) else None
+        return newest["step"] if newest else 0
+
+    def _goes_on(self, name: str) -> bool:
+        return self.states[name] in ("interrupted", "changed", "damaged")
 
     def _bytes_there(self, name: str) -> int:
         """Of what is left of an interrupted part, which goes on from it."""
-        return folder_bytes(self.run[name].folder) if self.states[name] == "interrupted" else 0
+        return folder_bytes(self.run[name].folder) if self._goes_on(name) else 0
 
     # --- the bundle -----------------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class Planner:
             table, text = self.recipe.text.table(), self.workspace.folder("text")
             encoder: TextEncoder = self.workspace.registry.build("text_encoder", table, where="[text]")
             networks.append(build_text_to_image(self.recipe, autoencoder.latent_channels, encoder, None))
-            networks.append(encoder.load_module(Tokenizer.from_file(str(text / "tokenizer.json"))))
+            networks.append(encoder.load_module(load_tokenizer(text)))
         weights = sum(p.numel() for network in networks for p in network.parameters())
         yield Row(stage=spec.label, state="to do", left=1, unit="bundle", disk=4 * weights, seconds=None)
 

@@ -4,6 +4,9 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.fields import FieldInfo
+
+from ldmkit.errors import LdmkitError
 
 
 def no_result(default: Any, **rules: Any) -> Any:
@@ -14,6 +17,11 @@ def no_result(default: Any, **rules: Any) -> Any:
 def later(default: Any, **rules: Any) -> Any:
     """A key that was added when runs existed, its default what they did: at it, the key is left out of fingerprints."""
     return Field(default, json_schema_extra={"later": True}, **rules)
+
+
+def goes_on(default: Any, **rules: Any) -> Any:
+    """A key that does not change what a weight means: a part that was trained by another value is trained on."""
+    return Field(default, json_schema_extra={"goes_on": True}, **rules)
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -32,10 +40,19 @@ class Section(BaseModel):
         """The keys that affect the result, as JSON values."""
         dropped = set()
         for name, field in type(self).model_fields.items():
-            mark = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            mark = _marks(field)
             if not mark.get("affects_result", True) or (mark.get("later") and getattr(self, name) == field.default):
                 dropped.add(name)
         return self.model_dump(mode="json", exclude=dropped)
+
+    @classmethod
+    def goes_on_keys(cls) -> frozenset[str]:
+        """The keys by whose change training goes on."""
+        return frozenset(name for name, field in cls.model_fields.items() if _marks(field).get("goes_on"))
+
+
+def _marks(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 class Component(Section):
@@ -53,33 +70,33 @@ class Component(Section):
 class Training(Section):
     """What each trained stage has in common."""
 
-    steps: int | None = Field(None, gt=0, description="optimizer steps; give this or `epochs`")
-    epochs: int | None = Field(None, gt=0, description="passes over the training pictures; give this or `steps`")
-    batch_size: int = Field(32, gt=0, description="pictures per optimizer step, over all processes")
-    grad_accumulation: int = Field(1, gt=0, description="parts that each process splits its share of a batch into")
+    steps: int | None = goes_on(None, gt=0, description="optimizer steps; give this or `epochs`")
+    epochs: int | None = goes_on(None, gt=0, description="passes over the training pictures; give this or `steps`")
+    batch_size: int = goes_on(32, gt=0, description="pictures per optimizer step, over all processes")
+    grad_accumulation: int = goes_on(1, gt=0, description="parts that each process splits its share of a batch into")
     optimizer: Literal["adamw", "adam"] = Field("adamw", description="AdamW or Adam")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
-    lr_schedule: Literal["constant", "cosine"] = Field(
+    learning_rate: float = goes_on(1e-4, gt=0, le=1, description="peak learning rate")
+    lr_schedule: Literal["constant", "cosine"] = goes_on(
         "constant", description="learning rate after the warm-up: constant, or a cosine down to 0 at the last step"
     )
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+    warmup_steps: int = goes_on(0, ge=0, description="optimizer steps over which the learning rate rises from 0")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = goes_on(
         (0.9, 0.999), description="Adam's betas"
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    grad_clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
-    ema_decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+    weight_decay: float = goes_on(0.0, ge=0, description="AdamW's weight decay")
+    grad_clip: float = goes_on(1.0, ge=0, description="largest global gradient norm; 0: no clipping")
+    ema_decays: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = goes_on(
         (0.999,),
         max_length=4,
         description="decays of the moving averages of the weights, warmed up, all kept at once; the first one is "
         "what later stages and the bundle use; empty: no average",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = goes_on(
         "auto",
         description="of the networks; `auto` is bf16 on a GPU or CPU that computes in it (CPU: AMX, AVX-512 BF16), "
         "else fp32",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "on", "off"] = goes_on(
         "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
     )
     log_every: int = no_result(20, gt=0, description="optimizer steps between two lines of metrics")
@@ -113,6 +130,14 @@ class Training(Section):
             return self.steps
         assert self.epochs is not None
         return -(-self.epochs * num_pictures // self.batch_size)
+
+    def check_split(self, name: str, num_processes: int) -> None:
+        """Raises LdmkitError where a batch cannot be split among processes and then into parts."""
+        if self.batch_size % (num_processes * self.grad_accumulation):
+            raise LdmkitError(
+                f"{name}: batch_size = {self.batch_size} must be a multiple of the number of processes "
+                f"({num_processes}) times grad_accumulation ({self.grad_accumulation})"
+            )
 
 
 class VaeLoss(Component):
@@ -173,7 +198,7 @@ class Vae(Training):
         default_factory=lambda: {"l1": VaeLoss(use="l1"), "kl": VaeLoss(use="kl", weight=1e-6)},
         description="terms of the loss, each `[vae.losses.NAME]` with `use`, `weight` and the loss's own options",
     )
-    discriminator_learning_rate: float = Field(1e-4, gt=0, le=1, description="of an adversarial loss's discriminator")
+    discriminator_learning_rate: float = goes_on(1e-4, gt=0, le=1, description="of an adversarial loss's discriminator")
     max_adaptive_weight: float = Field(
         1.0, gt=0, description="upper bound of the adaptive weight of an adversarial loss (Esser et al. 2021, eq. 7)"
     )

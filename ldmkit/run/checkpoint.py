@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -20,9 +19,9 @@ from safetensors.torch import save as serialized
 from ldmkit.atomic import fsync, json_bytes, new_folder, no_room, remove_folder, write_atomic, write_file
 from ldmkit.errors import LdmkitError
 from ldmkit.report import megabytes
+from ldmkit.run.progress import STATE, checkpoints, step_of
 
 MANIFEST = "manifest.json"
-STATE = "state.json"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -103,10 +102,21 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | Non
     return None
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Newest first, whole or not."""
-    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(found, key=_step, reverse=True)
+def chosen_weights(part: Path, which: str) -> tuple[Path, int] | None:
+    """Weights of a part's checkpoint, averaged where there is an average, and its step; None where there is none such.
+
+    `which`: a step, or `best`, the one that did best on the held-out pictures. Raises LdmkitError where it is damaged.
+    """
+    found = {str(step_of(each)): each for each in checkpoints(part / "checkpoints")}
+    if which == "best":
+        judged = {step: loss for step, each in found.items() if (loss := _held_out(each)) is not None}
+        which = min(judged, key=judged.__getitem__) if judged else ""
+    if which not in found:
+        return None
+    if (reason := damage(found[which])) is not None:
+        raise LdmkitError(f"{found[which]}: {reason}; choose another checkpoint")
+    average = found[which] / "ema.safetensors"
+    return average if average.is_file() else found[which] / "model.safetensors", int(which)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -137,15 +147,11 @@ def _superfluous(folder: Path, keep: Keep) -> list[Path]:
     found = checkpoints(folder)
     kept = set(found[: keep.last])
     if keep.every:
-        kept |= {each for each in found if _step(each) % keep.every == 0}
+        kept |= {each for each in found if step_of(each) % keep.every == 0}
     if keep.best:
         judged = {each: loss for each in found if (loss := _held_out(each)) is not None}
         kept |= {min(judged, key=judged.__getitem__)} if judged else set()
     return [each for each in found if each not in kept]
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ldmkit.atomic import write_atomic, write_json
+from ldmkit.atomic import write_atomic
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import RECORD, fingerprint, is_finished, trained_file, weights_of
+from ldmkit.run.files import RECORD, check, fingerprint, read_record, read_sealed, sha256_of, trained_file, write_sealed
+from ldmkit.run.folder import is_finished, weights_of
 from ldmkit.run.parts import PARTS, trained_parts
 
 FOLDER = "init"
@@ -90,7 +90,7 @@ def keep_start(start: Start, run_dir: Path) -> None:
     if hashlib.sha256(data).hexdigest() != start.sha256:
         raise LdmkitError(f"--init-from {start.source}: changed while it was read; run the command again")
     write_atomic(copy, data)
-    write_json(folder / f"{start.part}.json", asdict(replace(start, file=copy.name)))
+    write_sealed(folder / f"{start.part}.json", asdict(replace(start, file=copy.name)))
     for old in folder.glob(f"{start.part}-*.safetensors"):
         if old != copy:
             old.unlink()
@@ -101,7 +101,7 @@ def kept_starts(run_dir: Path) -> dict[str, Start]:
     found = {}
     for path in sorted((run_dir / FOLDER).glob("*.json")):
         try:
-            start = Start(**_json(path))
+            start = Start(**read_sealed(path))
             found[start.part] = replace(start, file=str(path.parent / Path(start.file).name))
         except (OSError, ValueError, TypeError):
             raise LdmkitError(f"{path}: damaged; {ways_on(path.parent)}") from None
@@ -155,8 +155,7 @@ def _part_of(file: Path) -> str:
 
 
 def _start(part: str, file: Path, *, name: str) -> Start:
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    sha256 = sha256_of(file)
     if trained_file(file.parent) == file and weights_of(file.parent) not in (None, sha256):
         raise LdmkitError(f"--init-from {file}: not what its run wrote: it is damaged or was changed")
     tokenizer = None
@@ -176,13 +175,10 @@ def _tokenizer_of(file: Path) -> str | None:
         if (folder / RECORD).is_file():
             # Beside it, or beside stale/ where the part was set aside; what it was trained with may be there too.
             beside = (folder.parent / "text", folder.parent.parent / "text", *folder.parent.glob("text-*"))
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                wanted = _json(folder / RECORD)["inputs"]["text"]
+            with suppress(OSError, ValueError, KeyError, TypeError, LdmkitError):
+                wanted = (read_record(folder) or {})["inputs"]["text"]
                 for text in beside:
-                    if (text / RECORD).is_file() and _json(text / RECORD)["fingerprint"] == wanted:
-                        return fingerprint(_json(text / "tokenizer.json"))
+                    if (read_record(text) or {}).get("fingerprint") == wanted:
+                        check(text / "tokenizer.json")
+                        return fingerprint(json.loads((text / "tokenizer.json").read_text(encoding="utf-8")))
     return None
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

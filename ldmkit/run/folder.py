@@ -1,36 +1,43 @@
 """The run folder: what each part of a run was made from, whether it still holds, and its metrics. No torch."""
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ldmkit.atomic import write_atomic, write_json
+from ldmkit.atomic import remove_folder, write_atomic
 from ldmkit.errors import LdmkitError
+from ldmkit.run.files import (
+    RECORD,
+    Depth,
+    changes,
+    fingerprint,
+    list_files,
+    read_record,
+    read_sealed,
+    trained_file,
+    write_sealed,
+)
+from ldmkit.run.progress import newest_state
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Recipe
 
 FORMAT = 1
-RECORD = "record.json"
-
-
-def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over the JSON of what a part was made from."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Status:
     """State of one part of a run."""
 
-    state: Literal["done", "missing", "interrupted", "stale"]
+    state: Literal["done", "missing", "interrupted", "stale", "changed", "damaged"]
+    """`changed`: trained by another recipe, whose weights this one trains on; `damaged`: not what was written"""
     reason: str = ""
+    """of one that is done: what else is no longer there"""
 
 
 class Part:
@@ -44,12 +51,13 @@ class Part:
         made_of: Mapping[str, str] | None = None,
         *,
         bundle: Path | None = None,
+        goes_on: Collection[str] = (),
     ) -> None:
         """`made_of`: SHA-256 of the weights of each trained part before this one, as far as they are known.
 
         They stand beside the inputs: a part that was trained again from the same inputs, on another machine say, may
         be another one, and what was made of the old one is then stale. `bundle`: where the files of a bundle lie, whose
-        record alone is in `folder`.
+        record alone is in `folder`. `goes_on`: keys of `inputs[name]` by whose change training goes on.
         """
         self.folder = folder
         self.name = name
@@ -58,61 +66,132 @@ class Part:
         # Through JSON once, so that tuples compare equal to the lists read back.
         self.inputs: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **inputs}))
         self.fingerprint = fingerprint(self.inputs)
+        self.goes_on = goes_on
+        self.history: list[dict[str, Any]] = []
+        """of a trained part: `step` from which it was trained by another recipe, and what that `changed`"""
 
-    def status(self) -> Status:
-        """Whether the folder holds this very part, whole."""
-        status = self._recorded()
-        gone = self.bundle is not None and not (self.bundle / "manifest.json").is_file()
-        return Status("missing") if gone and status.state == "done" else status
-
-    def _recorded(self) -> Status:
-        record_file = self.folder / RECORD
-        if not record_file.is_file():
-            return Status("missing")
+    def status(self, depth: Depth = "size") -> Status:
+        """Whether the folder holds this very part, whole; see `changes` for what `depth` looks at."""
         try:
-            record = json.loads(record_file.read_text(encoding="utf-8"))
-            old, state, made_of = record["inputs"], record["state"], dict(record.get("made_of", {}))
-        except (ValueError, KeyError, TypeError):
-            return Status("stale", f"{record_file} is damaged")
-        if fingerprint(old) != self.fingerprint:
-            return Status("stale", "; ".join(differences(old, self.inputs)) or "made from other inputs")
-        if again := [name for name, weights in self.made_of.items() if made_of.get(name, weights) != weights]:
+            record = read_record(self.folder)
+        except LdmkitError:
+            return Status("damaged", f"{RECORD} is damaged")
+        if record is None:
+            return Status("missing")
+        made_of = record.get("made_of", {})
+        again = [name for name, weights in self.made_of.items() if made_of.get(name, weights) != weights]
+        if record["fingerprint"] != self.fingerprint:
+            reason = "; ".join(differences(record["inputs"], self.inputs)) or "made from other inputs"
+            return Status("changed" if not again and self._takes_up(record["inputs"]) else "stale", reason)
+        if again:
             return Status("stale", f"{' and '.join(again)} trained again")
-        return Status("done") if state == "done" else Status("interrupted")
+        if record["state"] != "done":
+            return Status("interrupted")
+        if self.bundle is not None:
+            return self._bundle(depth)
+        found = list(changes(self.folder, record, depth))
+        told = [f"{name} {what}" for name, what, read in found if read] or [f"{name} {what}" for name, what, _ in found]
+        more = f", and {len(told) - 1} more" if len(told) > 1 else ""
+        return Status("damaged" if any(change.read for change in found) else "done", told[0] + more if told else "")
 
-    def begin(self) -> None:
-        """Marks the part as being made; a stale one is set aside first, never deleted."""
-        status = self._recorded()
-        unknown = status.state == "missing" and self.folder.is_dir() and any(self.folder.iterdir())
-        if status.state == "stale" or unknown:
+    def _bundle(self, depth: Depth) -> Status:
+        assert self.bundle is not None
+        try:
+            manifest = json.loads((self.bundle / "manifest.json").read_bytes())
+            files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+            other = manifest["fingerprint"] != self.fingerprint
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return Status("missing", f"{self.bundle} holds no bundle")
+        if other:
+            return Status("missing", f"{self.bundle} holds another bundle")
+        found = list(changes(self.bundle, {"files": files}, depth))
+        return Status("missing", f"{self.bundle / found[0].name} {found[0].what}") if found else Status("done")
+
+    def fits(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether what was trained from these inputs can be trained on from this part's."""
+        return self._hard(inputs) == self._hard(self.inputs)
+
+    def _hard(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        own = inputs.get(self.name)
+        if not isinstance(own, dict):
+            return dict(inputs)
+        return {**inputs, self.name: {key: value for key, value in own.items() if key not in self.goes_on}}
+
+    def _takes_up(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether training goes on from where these inputs brought it: not beyond where it is to end."""
+        newest = newest_state(self.folder) if self.goes_on and self.fits(inputs) else None
+        if newest is None or not self.fits(newest["inputs"]):
+            return False
+        own, number = self.inputs[self.name], newest.get("num_samples")
+        if own["steps"] is not None:
+            return bool(newest["step"] <= own["steps"])
+        return number is not None and newest["step"] <= -(-own["epochs"] * number // own["batch_size"])
+
+    def can_restore(self) -> bool:
+        """Whether a damaged part has a checkpoint that this recipe goes on from."""
+        newest = newest_state(self.folder)
+        return newest is not None and self._takes_up(newest["inputs"])
+
+    def begin(self, *, anew: bool = False) -> None:
+        """Marks the part as being made; a stale one, or any where it is made `anew`, is set aside, never deleted."""
+        status = self.status()
+        filled = self.folder.is_dir() and any(self.folder.iterdir())
+        if filled and (anew or status.state in ("stale", "missing")):
             self.set_aside()
-        if status.state in ("stale", "missing"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / RECORD, {**self._record(), "state": "running"})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_sealed(self.folder / RECORD, {**self._record(), "state": "running"})
+
+    def discard(self) -> None:
+        """Removes the folder of a cache that is no longer what was written."""
+        remove_folder(self.folder)
+
+    def take_back(self, aside: Path) -> None:
+        """Moves a folder of `stale/` back, and what is in its place there."""
+        if self.folder.exists():
+            self.set_aside()
+        aside.rename(self.folder)
+
+    def aside(self) -> Path | None:
+        """The newest folder of `stale/` that holds this very part, whole."""
+        if self.bundle is not None:
+            return None
+        for folder in sorted(self.folder.parent.glob(f"stale/{self.name}-*"), key=_number, reverse=True):
+            part = Part(folder, self.name, {}, self.made_of)
+            part.inputs, part.fingerprint = self.inputs, self.fingerprint
+            if part.status("hash").state == "done":
+                return folder
+        return None
 
     def _record(self) -> dict[str, Any]:
         return {"inputs": self.inputs, "fingerprint": self.fingerprint, "made_of": self.made_of}
 
     def finish(self, seconds: float, **facts: Any) -> None:
         """Marks the part as whole; `facts` are kept in the record."""
-        write_json(
+        weights = trained_file(self.folder)
+        files = {} if self.bundle is not None else list_files(self.folder)
+        write_sealed(
             self.folder / RECORD,
             {
                 **self._record(),
                 "state": "done",
                 "seconds": round(seconds, 1),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "weights": _weights_hash(self.folder),
+                "weights": files[weights.name][1] if weights.name in files else None,
+                "files": files,
+                **({"history": self.history} if self.history else {}),
                 **facts,
             },
         )
 
     def record(self) -> dict[str, Any]:
         """The record of a part that is done. Raises LdmkitError where it is not."""
-        if self.status().state != "done":
-            raise LdmkitError(f"{self.folder}: not finished; `ldmkit train` with the run's recipe goes on")
-        record: dict[str, Any] = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        return record
+        status = self.status()
+        if status.state != "done":
+            raise LdmkitError(
+                f"{self.folder}: not finished{f' ({status.reason})' if status.reason else ''}; `ldmkit train` with the "
+                "run's recipe goes on"
+            )
+        return read_record(self.folder) or {}
 
     def set_aside(self) -> None:
         """Moves the folder to `stale/` of the run: nothing that was trained is deleted."""
@@ -128,33 +207,26 @@ class Part:
 
 def weights_of(folder: Path) -> str | None:
     """SHA-256 of a finished part's weights, by its record; None where it is not finished, or has none."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return record.get("weights") if record["state"] == "done" else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-
-
-def trained_file(folder: Path) -> Path:
-    """A finished training stage's averaged weights, or the plain ones where no average was kept."""
-    ema = folder / "ema.safetensors"
-    return ema if ema.is_file() else folder / "model.safetensors"
-
-
-def _weights_hash(folder: Path) -> str | None:
-    """Of those that later stages use."""
-    if not trained_file(folder).is_file():
-        return None
-    with trained_file(folder).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    record = _finished(folder)
+    return record.get("weights") if record else None
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a part that was made whole, whatever it was made from."""
+    return _finished(folder) is not None
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
     try:
-        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8"))["state"] == "done")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        record = read_record(folder)
+    except LdmkitError:
+        return None
+    return record if record is not None and record["state"] == "done" else None
+
+
+def _number(folder: Path) -> int:
+    last = folder.name.rpartition("-")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -225,10 +297,14 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except (ValueError, RecursionError):
-            if number < len(lines):  # and neither cut short nor what follows the last line's end
-                raise LdmkitError(f"{path}, line {number}: no JSON; correct or remove the line") from None
+            if number == len(lines):  # cut short, or what follows the last line's end
+                break
+            row = None
+        if not isinstance(row, dict) or "step" not in row or not all(type(v) in (int, float) for v in row.values()):
+            raise LdmkitError(f"{path}, line {number}: no JSON of numbers with a step; correct or remove the line")
+        rows.append(row)
     return rows
 
 
@@ -237,10 +313,10 @@ def recipe_of_run(folder: Path) -> "Recipe":
     from ldmkit.recipe import Recipe  # pydantic, which `--help` does without
 
     try:
-        return Recipe.model_validate_json((folder / "recipe.json").read_text(encoding="utf-8"))
+        return Recipe.model_validate_json(json.dumps(read_sealed(folder / "recipe.json")))
     except FileNotFoundError:
         raise LdmkitError(f"{folder}: not a run: it has no recipe.json; runs lie in runs/") from None
-    except ValueError:
+    except (OSError, ValueError):
         raise LdmkitError(
             f"{folder / 'recipe.json'}: damaged, or of another version of ldmkit; "
             "`ldmkit train` with the run's recipe writes it anew"

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Gate
+from ldmkit.run.files import check as check_file
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ CHANNELS = {"signal": "min_latent_signal", "kurtosis": "max_latent_kurtosis"}
 def read_quality(folder: Path) -> dict[str, Any]:
     """What `encode` measured. Raises LdmkitError where it cannot be read."""
     file = folder / "quality.json"
+    check_file(file)
     try:
         quality: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        rows = [quality["held_out"], *quality["channels"]]
+        if not all(type(value) in (int, float) for row in rows for value in row.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise LdmkitError(f"{file}: missing or damaged; `ldmkit encode RECIPE --again` writes it anew") from None
     return quality
 

@@ -1,11 +1,15 @@
 """The parts of a run with what each would be made from now, as the table of parts says. No torch."""
 
+import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ldmkit.data.captions import captions_hash
+from ldmkit.errors import LdmkitError
 from ldmkit.recipe import Recipe
+from ldmkit.run.files import read_record
 from ldmkit.run.folder import Part, weights_of
 from ldmkit.run.parts import PARTS, PartSpec, behind, needed, parts_of
 
@@ -40,8 +44,22 @@ class RunParts(dict[str, Part]):
         self.frozen = frozen
         self.starts = starts
         self.pretrained = pretrained
+        self.weights: dict[str, str] = {}
+        """SHA-256 of trained parts' weights as they are going to be, where these are only thought of"""
+        self._captions: str | None = None
         for spec in parts_of(recipe).values():
             self[spec.name] = self._part(spec)
+
+    def copy(self) -> "RunParts":
+        """To think of what would be if some were made."""
+        copied = copy.copy(self)
+        copied.weights = {}
+        return copied
+
+    def assume_captions(self) -> None:
+        """Thinks of captions that are made and say what those before them did, as the text's record has it."""
+        with suppress(LdmkitError):
+            self._captions = (read_record(self.run_dir / "text") or {"inputs": {}})["inputs"].get("captions")
 
     def refresh(self, made: str) -> None:
         """After the part `made` was made: looks anew at what those behind it are made from."""
@@ -49,18 +67,22 @@ class RunParts(dict[str, Part]):
             if name in self:
                 self[name] = self._part(PARTS[name])
 
+    def made_from(self, spec: PartSpec) -> list[str]:
+        """The parts that make this one out of date where they come out otherwise."""
+        # Tuning a pretrained autoencoder's decoder changes nothing for what is made of its latents.
+        free = {"vae"} if self.pretrained and spec.name != "bundle" else set()
+        return [name for name in needed(spec, self.recipe) if name not in free]
+
     def _part(self, spec: PartSpec) -> Part:
-        needs = [name for name in needed(spec, self.recipe) if PARTS[name].trained]
-        if self.pretrained and spec.name != "bundle":
-            # Tuning its decoder changes nothing for what is made of its latents.
-            needs = [name for name in needs if name != "vae"]
-        trained = {name: weights_of(self.run_dir / name) for name in needs}
+        needs = [name for name in self.made_from(spec) if PARTS[name].trained]
+        trained = {name: self.weights.get(name) or weights_of(self.run_dir / name) for name in needs}
         inputs = spec.inputs(self)
         if spec.name in self.starts:
             inputs["init_from"] = self.starts[spec.name]
         made_of = {name: weights for name, weights in trained.items() if weights}
         bundle = self.bundle_dir if spec.name == "bundle" else None
-        return Part(self.run_dir / spec.name, spec.name, inputs, made_of, bundle=bundle)
+        goes_on = getattr(self.recipe, spec.name).goes_on_keys() if spec.trained else ()
+        return Part(self.run_dir / spec.name, spec.name, inputs, made_of, bundle=bundle, goes_on=goes_on)
 
     def section(self, name: str, *keys: str) -> dict[str, Any]:
         """The section's keys that affect the result, or `keys` among them."""
@@ -73,5 +95,10 @@ class RunParts(dict[str, Part]):
 
     def captions(self) -> str:
         """Hash of the captions, whatever wrote them."""
+        if self._captions is not None:
+            return self._captions
         done = self["captions"].status().state == "done"
-        return captions_hash(self.run_dir / "captions" / "captions.jsonl") if done else "not yet written"
+        try:
+            return captions_hash(self.run_dir / "captions" / "captions.jsonl") if done else "not yet written"
+        except LdmkitError:  # said where it is used
+            return "damaged"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from ldmkit.models.denoiser import Denoiser
 from ldmkit.models.pretrained import build, read
 from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Latents
-from ldmkit.run.checkpoint import load_weights
-from ldmkit.run.folder import is_finished, trained_file
+from ldmkit.run.checkpoint import chosen_weights, load_weights
+from ldmkit.run.files import check, remedy, trained_file
+from ldmkit.run.folder import is_finished
 from ldmkit.run.parts import PARTS, needed
 from ldmkit.run.pretrained import CONFIG, find_source
+from ldmkit.run.progress import checkpoints, step_of
+
+UNETS = ("unet", "t2i")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class RunNetworks:
     latent_std: torch.Tensor
     unet: Denoiser | None
     text: "TextNetworks | None"
+    steps: Mapping[str, int]
+    """of the U-Nets whose weights are a checkpoint's, by part"""
 
     @property
     def multiple(self) -> int:
@@ -52,41 +59,74 @@ class TextNetworks:
     tokenizer: Tokenizer
 
 
-def load_networks(recipe: Recipe, registry: Registry, run_dir: Path) -> RunNetworks:
+def load_networks(recipe: Recipe, registry: Registry, run_dir: Path, *, checkpoint: str | None = None) -> RunNetworks:
     """The networks of a finished run, averaged where there is an average, on the CPU.
 
-    Raises LdmkitError where a part of it is not finished.
+    `checkpoint`: of the U-Nets that have it, the weights of this step, or of the `best` one; see `chosen_weights`.
+
+    Raises LdmkitError where a part of it is not finished, or a file is not what was written.
     """
     for part in needed(PARTS["bundle"], recipe):
         if not is_finished(run_dir / part):
             raise LdmkitError(f"{run_dir / part}: not finished; `ldmkit train` with the run's recipe resumes it")
     autoencoder = load_autoencoder(recipe, run_dir / "vae")
+    unets = [name for name in UNETS if getattr(recipe, name) is not None]
+    chosen = {} if checkpoint is None else _chosen(run_dir, unets, checkpoint)
+    weights = {
+        name: load_weights(chosen[name][0]) if name in chosen else trained_weights(run_dir / name) for name in unets
+    }
     mean, std = latent_statistics(run_dir / "latents", recipe.latents)
     unet = None
     if recipe.unet is not None:
         unet = build_unet(recipe, autoencoder.latent_channels)
-        unet.load_state_dict(trained_weights(run_dir / "unet"))
+        unet.load_state_dict(weights["unet"])
     return RunNetworks(
         autoencoder=autoencoder,
         latent_mean=mean,
         latent_std=std,
         unet=unet,
-        text=_text_networks(recipe, registry, run_dir, autoencoder.latent_channels) if recipe.t2i is not None else None,
+        text=_text_networks(recipe, registry, run_dir, autoencoder.latent_channels, weights["t2i"])
+        if "t2i" in weights
+        else None,
+        steps={name: step for name, (_, step) in chosen.items()},
     )
 
 
-def _text_networks(recipe: Recipe, registry: Registry, run_dir: Path, channels: int) -> TextNetworks:
+def _text_networks(
+    recipe: Recipe, registry: Registry, run_dir: Path, channels: int, weights: dict[str, torch.Tensor]
+) -> TextNetworks:
     encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
-    tokenizer = Tokenizer.from_file(str(run_dir / "text" / "tokenizer.json"))
+    tokenizer = load_tokenizer(run_dir / "text")
     module = encoder.load_module(tokenizer)
     text_to_image = build_text_to_image(recipe, channels, encoder, module if encoder.trainable else None)
-    text_to_image.load_state_dict(trained_weights(run_dir / "t2i"))
+    text_to_image.load_state_dict(weights)
     return TextNetworks(unet=text_to_image.unet, encoder=module, tokenizer=tokenizer)
 
 
+def _chosen(run_dir: Path, unets: Sequence[str], which: str) -> dict[str, tuple[Path, int]]:
+    found = {name: weights for name in unets if (weights := chosen_weights(run_dir / name, which)) is not None}
+    if not found:
+        steps = {name: [step_of(each) for each in checkpoints(run_dir / name / "checkpoints")] for name in unets}
+        there = "; ".join(f"{name} has {', '.join(map(str, own)) or 'none'}" for name, own in steps.items())
+        raise LdmkitError(f"{run_dir}: --checkpoint {which}: no such checkpoint; it takes a step or best; {there}")
+    return found
+
+
 def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a finished training stage that later ones use."""
-    return load_weights(trained_file(folder))
+    """The weights of a finished training stage that later ones use. Raises LdmkitError where they are not its own."""
+    file = trained_file(folder)
+    check(file)
+    return load_weights(file)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a run's `text/`. Raises LdmkitError where it is not what was written."""
+    file = folder / "tokenizer.json"
+    check(file)
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # of no type of their own
+        raise LdmkitError(f"{file}: no tokenizer that can be read: {error}; {remedy(folder)}") from None
 
 
 def load_autoencoder(recipe: Recipe, folder: Path) -> Autoencoder:
@@ -120,12 +160,25 @@ def autoencoder_config(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What `ldmkit.models.pretrained.build` makes the autoencoder of the run's part `folder` from."""
     if not recipe.vae.pretrained:
         return recipe.vae.network()
+    check(folder / CONFIG)
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return config
 
 
 def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, torch.Tensor]:
-    """(C,) mean and std that latents are normalised with: 0 and 1 where the recipe asks for none."""
-    statistics = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    mean, std = torch.tensor(statistics["mean"]), torch.tensor(statistics["std"])
+    """(C,) mean and std that latents are normalised with: 0 and 1 where the recipe asks for none.
+
+    Raises LdmkitError where they are not what `encode` wrote.
+    """
+    file = folder / "statistics.json"
+    check(file)
+    try:
+        statistics = json.loads(file.read_text(encoding="utf-8"))
+        both = [[float(value) for value in statistics[key]] for key in ("mean", "std")]
+        whole = len(both[0]) == len(both[1]) and all(map(math.isfinite, both[0] + both[1])) and min(both[1]) >= 0
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise LdmkitError(f"{file}: missing or damaged; {remedy(folder)}")
+    mean, std = (torch.tensor(values) for values in both)
     return (mean, std) if options.normalize else (torch.zeros_like(mean), torch.ones_like(std))

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ldmkit.recipe import Recipe
-    from ldmkit.run.folder import Part
-    from ldmkit.run.workspace import Workspace
 
 LAYOUT = 2
 """raised whenever `encode` writes other files than it did"""
+
+
+class Made(Protocol):
+    """What a row sees of another part."""
+
+    fingerprint: str
 
 
 class Inputs(Protocol):
@@ -26,7 +30,7 @@ class Inputs(Protocol):
     frozen: bool
     pretrained: str
 
-    def __getitem__(self, name: str, /) -> "Part": ...
+    def __getitem__(self, name: str, /) -> Made: ...
     def section(self, name: str, *keys: str) -> dict[str, Any]: ...
     def data(self) -> dict[str, Any]: ...
     def captions(self) -> str: ...
@@ -54,6 +58,8 @@ class PartSpec:
     """worth no more than the autoencoder is, so that the gate comes before it"""
     torch: bool = True
     """whether making it always takes the packages of `ldmkit[train]`"""
+    edited: bool = False
+    """whether people correct its file by hand, and rather keep than lose it"""
     help: str = ""
     """of the stage's command, in the stage's first row; none: the command line has one of its own"""
 
@@ -67,10 +73,10 @@ class PartSpec:
         """The stage, and which of its parts where it makes several."""
         return self.stage if len(stage_parts(self.stage)) == 1 else f"{self.stage} {self.name}"
 
-    def load(self) -> Callable[["Workspace"], dict[str, Any]]:
-        """What makes the part, and returns what its record keeps; imported no sooner, since it brings torch."""
+    def load(self) -> Callable[[Any], dict[str, Any]]:
+        """What makes the part of a `Workspace`, and returns what its record keeps; imported late: it brings torch."""
         module, function = self.maker.split(":")
-        maker: Callable[[Workspace], dict[str, Any]] = getattr(import_module(module), function)
+        maker: Callable[[Any], dict[str, Any]] = getattr(import_module(module), function)
         return maker
 
 
@@ -131,6 +137,7 @@ _ROWS = (
         maker="ldmkit.caches.caption:caption",
         inputs=_captions,
         section="t2i",
+        edited=True,
         torch=False,  # what a captioner needs is its own affair: captions that exist need nothing
         help="Caption the pictures that have no caption.",
     ),

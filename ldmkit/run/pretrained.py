@@ -11,7 +11,8 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import fingerprint, is_finished, trained_file, weights_of
+from ldmkit.run.files import fingerprint, trained_file
+from ldmkit.run.folder import is_finished, weights_of
 
 HUB = "hub:"
 DIFFUSERS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")

@@ -1,7 +1,7 @@
 """What every stage works with: the recipe, the plugins, the pictures and the folders of the run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ class Workspace:
     run_dir: Path
     parts: Mapping[str, Part]
     reporter: Reporter
+    checkpoint: str | None = field(default=None, kw_only=True)
+    """whose weights are exported, see `load_networks`"""
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions in the index of the training pictures and of those held out."""

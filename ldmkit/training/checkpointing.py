@@ -18,6 +18,7 @@ from ldmkit.run.checkpoint import (
 )
 from ldmkit.run.folder import Part, differences
 from ldmkit.training.device import environment
+from ldmkit.training.ema import names_of
 from ldmkit.training.engine import Engine
 from ldmkit.training.overfitting import CURVES
 from ldmkit.training.task import Metrics, Task
@@ -40,6 +41,8 @@ class Checkpoints:
         self.folder = part.folder / "checkpoints"
         self.best: float | None = None
         """lowest held-out loss that was saved"""
+        self.changed: list[str] = []
+        """by what another recipe, which the newest checkpoint is from, differs"""
         section = engine.section
         self._keep = Keep(last=section.keep_checkpoints, every=section.keep_every, best=section.keep_best)
         self._thread: threading.Thread | None = None
@@ -49,27 +52,42 @@ class Checkpoints:
         """Loads the newest good checkpoint into the task; returns its step, the seconds that it took and `differences`.
 
         These are `key: then -> now` for all that keeps the resumed run from the bits that its own would have computed.
-        Without a checkpoint (0, 0.0, []). Raises LdmkitError where it is another recipe's.
+        Without a checkpoint (0, 0.0, []). One of another recipe is taken up where its weights mean the same; `changed`
+        then says what differs. Raises LdmkitError where they do not, or the recipe ends before it.
         """
         newest = load_newest(self.folder)
         if newest is None:
             return 0, 0.0, []
         tensors, state = newest
         task, scaler = self.task, self.engine.scaler
-        if state["fingerprint"] != self.part.fingerprint:
-            changed = differences(state.get("inputs", {}), self.part.inputs)
+        then = state.get("inputs", {})
+        lines = differences(then, self.part.inputs) if state["fingerprint"] != self.part.fingerprint else []
+        if lines and not self.part.fits(then):
             raise LdmkitError(
-                f"{self.folder}: its newest checkpoint is another recipe's ({'; '.join(changed)}); "
+                f"{self.folder}: its newest checkpoint is another recipe's ({'; '.join(lines)}); "
                 "move the folder away, or go back to that recipe. To start from its weights alone, give the "
                 "ema.safetensors of a checkpoint moved away to --init-from"
             )
+        if state["step"] > self.engine.num_steps:
+            raise LdmkitError(
+                f"{self.folder}: its newest checkpoint is of step {state['step']}, and the recipe ends at step "
+                f"{self.engine.num_steps}; `ldmkit train RECIPE --fresh` begins anew"
+            )
+        self.changed = lines
+        self.part.history = [*state.get("history", []), *([{"step": state["step"], "changed": lines}] if lines else [])]
         for name, module in task.modules.items():
             module.load_state_dict(tensors[name])
         for name, optimizer in self.engine.optimizers.items():
             restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
-        for name, average in task.emas.items():
-            average.module.load_state_dict(tensors[name])
-            average.n_averaged.fill_(state["num_averaged"])
+        decays = then.get(self.part.name, {}).get("ema_decays", self.engine.section.ema_decays)
+        averages = dict(zip(decays, names_of(decays), strict=True))
+        for average in task.emas.values():
+            # One that was not kept so far begins at these weights.
+            saved = averages.get(average.decay)
+            average.module.load_state_dict(tensors[saved or "model"])
+            numbers = state["num_averaged"]
+            number = numbers[saved] if isinstance(numbers, dict) and saved else numbers  # one number: of all
+            average.n_averaged.fill_(number if saved else 0)
         task.memory.clear()
         task.memory.update(state["memory"])
         if scaler is not None and state["scaler"]:
@@ -77,6 +95,20 @@ class Checkpoints:
         self.best = state.get("best")
         now = {key: value for key, value in environment(self.engine.precision).items() if key in state}
         return state["step"], state["seconds"], differences({key: state[key] for key in now}, now)
+
+    def mixes(self, start: int) -> bool:
+        """Whether what follows is another result than the recipe's alone: no mere addition of steps at a constant rate.
+
+        A training that ends is evaluated once more than a longer one, unless it ends at an evaluation; what the guard
+        over an adversarial loss decides may depend on it.
+        """
+        section = self.engine.section
+        longer = all(
+            line.startswith((f"{self.part.name}.steps:", f"{self.part.name}.epochs:")) for line in self.changed
+        )
+        return bool(self.changed) and not (
+            longer and section.lr_schedule == "constant" and start % section.eval_every == 0
+        )
 
     def is_better(self, evaluated: Metrics) -> bool:
         """Whether the held-out loss is lower than that of every checkpoint so far."""
@@ -100,7 +132,9 @@ class Checkpoints:
             "seconds": seconds,
             "fingerprint": self.part.fingerprint,
             "inputs": self.part.inputs,
-            "num_averaged": max((int(average.n_averaged) for average in task.emas.values()), default=0),
+            "history": self.part.history,
+            "num_samples": self.engine.num_samples,
+            "num_averaged": {name: int(average.n_averaged) for name, average in task.emas.items()},
             "memory": deepcopy(task.memory),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "held_out": loss,

@@ -36,7 +36,11 @@ class Ema(AveragedModel):
         self.n_averaged += 1
 
 
+def names_of(decays: Sequence[float]) -> list[str]:
+    """`ema` has the first decay, what later stages use; `ema_0.99` and so on the others."""
+    return [f"ema_{decay:g}" if number else "ema" for number, decay in enumerate(decays)]
+
+
 def emas_of(model: torch.nn.Module, decays: Sequence[float], device: torch.device) -> dict[str, Ema]:
-    """Averages by name: `ema` has the first decay, what later stages use; `ema_0.99` and so on the others."""
-    names = ["ema", *(f"ema_{decay:g}" for decay in decays[1:])]
-    return {name: Ema(model, decay, device) for name, decay in zip(names, decays, strict=False)}
+    """Averages by name, see `names_of`."""
+    return {name: Ema(model, decay, device) for name, decay in zip(names_of(decays), decays, strict=True)}

@@ -51,11 +51,7 @@ class Engine:
         self._peaks: dict[str, float] = {}
         self._order = SampleOrder(self.seed, num_samples)
         self._unchecked: list[tuple[torch.Tensor, Names, str]] = []
-        if section.batch_size % (self.processes.num_processes * section.grad_accumulation):
-            raise LdmkitError(
-                f"{name}: batch_size = {section.batch_size} must be a multiple of the number of processes "
-                f"({self.processes.num_processes}) times grad_accumulation ({section.grad_accumulation})"
-            )
+        section.check_split(name, self.processes.num_processes)
 
     @property
     def num_steps(self) -> int:

@@ -29,8 +29,11 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
     with engine.processes.main_process_first():  # who also sets damaged ones aside
         start, seconds, differences = checkpoints.resume()
     if start:
+        changed = f" with {'; '.join(checkpoints.changed)}" if checkpoints.changed else ""
+        if checkpoints.mixes(start):
+            changed += "; no longer what this recipe alone would give"
         warning = f"; not to the last bit what it would have been: {'; '.join(differences)}" if differences else ""
-        reporter.line(f"{name}: going on from step {start} of {num_steps}{warning}")
+        reporter.line(f"{name}: going on from step {start} of {num_steps}{changed}{warning}")
     engine.clock = Clock(seconds)
     log = TrainingLog(workspace, part, start) if engine.processes.is_main_process else None
     signals = StopSignals(name, quiet=reporter.quiet)
@@ -121,9 +124,15 @@ def _out_of_memory_explained(engine: Engine, size: int) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        section = engine.section
+        section, share = engine.section, engine.section.batch_size // engine.processes.num_processes
+        parts = next((n for n in range(section.grad_accumulation + 1, share + 1) if share % n == 0), None)
+        advice = (
+            "lower data.size or the channels"
+            if parts is None
+            else f"--set {engine.name}.grad_accumulation={parts} computes the same update in smaller parts and goes on "
+            "from the last checkpoint, which is good"
+        )
         raise LdmkitError(
             f"{engine.name}: out of memory with batch_size = {section.batch_size} and pictures of {size}x{size} "
-            f"pixels; {engine.name}.grad_accumulation = {section.grad_accumulation * 2} computes the same update in "
-            "smaller parts; the last checkpoint is good"
+            f"pixels; {advice}"
         ) from None

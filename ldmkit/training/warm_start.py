@@ -15,8 +15,8 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.recipe import Recipe
 from ldmkit.run.checkpoint import load_weights
+from ldmkit.run.files import check, fingerprint
 from ldmkit.run.first_weights import Start, kept_starts, misfit, shapes, ways_on
-from ldmkit.run.folder import fingerprint
 from ldmkit.run.networks import fresh_autoencoder
 from ldmkit.run.parts import PARTS
 from ldmkit.run.workspace import Workspace
@@ -64,7 +64,9 @@ def load_start(workspace: Workspace, part: str, network: nn.Module) -> None:
     if not whole:
         raise LdmkitError(f"{file}: damaged or gone; {ways_on(file.parent)}")
     if start.tokenizer:
-        tokenizer = json.loads((workspace.folder("text") / "tokenizer.json").read_text(encoding="utf-8"))
+        words = workspace.folder("text") / "tokenizer.json"
+        check(words)
+        tokenizer = json.loads(words.read_text(encoding="utf-8"))
         if fingerprint(tokenizer) != start.tokenizer:
             raise LdmkitError(
                 f"{start.source}: its text encoder knows the words of other captions, which these are not; "

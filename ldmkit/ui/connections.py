@@ -11,7 +11,7 @@ IDLE = 20.0
 class ImpatientProtocol(H11Protocol):
     """HTTP that closes a connection on which no request is answered, and none began, between two looks IDLE apart."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         self.loop.call_later(IDLE, self._look, None)
 

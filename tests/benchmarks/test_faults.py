@@ -4,14 +4,18 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.faults.flips import bundle_flips, checkpoint_flips
 from benchmarks.faults.hostile import held
+from benchmarks.faults.run_damages import strike
 from benchmarks.faults.stop import growth
 from benchmarks.runs import TINY, watched
+from ldmkit.cli.train import open_pipeline
 from ldmkit.models.build import build_unet
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.run.networks import fresh_autoencoder
@@ -29,6 +33,16 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
     assert checkpoint_flips(tmp_path / "checkpoints", 150, random.Random(1)) == 150
     shutil.copytree(REPOSITORY / "exports" / "toy-cats", tmp_path / "bundle")
     assert bundle_flips(tmp_path / "bundle", 30, random.Random(1)) == 30
+
+
+def test_damages_to_a_run(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noticed by `status --deep`, and by whoever reads the file."""
+    shutil.copytree(trained.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    counts, wrong = strike(tmp_path, partial(open_pipeline, "tiny.toml", looks=True), 12, random.Random(3))
+    assert wrong == []
+    assert counts["deep"] == 12
+    assert counts["refused"] == counts["used"] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="proportional set sizes are Linux's")

@@ -167,7 +167,7 @@ def test_picture_without_caption_is_an_error(workshop: Any) -> None:
     (workshop.folder / "pictures" / "05.txt").unlink()
     pipeline = workshop.pipeline()
     pipeline.run(("caption",))
-    with pytest.raises(LdmkitError, match=r"1 of 20 pictures have no caption, 05\.png first; .*caption\.missing"):
+    with pytest.raises(LdmkitError, match=r"1 of 20 pictures have no caption: 05\.png; .*caption\.missing"):
         make_text(pipeline)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from ldmkit.atomic import new_folder, sweep, write_atomic
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import MetricsLog, Part, fingerprint, locked, read_metrics
+from ldmkit.run.files import check, fingerprint
+from ldmkit.run.folder import MetricsLog, Part, Status, locked, read_metrics
 
 INPUTS = {"pictures": "a" * 64, "vae": {"steps": 10, "channels": (4, 8), "rate": 0.1}}
 
@@ -58,11 +59,11 @@ def test_damaged_record(record: str | bytes, tmp_path: Path) -> None:
     part = Part(tmp_path / "vae", "vae", INPUTS)
     part.folder.mkdir()
     (part.folder / "record.json").write_bytes(record.encode() if isinstance(record, str) else record)
-    assert part.status().state == "stale"
-    assert "record.json is damaged" in part.status().reason
+    assert part.status() == Status("damaged", "record.json is damaged")
+    with pytest.raises(LdmkitError, match=r"vae/record\.json is damaged; `ldmkit train-vae RECIPE`"):
+        check(part.folder / "model.safetensors")
     part.begin()
     assert part.status().state == "interrupted"
-    assert (tmp_path / "stale" / "vae-1" / "record.json").is_file()
 
 
 def test_folder_of_unknown_origin_is_set_aside(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_line_of_metrics_that_is_damaged_is_named_unless_a_kill_cut_it(bad: by
     path.write_bytes(b"\n".join([first, bad]))
     assert read_metrics(path) == [json.loads(first)]
     path.write_bytes(b"\n".join([first, bad, last, b""]))
-    with pytest.raises(LdmkitError, match=r"metrics\.jsonl, line 2: no JSON; correct or remove the line"):
+    with pytest.raises(LdmkitError, match=r"metrics\.jsonl, line 2: no JSON of numbers with a step; correct or remove"):
         read_metrics(path)
 
 

@@ -96,7 +96,7 @@ def test_captions_are_read_once_a_command(workshop: Any, monkeypatch: pytest.Mon
                 (part.folder / "quality.json").write_text(json.dumps(quality))
             elif spec.name == "bundle":
                 part.bundle.mkdir(parents=True)
-                (part.bundle / "manifest.json").touch()
+                (part.bundle / "manifest.json").write_text(json.dumps({"files": {}, "fingerprint": part.fingerprint}))
             return {}
 
         return make
@@ -166,8 +166,10 @@ def test_a_row_and_a_file_are_a_stage(workshop: Any) -> None:
         return done.stdout
 
     assert "colour         Find the colours." in run("--help")
-    assert "  colour      colours   missing" in run("train", "tiny.toml", "--only", "colour", "--dry-run").splitlines()
+    dry = ("train", "tiny.toml", "--only", "colour", "--dry-run")
+    assert "  colour      colours   blocked  (runs/tiny/captions: missing, and colours is made from it" in run(*dry)
     run("caption", "tiny.toml")
+    assert "  colour      colours   missing" in run(*dry).splitlines()
     assert "colour: done in" in run("colour", "tiny.toml")
     assert (workshop.run / "colours" / "colours.txt").read_text() == "red"
     record = json.loads((workshop.run / "colours" / "record.json").read_text())

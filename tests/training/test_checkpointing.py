@@ -26,7 +26,7 @@ def checkpoints(folder: Path, inputs: Any = INPUTS, **section: Any) -> Checkpoin
     engine = Engine("unet", UNetTraining(steps=8, precision="fp32", **section), num_samples=32, seed=0)
     engine.add("model", model)
     task: Any = SimpleNamespace(modules={"model": model}, emas={}, memory={"a": [1]})
-    part = Part(folder, "unet", inputs)
+    part = Part(folder, "unet", inputs, goes_on=UNetTraining.goes_on_keys())
     part.folder.mkdir(exist_ok=True)
     return Checkpoints(part, engine, task)
 
@@ -132,7 +132,7 @@ def test_an_error_waits_for_the_save_and_a_second_signal_does_not(
     ("change", "words"),
     [
         ({"latents": "b" * 64}, "latents changed"),
-        ({"unet": {"steps": 9, "channels": [4, 8]}}, "unet.steps: 8 -> 9"),
+        ({"unet": {"steps": 9, "channels": [4, 4]}}, r"unet.channels: \[4, 8\] -> \[4, 4\]; unet.steps: 8 -> 9"),
         ({"unet": {"steps": 8, "channels": [4, 4]}}, r"unet.channels: \[4, 8\] -> \[4, 4\]"),
         ({"diffusion": {"schedule": "cosine"}}, 'diffusion.schedule: "flow" -> "cosine"'),
         ({"text": "c" * 64}, "text changed"),

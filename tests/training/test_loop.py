@@ -226,8 +226,8 @@ def failing(workshop: Any) -> Any:
         *[
             (
                 how,
-                r"vae: out of memory with batch_size = 6 and pictures of 16x16 pixels; vae\.grad_accumulation = 2 "
-                r"computes the same update in smaller parts; the last checkpoint is good",
+                r"vae: out of memory with batch_size = 6 and pictures of 16x16 pixels; --set vae\.grad_accumulation=2 "
+                r"computes the same update in smaller parts and goes on from the last checkpoint, which is good",
             )
             for how in ("memory", "host memory")
         ],
@@ -244,6 +244,11 @@ def test_step_that_fails(how: str, message: str, failing: Any, processes: Any) -
     tensors = load_file(failing.run / "vae" / "checkpoints" / "step_00000004" / "model.safetensors")
     assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
     assert "Traceback" not in output
+    if how == "memory":  # the advice, word for word
+        advice = re.search(r"--set (\S+)", output)
+        assert advice is not None
+        _, output = processes.run(failing.folder, ("train-vae", "tiny.toml", *options, "--set", advice[1]))
+        assert "vae: going on from step 4 of 8 with vae.grad_accumulation: 1 -> 2" in output
 
 
 def test_other_errors_keep_their_traceback(failing: Any, processes: Any) -> None:
