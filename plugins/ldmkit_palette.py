@@ -126,7 +126,7 @@ class Palette:
         if found.light[1] < 28 or found.light[1] > 72:
             text += pick("", ", in dim light" if found.light[1] < 28 else ", in bright light")
         text = text.format(subject=opening + subject, background=background).replace(",,", ",").rstrip(",")
-        return re.sub(r"\ba(?= [aeiou])", "an", pick(text, text, text, text[0].upper() + text[1:]))
+        return re.sub(r"\b([aA])(?= [aeiou])", r"\1n", pick(text, text, text, text[0].upper() + text[1:]))
 
     def shows(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, bool]]:
         """Of each picture whether it shows what its prompt names: "subject" and "background", where it names them.
