@@ -120,7 +120,7 @@ class Guard:
         answer = _refused_as_400(send_with_headers) if path == PREDICT else send_with_headers
         page = path.removeprefix(HEARTBEAT)
         if path == READ:
-            page = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[0]
+            page = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("session_hash", [""])[-1]
         refusal = self._refusal(scope)
         if refusal is None and path == READ and not self.attendance.expects(page):
             refusal = 404, "this page has asked for nothing"
