@@ -33,6 +33,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "held_out": [-0.01, 1, 1.5],
     "max_bad": [-0.1, 1.1],
     "num_workers": [-1, 65],
+    "cache_gb": [-0.1],
     "missing": ["Error", "ignore"],
     "use": ["", "no-such-thing"],
     "task": ["<CAPTIONS>", ""],
