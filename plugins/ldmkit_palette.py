@@ -79,7 +79,7 @@ _SHADES = (
     ("brown", 0.0, ("orange",)),
 )
 
-
+# A caption's phrasing: an opening, the subject, its setting; what stands there twice is taken more often.
 OPENINGS = ("a ", "a ", "a ", "", "a cute ", "one ", "the ", "a photo of a ", "a picture of a ")
 SUBJECTS = ("{colors} {noun}", "{colors} {noun}", "{colors} {noun}", "{noun}, {colors},")
 SETTINGS = (

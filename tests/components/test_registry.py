@@ -208,7 +208,7 @@ def test_plugins_that_ship_load_from_the_entry_points_of_pyproject(
     registry = Registry.load()
     assert [str(failure) for failure in registry.failures] == []
     ours = {
-        "captioner": {"filename", "florence2", "sidecar"},
+        "captioner": {"filename", "florence2", "palette", "sidecar"},
         "text_encoder": {"clip", "transformer"},
         "loss": {"kl", "l1", "lpips", "mse", "patchgan"},
         "sampler": {"ddim", "ddpm", "dpmpp_2m", "euler", "heun"},
