@@ -103,10 +103,10 @@ def strike(
             path = files[number % len(files)]
             name, kind = path.relative_to(folder), rng.choice(("bit", "bit", "gone", "cut", "other"))
             damage(path, kind, rng)
-            used = any(name.name.endswith(each) for each in USED) and "checkpoints" not in name.parts
+            used = any(name.name.endswith(each) for each in USED) and not {"checkpoints", "bundle"} & {*name.parts}
             try:
+                deep = told(open_run, deep=True) != clean[True]  # first: to look may write the list of pictures anew
                 counts["status"] += told(open_run, deep=False) != clean[False]
-                deep = told(open_run, deep=True) != clean[True]
                 safe = not used or refused(open_run(), name)
             except LdmkitError as error:
                 deep = safe = name.name in str(error)
@@ -119,7 +119,7 @@ def strike(
             counts["refused"] += used and safe
             if not (deep and safe):
                 wrong.append(f"{name}, {kind}: {'noticed' if deep else 'missed'}, {'refused' if safe else 'used'}")
-            for top in tops:  # looking may have written the list of pictures anew
+            for top in tops:
                 shutil.copytree(Path(whole, top), folder / top, dirs_exist_ok=True)
     return counts, wrong
 

@@ -119,7 +119,7 @@ def convert(checkpoint: Path, out: Path) -> None:
         tell(str(path))
 
 
-def torch_backend(run: Path, checkpoint: str | None) -> "TorchBackend":
+def torch_backend(run: Path, checkpoint: str | None = None) -> "TorchBackend":
     """What `ldmkit generate --backend torch` draws with. Raises LdmkitError where `run` is none, or is not finished."""
     folder, recipe, registry = open_run(run, "torch")
     from ldmkit.export.torch_backend import TorchBackend

@@ -57,7 +57,6 @@ def test_statistics(trained: Any) -> None:
     np.testing.assert_allclose(statistics["mean"], mean.mean(axes), atol=1e-5)
     np.testing.assert_allclose(statistics["std"], np.sqrt(mean.var(axes) + (std**2).mean(axes)), rtol=1e-5)
     assert (std**2).mean() > 1e-3  # enough to see it missing
-    assert json.loads((trained.run / "vae" / "latent_statistics.json").read_text()) == statistics
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from ldmkit.cli.export import onnx
 from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.recipe.sections import Export
+from ldmkit.run.files import fingerprint
 from ldmkit.runtime.manifest import Precision
 
 Run = Callable[..., Any]
@@ -40,7 +41,7 @@ def make_run(name: str, *, state: str, seconds: int) -> Path:
     recipe = load_recipe(find_recipe("photos-64"), [f"name={name}"])
     (folder / "recipe.json").write_text(recipe.model_dump_json())
     record = folder / "t2i" / "record.json"
-    record.write_text(json.dumps({"inputs": {}, "fingerprint": "", "state": state}))
+    record.write_text(json.dumps({"inputs": {}, "fingerprint": fingerprint({}), "state": state}))
     os.utime(record, (seconds, seconds))
     return folder
 

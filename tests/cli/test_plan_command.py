@@ -104,7 +104,8 @@ def test_a_run_on_its_way(run: Run, here: Path, trained: Any) -> None:
     unet = here / "runs" / "tiny" / "unet"
     shutil.rmtree(unet / "checkpoints" / "step_00000008")
     record = json.loads((unet / "record.json").read_text())
-    (unet / "record.json").write_text(json.dumps(record | {"state": "running"}))
+    inputs = {key: record[key] for key in ("inputs", "fingerprint", "made_of")}
+    (unet / "record.json").write_text(json.dumps({**inputs, "state": "running"}))
     before = tree(here)
     left = run(
         "plan",
