@@ -119,5 +119,5 @@ def _listing(table: Mapping[str, Any], depth: int = 0) -> str:
         if isinstance(value, Mapping):
             lines += f"{'  ' * depth}- {escaped(key)}:\n{_listing(value, depth + 1)}"
         else:
-            lines += f"{'  ' * depth}- {escaped(key)}: {escaped(str(value))}\n"
+            lines += f"{'  ' * depth}- {escaped(f'{key}: {value}')}\n"
     return lines
