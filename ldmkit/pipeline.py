@@ -25,7 +25,7 @@ from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status, locked
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
-from ldmkit.run.pretrained import identity
+from ldmkit.run.pretrained import find_source, identity
 from ldmkit.run.workspace import Workspace
 
 MAX_REMARKS = 10
@@ -216,6 +216,8 @@ class Pipeline:
             for step in plan.steps.values():
                 if step.action == "stop":
                     raise LdmkitError(step.reason)
+            if self.recipe.vae.pretrained and _makes(plan.steps.get("vae")):
+                find_source(self.recipe.vae.pretrained)  # now, and not after an hour of captions
             if self._main:
                 seconds, lost = plan.work_lost(parts)
                 if seconds > MUCH_WORK:
@@ -243,7 +245,7 @@ class Pipeline:
 
     def _check_ahead(self, parts: RunParts, plan: Plan) -> None:
         """What would be said after hours: captions that are missing, batches and precisions that cannot be."""
-        made = {name for name, step in plan.steps.items() if step.action not in ("keep", "stop", "take back")}
+        made = {name for name, step in plan.steps.items() if _makes(step)}
         if "text" in made and self.recipe.caption.missing == "error" and parts["captions"].status().state == "done":
             captions = read_captions(parts["captions"].folder / "captions.jsonl")
             require_captions(captions, [entry.key for entry in self.index.entries])
@@ -396,3 +398,8 @@ class Pipeline:
         if not self._ignore_gate:
             gate.require(rows)
         self._gate_is_open = True
+
+
+def _makes(step: Step | None) -> bool:
+    """Whether a maker is called for it."""
+    return step is not None and step.action not in ("keep", "stop", "take back")
