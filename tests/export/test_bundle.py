@@ -104,6 +104,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
             encoder=randomised(encoder.load_module(tokenizer)),
             tokenizer=tokenizer,
         ),
+        steps={},
     )
     model = Model(
         networks=networks,
