@@ -13,6 +13,7 @@ from selenium import webdriver
 
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.manifest import file_entry
+from ldmkit.ui import attendance
 from ldmkit.ui.serve import Server, running
 from tests.ui.browser import Browser, chromium_is_here, start_chromium
 
@@ -152,7 +153,8 @@ class Forger:
 
 
 @pytest.fixture
-def forger(client: httpx.Client, server: Server) -> Forger:
+def forger(client: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> Forger:
+    monkeypatch.setattr(attendance, "UNREAD", 600)  # it does not read of the drawings that it lets wait
     return Forger(client, server)
 
 
