@@ -127,7 +127,6 @@ class Training(Section):
         assert self.epochs is not None
         return -(-self.epochs * num_pictures // self.batch_size)
 
-
     def check_split(self, name: str, num_processes: int) -> None:
         """Raises LdmkitError where a batch cannot be split among processes and then into parts."""
         if self.batch_size % (num_processes * self.grad_accumulation):

@@ -180,7 +180,7 @@ def work(folder: Path) -> float:
         record = read_record(folder) or {}
     except (LdmkitError, OSError):
         return 0.0
-    return max([record.get("seconds", 0.0), *(row.get("seconds", 0.0) for row in rows[-1:])])
+    return float(max([record.get("seconds", 0.0), *(row.get("seconds", 0.0) for row in rows[-1:])]))
 
 
 def _may_differ(spec: PartSpec, step: Step) -> bool:
