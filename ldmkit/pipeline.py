@@ -104,7 +104,7 @@ class Pipeline:
         found = caption_files_hash(folder)
         if (then := record.get("caption_content")) and (found != recorded or self.closely):
             now = caption_content_hash(folder)
-            return str(recorded) if now == then else now
+            return str(recorded) if now == then else found if found != recorded else now
         return found
 
     # --- what each part is made from -----------------------------------------------------------------------

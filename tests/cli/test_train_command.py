@@ -20,7 +20,9 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What would have been run: (recipe's name, stages, forced, ignore_gate) of each call."""
     calls: list[tuple[Any, ...]] = []
 
-    def record(self: Pipeline, stages: tuple[str, ...], *, forced: str | None = None, ignore_gate: bool) -> None:
+    def record(
+        self: Pipeline, stages: tuple[str, ...], *, forced: str | None = None, ignore_gate: bool, **_: Any
+    ) -> None:
         calls.append((self.recipe.name, stages, forced, ignore_gate))
 
     monkeypatch.setattr(Pipeline, "run", record)
