@@ -43,7 +43,8 @@ def check(folder: Path, as_json: bool) -> None:
     sizes = Counter(f"{entry.width}x{entry.height}" for entry in index.entries)
     if as_json:
         rejected = [{"file": key, "reason": reason} for key, reason in index.rejected]
-        found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "remarks": index.remarks()}
+        found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "unread": index.unread}
+        found["remarks"] = index.remarks()
         click.echo(json.dumps(found))
         return
     click.echo(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")

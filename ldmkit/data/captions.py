@@ -8,6 +8,8 @@ from typing import Any
 
 from ldmkit.errors import LdmkitError
 
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
 
 def read_captions(path: Path) -> dict[str, str]:
     """Caption by picture key; later lines win, a last line cut by a kill is left out.
@@ -39,7 +41,7 @@ def captions_hash(path: Path) -> str:
 
 def caption_files_hash(folder: Path) -> str:
     """SHA-256 over names, sizes and times of the files that captions are read from beside the pictures."""
-    names = [p for p in folder.rglob("*") if p.suffix in (".txt", ".caption") or p.name == "metadata.jsonl"]
+    names = [p for p in folder.rglob("*") if p.suffix.lower() in (".txt", ".caption") or p.name in METADATA]
     status = [(p, p.lstat()) for p in sorted(names)]  # of a link itself: where it leads is not looked at
     rows = [(p.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns) for p, found in status]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
