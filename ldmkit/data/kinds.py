@@ -2,7 +2,7 @@
 
 HEAD = 512
 """bytes that `kind` looks at"""
-_HEIC = "HEIC; convert it, or pip install pillow-heif"
+_HEIC = 'HEIC; convert it, or pip install "ldmkit[heif]"'
 _PICTURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),

