@@ -8,12 +8,16 @@ from typing import Any
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Captioner, Picture
-from ldmkit.data.captions import captioners
+from ldmkit.data.captions import captioners, read_captions
+from ldmkit.report import printable
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
 
 BATCH = 64
 """pictures that a captioner gets at once, and what a kill can cost, unless its `batch_size` is smaller"""
+
+SHOWN = 10
+"""remarks of a captioner that are printed"""
 
 
 def caption(workspace: Workspace) -> dict[str, Any]:
@@ -47,6 +51,14 @@ def caption(workspace: Workspace) -> dict[str, Any]:
             left -= len(rows)
             if signals.number:
                 raise stopped(f"caption: saved, {left} pictures left; the same command resumes", signals.number)
+    for _, _, captioner in asked:
+        remarks: list[str] = getattr(captioner, "remarks", list)()
+        for line in remarks[:SHOWN]:
+            workspace.reporter.line(f"caption: {line}")
+        if len(remarks) > SHOWN:
+            workspace.reporter.line(f"caption: and {len(remarks) - SHOWN} more remarks")
+    for key, text in [*read_captions(path).items()][:3]:
+        workspace.reporter.line(f"caption: {printable(key)}: {printable(text)}")
     return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
 
 

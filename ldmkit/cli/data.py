@@ -45,8 +45,8 @@ def check(folder: Path, as_json: bool) -> None:
     sizes = Counter(f"{entry.width}x{entry.height}" for entry in index.entries)
     if as_json:
         rejected = [{"file": key, "reason": reason} for key, reason in index.rejected]
-        found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "remarks": index.remarks()}
-        tell(json.dumps(found))
+        found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "unread": index.unread}
+        tell(json.dumps({**found, "remarks": index.remarks()}))
         return
     tell(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
     tell(*index.summary())

@@ -10,6 +10,8 @@ from typing import Any
 
 from ldmkit.errors import LdmkitError
 
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
 
 def read_captions(path: Path) -> dict[str, str]:
     """Caption by picture key; later lines win, a last line cut by a kill is left out.
@@ -68,7 +70,7 @@ def caption_content_hash(folder: Path) -> str:
 
 
 def _caption_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".caption") or p.name == "metadata.jsonl")
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".txt", ".caption") or p.name in METADATA)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

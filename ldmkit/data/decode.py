@@ -9,20 +9,29 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from ldmkit.data import jpeg, png, tiff, webp
 from ldmkit.data.colour import conversion
 from ldmkit.errors import LdmkitError
 
 T = TypeVar("T")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+)
+if features.check("avif"):  # Pillow 11.3 or newer, in its own wheels
+    FORMATS, SUFFIXES = (*FORMATS, "AVIF"), SUFFIXES | {".avif"}
+if find_spec("pillow_heif"):
+    import_module("pillow_heif").register_heif_opener()
+    FORMATS, SUFFIXES = (*FORMATS, "HEIF"), SUFFIXES | {".heic", ".heif"}
 PIXELS_VERSION = 1
 """raised whenever `decode` or `prepare` gives other pixels"""
 MAX_BYTES = 256 * 2**20

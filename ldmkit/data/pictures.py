@@ -4,9 +4,8 @@ import hashlib
 import json
 import os
 import re
-import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from typing import Any, TypeVar
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Picture
-from ldmkit.data.decode import LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large
+from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large
+from ldmkit.data.kinds import HEAD, kind
+from ldmkit.data.listing import list_files
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
@@ -53,6 +54,8 @@ class PictureIndex:
     entries: tuple[Entry, ...]
     rejected: tuple[tuple[str, str], ...]
     """(key, reason) of each file that has a picture's ending and is left out"""
+    unread: tuple[str, ...] = ()
+    """what was not looked at, for a person: files by ending, those that begin like a picture, system folders"""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -119,7 +122,7 @@ class PictureIndex:
         """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
         lines = []
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
-        for title, found in (("left out", rejected), ("remarks", self.remarks())):
+        for title, found in (("left out", rejected), ("not read", self.unread), ("remarks", self.remarks())):
             if found:
                 lines += [f"{len(found)} {title}", *(f"  {line}" for line in found[:limit])]
                 lines += [f"  and {len(found) - limit} more"] if limit is not None and len(found) > limit else []
@@ -137,7 +140,8 @@ def scan(
 ) -> PictureIndex:
     """Decode every picture of `folder` and its subfolders; with `index_cache` only files whose size or time changed.
 
-    Left unread: hidden files and folders, files without a picture's ending. Symbolic links are not followed.
+    Left unread: hidden files and folders, files without a picture's ending, recycle bins and the like; the index says
+    so of all but the hidden. Symbolic links are not followed.
     `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
     `closely` hashes files of unchanged size and time as well.
     Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable.
@@ -146,13 +150,14 @@ def scan(
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
-    all_files, rejected = _list_files(folder)
+    all_files, rejected, unread = list_files(folder)
     files = all_files
     files = _sample(files, max_pictures)
     if not files and not rejected:
+        there = "".join(f"\n  not read: {line}" for line in unread[:5])
         raise LdmkitError(
             f"data.path: {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
-            "name a folder that does with --set data.path=DIR"
+            f"name a folder that does with --set data.path=DIR{there}"
         )
 
     cached = _read_cache(index_cache, folder)
@@ -177,7 +182,7 @@ def scan(
 
     entries = _entries(known, files)
     rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
-    index = PictureIndex(folder, entries, tuple(sorted(rejected)))
+    index = PictureIndex(folder, entries, tuple(sorted(rejected)), unread)
     total = len(entries) + len(rejected)
     if not entries or len(rejected) > max_bad * total:
         shown = "".join(f"\n  {printable(key)}: {reason}" for key, reason in index.rejected[:5])
@@ -214,51 +219,6 @@ def _sha256(file: Path) -> str | None:
         return None
 
 
-def _list_files(folder: Path) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]]]:
-    """({key: (size, mtime_ns)} ordered by key, [(key, reason)] of what is not a regular file)."""
-    files: dict[str, tuple[int, int]] = {}
-    rejected = []
-    for entry, key in _walk(folder):
-        if isinstance(entry, str):
-            rejected.append((key, entry))
-        elif entry.is_symlink():
-            rejected.append((key, "a symbolic link, which is not followed"))
-        else:
-            status = entry.stat(follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode):
-                files[key] = (status.st_size, status.st_mtime_ns)
-            else:  # opening a named pipe would wait for ever
-                rejected.append((key, "not a regular file"))
-    return dict(sorted(files.items())), rejected
-
-
-def _walk(folder: Path) -> Iterator[tuple["os.DirEntry[str] | str", str]]:
-    """(directory entry, key) of whatever has a picture's ending; (reason, key) of a folder that cannot be read."""
-    waiting = [""]  # not by recursion: folders may lie deeper in one another than Python calls itself
-    while waiting:
-        prefix = waiting.pop()
-        try:
-            with os.scandir(folder / prefix) as listing:
-                found = list(listing)
-        except OSError as error:
-            yield f"a folder that cannot be read ({error.strerror})", prefix
-            continue
-        for entry in found:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append(f"{prefix}{entry.name}/")
-            elif Path(entry.name).suffix.lower() in SUFFIXES or _links_to_folder(entry):
-                yield entry, prefix + entry.name
-
-
-def _links_to_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_symlink() and entry.is_dir()
-    except OSError:  # a link to itself
-        return True
-
-
 def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
     row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
@@ -270,7 +230,9 @@ def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
-        return {**row, "reason": str(error)}
+        name, is_picture = kind(data[:HEAD])
+        known = f"; by its first bytes {name}" if name and (not is_picture or name not in FORMATS) else ""
+        return {**row, "reason": f"{error}{known}"}
     sha256 = hashlib.sha256(data).hexdigest()
     return {**row, "sha256": sha256, "width": width, "height": height, "note": note}
 

@@ -57,7 +57,7 @@ class Caption(Component):
     use: str = Field("sidecar", description="captioner; `ldmkit plugins captioner` lists them")
     keep_existing: bool = Field(
         True,
-        description="keep captions found beside the pictures (.txt, .caption, metadata.jsonl), write only the others",
+        description="keep captions found beside the pictures (.txt, .caption, metadata.*), write only the others",
     )
     missing: Literal["error", "skip", "empty"] = Field(
         "error", description="a picture left without caption: stop, leave it out of text-to-image, or train it as empty"

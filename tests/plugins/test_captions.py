@@ -104,9 +104,9 @@ def test_sidecar_metadata_with_bom_null_and_line_separator(tmp_path: Path) -> No
 
 
 def test_sidecar_other_column(tmp_path: Path) -> None:
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "caption": "a cat"}))
-    assert Sidecar(column="caption").caption([picture(tmp_path / "a.jpg")]) == ["a cat"]
-    with pytest.raises(LdmkitError, match=r"line 1: a\.jpg has no text under 'text'; its keys are: caption; .*column"):
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "title": "a cat"}))
+    assert Sidecar(column="title").caption([picture(tmp_path / "a.jpg")]) == ["a cat"]
+    with pytest.raises(LdmkitError, match=r"line 1: a\.jpg has no text under 'text'; its keys are: title; .*column"):
         Sidecar().caption([picture(tmp_path / "a.jpg")])
 
 
