@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{_UNFINISHED}"):
             if (dead := _claim(left)) is not None:  # a living process holds its own
                 shutil.rmtree(left, ignore_errors=True)
-                os.close(dead)
+                _let_go(dead)
         while partial is None or not partial.exists():  # gone where another process swept it before it was held
             partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_UNFINISHED, dir=folder.parent))
             handle = _claim(partial)
@@ -90,7 +90,12 @@ def new_folder(folder: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-        if handle is not None:
+        _let_go(handle)
+
+
+def _let_go(handle: int | None) -> None:
+    if handle is not None:
+        with suppress(OSError):  # nothing was written through it
             os.close(handle)
 
 
@@ -108,8 +113,7 @@ def _claim(folder: Path) -> int | None:
         handle = os.open(folder, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        if handle is not None:
-            os.close(handle)
+        _let_go(handle)
         return None
     return handle
 

@@ -7,8 +7,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = [path for folder in ("ldmkit", "plugins") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 # Weights that exist as .pth alone: the original's checkpoints, the backbone of LPIPS with its own linear layers, and
-# those that come with EfficientNet-Lite0's package.
-MAY_LOAD_PTH = {"ldmkit/models/convert.py", "plugins/ldmkit_lpips.py", "ldmkit/evaluation/features.py"}
+# those that come with EfficientNet-Lite0's package; TAESD's.
+MAY_LOAD_PTH = {
+    "ldmkit/models/convert.py",
+    "ldmkit/models/pretrained.py",
+    "plugins/ldmkit_lpips.py",
+    "ldmkit/evaluation/features.py",
+}
 MODULES = {
     "pickle",
     "dill",

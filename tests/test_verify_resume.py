@@ -34,7 +34,8 @@ def test_of_a_recipe(processes: Any, workshop: Any) -> None:
 def test_cut_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
     short = cut(load_recipe(recipe), steps=6, pictures=tmp_path / "none", scratch=tmp_path)
     assert Recipe.model_validate_json(short.model_dump_json()) == short
-    assert [section.num_steps(1000) for section in (short.vae, short.unet, short.t2i)] == [6, 6, 6]
+    sections = [section for section in (short.vae, short.unet, short.t2i) if section is not None]
+    assert {section.num_steps(1000) for section in sections} <= {6, 0 if short.vae.pretrained else 6}
     assert all(loss.start_step <= 3 for loss in short.vae.losses.values())  # each has its say
     assert (short.data.source, short.data.num_pictures) == ("toy-cats", PICTURES)
     assert Path(short.data.path).parent == tmp_path

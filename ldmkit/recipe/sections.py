@@ -144,7 +144,12 @@ class SamplerChoice(Component):
 
 class Export(Section):
     path: str = no_result("exports", min_length=1, description="folder that bundles are written to")
-    tolerance: float = Field(1e-4, gt=0, description="largest difference between a graph and torch")
+    tolerance: float = Field(
+        1e-4,
+        gt=0,
+        description="largest difference between a graph and torch, "
+        "as a share of its largest value where that is above 1",
+    )
     opset: int = Field(18, ge=18, le=20, description="ONNX operator set")
     precision: Literal["fp32", "fp16-weights", "fp16"] = later(
         "fp32",

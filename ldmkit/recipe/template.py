@@ -96,6 +96,8 @@ def json_schema(registry: "Registry") -> dict[str, Any]:
         definitions[definition]["properties"]["use"]["enum"] = [use]
     for definition in ("Vae", *(name for _, name in networks)):
         definitions[definition]["oneOf"] = [{"required": ["steps"]}, {"required": ["epochs"]}]
+    pretrained = {"required": ["pretrained"], "properties": {"pretrained": {"minLength": 1}}}
+    definitions["Vae"] |= {"if": pretrained, "else": {"oneOf": definitions["Vae"].pop("oneOf")}}
     return schema
 
 

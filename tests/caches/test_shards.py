@@ -72,7 +72,7 @@ def test_begins_anew_where_the_files_are_others(damage: str, tmp_path: Path) -> 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, stop=8)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(LdmkitError, match=r"0 MiB are still to be written and 1 MiB are free; make room"):
+    with pytest.raises(LdmkitError, match=r"1 MiB are needed and 1 MiB are free; make room"):
         write(tmp_path)
     monkeypatch.undo()
     assert write(tmp_path) == 8

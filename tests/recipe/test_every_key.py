@@ -28,6 +28,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "path": [""],
     "source": ["", "hub:a/b", "hub:a/b/c.tar", "http://a/b.zip", "toycats"],
     "num_pictures": [0, -5],
+    "subject": [""],
+    "tune_decoder_steps": [-1],
     "size": [0, 7, 2049, 100_000],
     "crop": ["centre", ""],
     "held_out": [-0.01, 1, 1.5],
@@ -113,7 +115,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "tolerance": [0, -1],
     "opset": [17, 21],
 }
-ANYTHING = {"model", "name", "plugins"}  # text of any kind
+ANYTHING = {"model", "name", "plugins", "pretrained"}  # text of any kind
 FRACTIONS = {
     "held_out",
     "max_bad",

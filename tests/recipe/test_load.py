@@ -118,7 +118,8 @@ def test_a_recipe_saved_by_a_windows_editor(cats: Path, tmp_path: Path) -> None:
     ],
 )
 def test_set(override: str, place: str, value: Any, registry: Registry, cats: Path) -> None:
-    for path in cats.parent.glob("*.toml"):
+    pretrained = set(cats.parent.glob("photos-*.toml"))  # [vae] has few keys there
+    for path in set(cats.parent.glob("*.toml")) - pretrained:
         found: Any = RecipeFile.read(path, [override]).validate(registry)
         for part in place.split("."):
             found = found[part] if isinstance(found, dict) else getattr(found, part)

@@ -211,9 +211,7 @@ def test_asked_to_stop_while_caching(
 def test_poisoned_step_is_never_saved(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     """A log that ends at the last good step, and a checkpoint before it: see test_training for what is told."""
     part = exact.before(trained, "unet", tmp_path)
-    latents = np.load(tmp_path / "runs" / "tiny" / "latents" / "mean.npy", mmap_mode="r+")
-    latents[:] = np.nan
-    latents.flush()
+    exact.poison(tmp_path / "runs" / "tiny" / "latents", slice(None), np.nan)
     code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
     assert code == 1, output
     assert exact.curve(part) == []

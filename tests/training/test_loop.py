@@ -184,19 +184,17 @@ def test_random_numbers_of_a_step(workshop: Any) -> None:
     assert np.array_equal(np.sort(np.concatenate([one.positions(step) for step in range(8)])), np.arange(48) // 3)
 
 
-def test_poisoned_latent(trained: Any, processes: Any, tmp_path: Path) -> None:
+def test_poisoned_latent(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     shutil.copytree(trained.folder, tmp_path, dirs_exist_ok=True)
     part = tmp_path / "runs" / "tiny" / "unet"
     shutil.rmtree(part)
     code, output = processes.run(
-        tmp_path, ("train-unet", "tiny.toml"), strike=2, at="/metrics.jsonl", signal=int(signal.SIGTERM)
+        tmp_path, ("train-unet", "tiny.toml"), strike=2, at="/unet/metrics.jsonl", signal=int(signal.SIGTERM)
     )
     assert code == 143, output
     before = hashes(part / "checkpoints")
-    latents = np.load(tmp_path / "runs" / "tiny" / "latents" / "mean.npy", mmap_mode="r+")
     train, _ = trained.pipeline().index.split(0.2, 0)
-    latents[train[5]] = np.inf
-    latents.flush()
+    exact.poison(tmp_path / "runs" / "tiny" / "latents", train[5], np.inf)
     code, output = processes.run(tmp_path, ("train-unet", "tiny.toml"))
     assert code == 1, output
     assert "error: unet: the loss is nan; nothing was changed by this batch. Its pictures: " in output

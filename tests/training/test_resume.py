@@ -106,7 +106,7 @@ def test_asked_to_stop(
     part = exact.before(trained, STAGES[stage], tmp_path)
     # The log is opened once a step and once a save, and once more where there is one to resume.
     for strike, step in ((2, 2), (5, 5)):
-        options = {"strike": strike, "at": "/metrics.jsonl", "signal": int(number)}
+        options = {"strike": strike, "at": f"/{STAGES[stage]}/metrics.jsonl", "signal": int(number)}
         found, output = processes.run(tmp_path, (stage, "tiny.toml"), **options)
         assert found == code, output
         assert "stopping after this step" in output
@@ -122,7 +122,7 @@ def test_asked_to_stop(
 
 def test_asked_to_stop_at_the_last_step(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
     part = exact.before(trained, "unet", tmp_path)
-    options = {"strike": 10, "at": "/metrics.jsonl", "signal": int(signal.SIGTERM)}  # behind two saves
+    options = {"strike": 10, "at": "/unet/metrics.jsonl", "signal": int(signal.SIGTERM)}  # behind two saves
     code, output = processes.run(
         tmp_path, ("train-unet", "tiny.toml"), ("train-t2i", "tiny.toml", "--again"), **options
     )

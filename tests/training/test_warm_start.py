@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ldmkit.errors import LdmkitError
 from ldmkit.export.run import _notes
+from ldmkit.run.folder import recipe_of_run
 
 SECOND = ("--set", "name=second")
 # A step that moves no weight by more than this.
@@ -35,7 +36,7 @@ def parts_of(run: Path) -> dict[str, Any]:
     """As a context has them: each part's record and folder."""
     records = {part: json.loads((run / part / "record.json").read_text()) for part in ("vae", "unet", "t2i")}
     parts = {part: SimpleNamespace(record=lambda found=found: found) for part, found in records.items()}
-    return {"parts": parts, "folder": lambda part: run / part}
+    return {"parts": parts, "folder": lambda part: run / part, "recipe": recipe_of_run(run)}
 
 
 def sha256(path: Path) -> str:
