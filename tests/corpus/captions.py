@@ -78,11 +78,12 @@ def captions() -> Iterator[Artefact]:
         "row with a list for text": (_text(_row(text=["a"]), METADATA), "has no text under"),
         "two rows for one picture": (_text(_row(text="a") * 2, METADATA), "has a row already"),
         "row that is a pickle": (_text(b"cposix\nsystem\n(S'touch canary'\ntR.", METADATA), "line 1: not JSON"),
+        "a NUL, as in UTF-16 without its mark": (_text("a\0b"), "not UTF-8 text"),
     }
     for word, (put, said) in refused.items():
         yield Artefact(f"caption: {word}", partial(_sidecar, put, None), said)
     taken: dict[str, tuple[Put, str | None]] = {
-        "control characters": (_text("a\0b\x1b[2J\x07"), "a\0b\x1b[2J\x07"),
+        "control characters": (_text("a b\x1b[2J\x07"), "a b\x1b[2J\x07"),
         "thousands of lines": (_text("cat\r\n" * 5000), " ".join(["cat"] * 5000)),
         "mark of the byte order": (_text(b"\xef\xbb\xbfa cat"), "a cat"),
         "a folder": (lambda folder: (folder / "a.txt").mkdir(), None),

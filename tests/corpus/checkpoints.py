@@ -108,7 +108,7 @@ def _put(
 
 
 def _record_is_damaged(path: Path) -> None:
-    assert Part(path.parent, "vae", {}).status().state == "stale"
+    assert Part(path.parent, "vae", {}).status().state == "damaged"
 
 
 def _cache_is_made_anew(path: Path) -> None:

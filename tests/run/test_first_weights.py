@@ -145,7 +145,8 @@ def made(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             bundle_dir.mkdir(parents=True, exist_ok=True)
             manifest = {"files": {}, "fingerprint": workspace.parts["bundle"].fingerprint}
             (bundle_dir / "manifest.json").write_text(json.dumps(manifest))
-            (workspace.folder("captions") / "captions.jsonl").touch()
+            rows = [{"file": entry.key, "caption": "a cat"} for entry in workspace.index.entries]
+            (workspace.folder("captions") / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
             quality = {"held_out": {"num_pictures": 1, "psnr": 20.0, "ssim": 0.5}, "channels": []}
             if spec.name == "latents":
                 (workspace.folder(spec.name) / "quality.json").write_text(json.dumps(quality))

@@ -54,4 +54,4 @@ def assert_same(part: Path, oracle: Path) -> None:
 @pytest.fixture(scope="session")
 def exact() -> Any:
     """The functions above."""
-    return SimpleNamespace(before=before, curve=curve, weights=weights, assert_same=assert_same)
+    return SimpleNamespace(before=before, poison=poison, curve=curve, weights=weights, assert_same=assert_same)

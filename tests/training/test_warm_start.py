@@ -86,7 +86,7 @@ def test_killed_and_resumed_without_the_other_run(trained: Any, exact: Any, proc
     assert code == 0, output
     alone = tmp_path / "undisturbed" / "runs" / "second" / "unet"
     assert exact.curve(alone) != exact.curve(trained.run / "unet")
-    code, output = processes.run(tmp_path / "killed", start, strike=20, at="/checkpoints/")
+    code, output = processes.run(tmp_path / "killed", start, strike=40, at="/checkpoints/")
     assert code == -signal.SIGKILL, output
     shutil.rmtree(tmp_path / "killed" / "runs" / "tiny")
     code, output = processes.run(tmp_path / "killed", command)
