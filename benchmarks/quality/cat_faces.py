@@ -1,10 +1,12 @@
 """In how many pictures OpenCV's extended frontal-cat-face cascade finds a face, drawn ones beside real ones.
 
 pip install 'opencv-python-headless<5'      # 5.0 ships no cascades
-python -m benchmarks.quality.cat_faces BUNDLE --reference DIR [--num 232] [--seed 0] [--out DIR]
+python -m benchmarks.quality.cat_faces BUNDLE REFERENCE [--prompts FILE] [--num 232] [--seed 0] [--guidance G]
+    [--out DIR]
 
-Real pictures, brought to the bundle's size as training would, are the ceiling. A picture is enlarged to 160 pixels and
-given a border of 20; one face at least counts.
+Real pictures, those in the folder REFERENCE, brought to the bundle's size as training would, are the ceiling. A picture
+is enlarged to 160 pixels and given a border of 20; one face at least counts. Prompts are a file's lines in turn, or the
+bundle's examples.
 """
 
 from collections.abc import Iterable
@@ -37,14 +39,24 @@ def faces(pictures: Iterable[Image.Image]) -> list[bool]:
     return found
 
 
-def main(bundle: Path, *, reference: Path, num: int = 232, seed: int = 0, out: Path | None = None) -> None:
+def main(
+    bundle: Path,
+    reference: Path,
+    *,
+    num: int = 232,
+    seed: int = 0,
+    guidance: float | None = None,
+    out: Path | None = None,
+) -> None:
     loaded = Bundle.load(bundle)
-    size, examples = loaded.manifest.picture_size, loaded.manifest.examples
+    size, lines = loaded.manifest.picture_size, list(loaded.manifest.examples)
+    if prompts is not None:
+        lines = prompts.read_text(encoding="utf-8").splitlines()
     drawn: list[Image.Image] = []
     for first in range(0, num, BATCH):
         seeds = range(seed + first, seed + min(first + BATCH, num))
-        prompts = [examples[k % len(examples)] for k in seeds] if examples else None
-        drawn += loaded.generate(prompts, n=1 if prompts else len(seeds), seed=seeds.start)
+        texts = [lines[k % len(lines)] for k in seeds] if lines else None
+        drawn += loaded.generate(texts, n=1 if texts else len(seeds), seed=seeds.start, guidance_scale=guidance)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(drawn):
