@@ -43,6 +43,7 @@ def main(
     bundle: Path,
     reference: Path,
     *,
+    prompts: Path | None = None,
     num: int = 232,
     seed: int = 0,
     guidance: float | None = None,
