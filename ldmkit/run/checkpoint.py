@@ -84,10 +84,15 @@ def save_checkpoint(
     if (reason := damage(target)) is not None:
         _set_aside(target)
         raise LdmkitError(f"{target}: {reason} already: the disk does not give back what was written to it")
+    prune(folder, keep)
+    return target
+
+
+def prune(folder: Path, keep: Keep) -> None:
+    """Removes the checkpoints that are not to be kept."""
     with no_room(folder):
         for old in _superfluous(folder, keep):
             remove_folder(old)
-    return target
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:

@@ -13,6 +13,7 @@ from ldmkit.run.checkpoint import (
     copied,
     flatten_optimizer,
     load_newest,
+    prune,
     restore_optimizer,
     save_checkpoint,
 )
@@ -58,6 +59,8 @@ class Checkpoints:
         newest = load_newest(self.folder)
         if newest is None:
             return 0, 0.0, []
+        if self.engine.processes.is_main_process:
+            prune(self.folder, self._keep)  # what a kill right after the last save has left
         tensors, state = newest
         task, scaler = self.task, self.engine.scaler
         then = state.get("inputs", {})
