@@ -46,6 +46,7 @@ TRAIN_PACKAGES = {
     "tensorboard",
     "matplotlib",
     "huggingface_hub",
+    "diffusers",
 }
 TRAINING = ("torch", "accelerate", "torchmetrics", "tensorboard", "matplotlib")
 EXPORT = ("torch", "onnx", "onnxscript")
