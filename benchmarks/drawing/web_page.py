@@ -244,6 +244,8 @@ def hostile(page: Path) -> None:
             old, new = entry(web), entry(change("web.json", web))
             text = data.decode().replace(old["sha256"], new["sha256"])
             return text.replace(f'size="{old["size"]}"', f'size="{new["size"]}"').encode()
+        if name == "index.sha256":
+            return hashlib.sha256(change("index.html", (page / "index.html").read_bytes())).hexdigest().encode()
         return data
 
     with plain_host(page, change) as (address, _), visiting() as (visitor, driver):
