@@ -1,32 +1,30 @@
 """From a recipe to a bundle: which parts of a run are there, which are stale and why, and what makes them. No torch."""
 
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
-from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
-from ldmkit.data.fetch import fetch
-from ldmkit.data.pictures import PictureIndex, remembered, scan
-from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
+from ldmkit.data.captions import caption_content_hash, read_captions, require_captions
+from ldmkit.data.pictures import PictureIndex
+from ldmkit.errors import LdmkitError, UsageError
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
+from ldmkit.run.dataset import Dataset
 from ldmkit.run.decide import Plan, Step, lacking
-from ldmkit.run.files import read_record, write_sealed
+from ldmkit.run.files import write_sealed
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status, locked
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
 from ldmkit.run.pretrained import find_source, identity
 from ldmkit.run.workspace import Workspace
+from ldmkit.training.launch import Launch
 
 MAX_REMARKS = 10
 """lines about single pictures that a run prints; `ldmkit data check` has all of them"""
@@ -54,58 +52,18 @@ class Pipeline:
         self.run_dir = runs_dir / recipe.name
         self.bundle_dir = Path(recipe.export.path) / recipe.name
         self._keeps_recipe = keeps_recipe
-        self.remembers = False
-        """whether pictures that are no longer there are taken as they were last seen: to look at a run, or export it"""
+        self.dataset = Dataset(recipe.data, self.run_dir, reporter)
         self.checkpoint: str | None = None
         """whose weights are exported: a step, or `best`"""
-        self.closely = False
-        """whether files are hashed whose size and time say that they did not change"""
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
         self._gate_is_open = self._ignore_gate = self._announced = self._looked_ahead = False
-        self._main = int(os.environ.get("RANK", "0")) == 0
-        self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._launch = Launch()
 
-    # --- the pictures --------------------------------------------------------------------------------------
-
-    @cached_property
+    @property
     def index(self) -> PictureIndex:
-        """The pictures, fetched or drawn where the folder is not there, decoded once and remembered."""
-        data = self.recipe.data
-        folder = Path(data.path)
-        cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
-        if self.remembers and not folder.exists() and cache is not None:
-            index = remembered(cache, folder, max_pictures=data.num_pictures)
-            if index is not None:
-                return index
-        if not folder.exists() and data.source != "folder":
-            self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
-            with self.reporter.counter("getting pictures") as progress:
-                fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
-        with self.reporter.counter("reading pictures") as progress:
-            return scan(
-                folder,
-                max_pictures=data.num_pictures,
-                max_bad=data.max_bad,
-                index_cache=cache,
-                progress=progress,
-                closely=self.closely,
-            )
-
-    @cached_property
-    def _caption_files(self) -> str:
-        """Of names, sizes and times; where these differ from the record's and the contents do not, the record's."""
-        folder, record = Path(self.recipe.data.path), {}
-        with suppress(LdmkitError):
-            record = read_record(self.run_dir / "captions") or {}
-        recorded = record.get("inputs", {}).get("caption_files")
-        if recorded and not folder.exists():
-            return str(recorded)
-        found = caption_files_hash(folder)
-        if (then := record.get("caption_content")) and (found != recorded or self.closely):
-            now = caption_content_hash(folder)
-            return str(recorded) if now == then else found if found != recorded else now
-        return found
+        """The run's pictures."""
+        return self.dataset.index
 
     # --- what each part is made from -----------------------------------------------------------------------
 
@@ -141,7 +99,7 @@ class Pipeline:
             self.run_dir,
             self.bundle_dir,
             pictures=self.index.hash,
-            caption_files=self._caption_files if self.recipe.t2i is not None else "",
+            caption_files=self.dataset.caption_files if self.recipe.t2i is not None else "",
             frozen=frozen,
             pretrained=identity(pretrained, self.run_dir) if pretrained else "",
             starts={part: start.sha256 for part, start in self._starts().items()},
@@ -150,18 +108,14 @@ class Pipeline:
     def states(self, stages: Sequence[str] | None = None) -> dict[str, Status]:
         """State of each part of these stages, or of all; a part behind one that will be made is made too."""
         names = [spec.name for spec in self._specs(stages)]
-        if not self._can_look():
+        if not self.dataset.known:
             return dict.fromkeys(names, Status("missing", "the pictures are not there yet"))
         parts = self.parts()
-        return {name: parts[name].status("hash" if self.closely else "size") for name in names}
-
-    def _can_look(self) -> bool:
-        seen = self.remembers and (self.run_dir / "pictures.json").is_file()
-        return seen or Path(self.recipe.data.path).exists()
+        return {name: parts[name].status("hash" if self.dataset.closely else "size") for name in names}
 
     def steps(self, stages: Sequence[str], *, fresh: bool = False) -> dict[str, Step]:
         """What `run` would do about each part of these stages."""
-        if not self._can_look():
+        if not self.dataset.known:
             return {name: Step("make", status.reason) for name, status in self.states(stages).items()}
         return self._plan(self.parts(), stages, forced=None, fresh=fresh).steps
 
@@ -191,15 +145,16 @@ class Pipeline:
         """
         self._gate_is_open = False
         self._ignore_gate = ignore_gate
-        self.closely = forced not in (None, "export")
+        self.dataset.closely = forced not in (None, "export")
         started = time.monotonic()
         if bundle_dir is not None:
             self.bundle_dir = bundle_dir
         begun = self.run_dir.exists()
         stages = stages or stage_names()
         specs = self._specs(stages)
-        with no_room(self.run_dir), locked(self.run_dir) if self._main else nullcontext(), self._processes():
-            if self._main:
+        is_first = self._launch.is_first
+        with no_room(self.run_dir), locked(self.run_dir) if is_first else nullcontext(), self._launch.together():
+            if is_first:
                 sweep(self.run_dir)
                 for spec in specs:  # now, and not after hours
                     check_writable(self.bundle_dir if spec.name == "bundle" else self.run_dir / spec.name)
@@ -210,7 +165,7 @@ class Pipeline:
                         self._leave_nothing()
                     raise
                 self._keep_starts()
-            self._barrier()
+            self._launch.wait()
             parts = self.parts()
             plan = self._plan(parts, stages, forced=forced, fresh=fresh)
             for step in plan.steps.values():
@@ -218,7 +173,7 @@ class Pipeline:
                     raise LdmkitError(step.reason)
             if self.recipe.vae.pretrained and _makes(plan.steps.get("vae")):
                 find_source(self.recipe.vae.pretrained)  # now, and not after an hour of captions
-            if self._main:
+            if self._launch.is_first:
                 seconds, lost = plan.work_lost(parts)
                 if seconds > MUCH_WORK:
                     confirm(
@@ -252,7 +207,7 @@ class Pipeline:
         for name in made:
             section = getattr(self.recipe, name, None)
             if isinstance(section, Training):
-                section.check_split(name, int(os.environ.get("WORLD_SIZE", "1")))
+                section.check_split(name, self._launch.count)
                 if section.precision == "fp16":
                     from ldmkit.training.device import resolve_precision
 
@@ -274,36 +229,6 @@ class Pipeline:
                 (self.run_dir / ".lock").unlink()
                 self.run_dir.rmdir()
                 self.run_dir.parent.rmdir()  # only where nothing else lies in it
-
-    @contextmanager
-    def _processes(self) -> Iterator[None]:
-        """Under `accelerate launch`: says goodbye to the others, and lets the first process alone tell of a signal."""
-        try:
-            yield
-        except Interrupted as interrupted:
-            self._part_from_others()
-            if self._main:
-                raise
-            sys.exit(interrupted.exit_code)
-        except RuntimeError as error:
-            if (lost := lost_process(error)) is None:
-                raise
-            raise lost from None
-        self._part_from_others()
-
-    def _part_from_others(self) -> None:
-        """Not after an error: the others wait in a barrier that this process will not reach, and the launcher acts."""
-        if self._several:
-            from ldmkit.training.device import processes
-
-            processes().destroy_process_group()
-
-    def _barrier(self) -> None:
-        """Under `accelerate launch` every process comes here: they wait for one another."""
-        if self._several:
-            from ldmkit.training.device import processes
-
-            processes().wait_for_everyone()
 
     def _make(self, spec: PartSpec, parts: RunParts, plan: Plan) -> bool:
         """Makes one part where needed; True if it did."""
@@ -342,13 +267,13 @@ class Pipeline:
         elif self._init_from is not None and spec.trained:
             self.reporter.line(f"{spec.label}: first weights: random, {self._init_from} has no finished {spec.name}")
         began = time.monotonic()
-        self._barrier()  # every process has read the record before the first one changes it
-        if self._main:
+        self._launch.wait()  # every process has read the record before the first one changes it
+        if self._launch.is_first:
             if step.action == "remake":
                 part.discard()
             part.begin(anew=step.action == "renew" and part.bundle is None)
-        self._barrier()
-        if self._main or spec.trained:
+        self._launch.wait()
+        if self._launch.is_first or spec.trained:
             workspace = Workspace(
                 self.recipe,
                 self.registry,
@@ -360,7 +285,7 @@ class Pipeline:
             )
             with no_room(part.bundle or part.folder):
                 facts = spec.load()(workspace)
-            if self._main:
+            if self._launch.is_first:
                 content = {}
                 if spec.name == "captions":
                     content = {"caption_content": caption_content_hash(Path(self.recipe.data.path))}
@@ -368,7 +293,7 @@ class Pipeline:
                 values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()]
                 took = duration(time.monotonic() - began)
                 self.reporter.line("  ".join([f"{spec.label}: done in {took}", *values]))
-        self._barrier()
+        self._launch.wait()
         plan.forget(spec.name)
         parts.refresh(spec.name)
         return True
@@ -377,10 +302,10 @@ class Pipeline:
         """This very part was set aside once, for another recipe's."""
         self._announce()
         self.reporter.line(f"{spec.label}: taken back from {aside}")
-        self._barrier()
-        if self._main:
+        self._launch.wait()
+        if self._launch.is_first:
             parts[spec.name].take_back(aside)
-        self._barrier()
+        self._launch.wait()
         plan.forget(spec.name)
         parts.refresh(spec.name)
 

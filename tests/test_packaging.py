@@ -13,7 +13,17 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-RUN = "from ldmkit.cli import main; main()"
+# Runs each command of a list in JSON, in one process: what it takes is the import.
+RUN = """
+import json
+from ldmkit.cli import main
+for arguments in json.loads(sys.argv.pop()):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, arguments
+"""
 
 
 def pip(*arguments: str, cwd: Path) -> None:
@@ -70,11 +80,11 @@ def editable(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pth.parent
 
 
-def python(site: Path, cwd: Path, code: str, *arguments: str) -> str:
+def python(site: Path, cwd: Path, code: str, *commands: list[str]) -> str:
     """What `code` prints where ldmkit lies in `site`; whatever ldmkit this Python has is out of sight behind it."""
     paths = f"import site, sys; site.addsitedir({str(site)!r}); sys.path.append({sysconfig.get_path('purelib')!r})"
     done = subprocess.run(
-        [sys.executable, "-S", "-c", f"{paths}\n{code}", *arguments],
+        [sys.executable, "-S", "-c", f"{paths}\n{code}", json.dumps(commands)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -117,13 +127,12 @@ def test_the_wheels_metadata(wheel: Path) -> None:
 @pytest.mark.parametrize("kind", ["installed", "editable"])
 def test_outside_the_clone(kind: str, clone: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     site: Path = request.getfixturevalue(kind)
-    for recipe in (REPOSITORY / "recipes").glob("*.toml"):
-        name = recipe.stem
-        assert python(site, tmp_path, RUN, "recipe", "check", name) == f"{name}: no mistakes ({name})\n"
-    assert python(site, tmp_path, RUN, "recipe", "check", "recipes/toy-cats.toml").endswith(
-        ": no mistakes (toy-cats)\n"
-    )
-    found = json.loads(python(site, tmp_path, RUN, "plugins", "--json"))
+    names = [recipe.stem for recipe in (REPOSITORY / "recipes").glob("*.toml")]
+    checks = [["recipe", "check", name] for name in (*names, "recipes/toy-cats.toml")]
+    *checked, by_path, listed = python(site, tmp_path, RUN, *checks, ["plugins", "--json"]).split("\n", len(checks))
+    assert checked == [f"{name}: no mistakes ({name})" for name in names]
+    assert by_path.endswith(": no mistakes (toy-cats)")
+    found = json.loads(listed)
     assert found["failures"] == []
     assert {component["package"] for component in found["components"]} == {"ldmkit"}
     assert len(found["components"]) >= 15
@@ -135,7 +144,7 @@ def test_outside_the_clone(kind: str, clone: Path, tmp_path: Path, request: pyte
 def test_the_bundle_that_ships_draws_right_after_install(installed: Path, tmp_path: Path) -> None:
     if not (REPOSITORY / "exports" / "toy-cats" / "manifest.json").is_file():
         pytest.skip("exports/toy-cats holds no bundle yet")
-    drawn = json.loads(python(installed, tmp_path, RUN, "generate", "a cute orange cat", "--steps", "2", "--json"))
+    drawn = json.loads(python(installed, tmp_path, RUN, ["generate", "a cute orange cat", "--steps", "2", "--json"]))
     assert Path(drawn["bundle_path"]).is_relative_to(installed)
     assert (tmp_path / drawn["pictures"][0]["path"]).stat().st_size > 500
 

@@ -47,7 +47,7 @@ def onnx(run: Path | None, out: Path | None, precision: str | None, with_encoder
     recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=chosen)})
     # What these options ask for holds for this once: the run's recipe stays what it is.
     pipeline = Pipeline(recipe, registry=registry, reporter=Reporter(), runs_dir=folder.parent, keeps_recipe=False)
-    pipeline.remembers, pipeline.checkpoint = True, checkpoint
+    pipeline.dataset.remembers, pipeline.checkpoint = True, checkpoint
     pipeline.run(("export",), forced="export", bundle_dir=out)
     tell(f"bundle: {out or pipeline.bundle_dir}")
 

@@ -117,7 +117,7 @@ def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: An
     backend.prepare(request.prompts, request.negative_prompt)
     # Behind that: they take as long to import as the graphs to open.
     from ldmkit.runtime.generate import collected_warnings, draw_each
-    from ldmkit.runtime.pictures import metadata_of, write_interpolation, write_pictures
+    from ldmkit.runtime.pictures import Output, metadata_of
     from ldmkit.runtime.settings import resolve
 
     settings = resolve(backend, request)
@@ -126,9 +126,9 @@ def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: An
         kind = "bundle" if given["run"] is None else "run"
         say(f"{kind} {backend.manifest.name} ({backend.folder}), provider {backend.provider}")
         metadata = metadata_of(backend, settings, given["img2img"])
-        drawn = draw_each(backend, settings, on_step=on_step)
-        write = write_interpolation if interpolates else write_pictures
-        files = write(drawn, settings.pictures, out, metadata, one_file=one_file, on_file=lambda path: say(str(path)))
+        output = Output(out=out, one_file=one_file, metadata=metadata, on_file=lambda path: say(str(path)))
+        write = output.interpolation if interpolates else output.pictures
+        files = write(draw_each(backend, settings, on_step=on_step), settings.pictures)
     tell(*(f"warning: {message}" for message in messages), err=True)  # below the progress bar
     if as_json:
         found = {**metadata, "bundle_path": str(backend.folder), **files}

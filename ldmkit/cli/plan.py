@@ -64,7 +64,7 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     if cache.is_file():  # what was decoded before need not be again
         own.run_dir.mkdir(parents=True)
         shutil.copy(cache, own.run_dir)
-    run.index = own.index  # the run itself is only looked at
+    run.dataset.index = own.index  # the run itself is only looked at
 
     from ldmkit.plan.planner import Planner
     from ldmkit.run.workspace import Workspace

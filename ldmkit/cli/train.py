@@ -121,7 +121,7 @@ def stage_command(name: str) -> click.Command:
 def status(recipe: str, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Show which parts of RECIPE's run are done, interrupted, missing, stale, changed or damaged, and why."""
     pipeline = open_pipeline(recipe, overrides, looks=True)
-    pipeline.remembers, pipeline.closely = True, deep
+    pipeline.dataset.remembers, pipeline.dataset.closely = True, deep
     others: list[str] = []
     if deep:
         from ldmkit.cli.damages import other_damages

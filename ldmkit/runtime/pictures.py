@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ MAX_SHEET_PIXELS = 100_000_000
 """of several pictures in one; beyond it there is none"""
 Pictures = Sequence[Image.Image]
 Requests = Sequence[PictureRequest]
+Drawn = Iterable[tuple[int, Image.Image]]
 
 
 def metadata_of(backend: Backend, settings: DrawSettings, img2img: Path | None = None) -> dict[str, str]:
@@ -42,82 +44,71 @@ def metadata_of(backend: Backend, settings: DrawSettings, img2img: Path | None =
     return metadata
 
 
-def write_pictures(
-    drawn: Iterable[tuple[int, Image.Image]],
-    requests: Requests,
-    out: Path,
-    metadata: Mapping[str, str],
-    *,
-    one_file: bool,
-    on_file: Callable[[Path], None],
-) -> dict[str, Any]:
-    """A file a picture, each as soon as it is drawn, and of several all of them in one; what was written, as
-    `ldmkit generate --json` prints it.
-
-    `drawn`: numbers of requests and their pictures. `out` is a folder, or with `one_file` the file of the only picture.
-    `on_file` is called with each file.
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the pictures of a call go; both methods take requests' numbers with their pictures, as they are drawn, and
+    return what was written, as `ldmkit generate --json` prints it.
     """
-    written: dict[int, dict[str, Any]] = {}
-    pictures: dict[int, Image.Image] = {}
-    for number, picture in drawn:
-        each = requests[number]
-        text = {**metadata, "prompt": each.prompt, "seed": str(each.seed)}
-        name = f"{slug(each.prompt)}-{each.seed}"
-        if each.to_seed is not None:
-            text |= {"to_seed": str(each.to_seed), "amount": str(each.noise_fraction)}
-            name += f"-to-{each.to_seed}"
-        path = write_picture(picture, out if one_file else out / f"{name}.png", text, exact=one_file)
-        on_file(path)
-        written[number] = {"path": str(path), "prompt": each.prompt, "seed": each.seed}
-        if 1 < len(requests) <= MAX_SHEET_PIXELS // (picture.width * picture.height):
-            pictures[number] = picture
-    first, last = requests[0], requests[-1]
-    prompts = list(dict.fromkeys(each.prompt for each in requests))
-    result = {"pictures": [row for _, row in sorted(written.items())], "prompt": "\n".join(prompts), "grid": None}
-    if pictures:
-        seeds = [each.seed for each in requests]
-        name = slug(first.prompt) if len(prompts) == 1 else f"{len(prompts)}-prompts"
-        name += f"-{first.seed}-variations" if last.to_seed is not None else f"-{min(seeds)}-to-{max(seeds)}"
-        text = {**metadata, "prompt": str(result["prompt"]), "seed": f"{min(seeds)} to {max(seeds)}"}
-        sheet = write_picture(grid([pictures[k] for k in sorted(pictures)]), out / f"{name}-grid.png", text)
-        on_file(sheet)
-        result["grid"] = str(sheet)
-    return result
 
+    out: Path
+    """a folder, or with `one_file` the file of the only picture"""
+    one_file: bool
+    metadata: Mapping[str, str]
+    on_file: Callable[[Path], None]
+    """called with each file"""
 
-def write_interpolation(
-    drawn: Iterable[tuple[int, Image.Image]],
-    requests: Requests,
-    out: Path,
-    metadata: Mapping[str, str],
-    *,
-    one_file: bool,
-    on_file: Callable[[Path], None],
-) -> dict[str, Any]:
-    """All frames in a row and as an animation, or the one of them that `out` names; returns as `write_pictures`."""
-    pictures = dict(drawn)
-    frames = [pictures[k] for k in range(len(requests))]
-    first = requests[0]
-    text = {**metadata, "prompt": first.prompt, "seed": str(first.seed), "frames": str(len(frames))}
-    name = f"{slug(first.prompt)}-{first.seed}"
-    if first.to_prompt is not None:
-        text["to_prompt"] = first.to_prompt
-        name += f"-to-{slug(first.to_prompt)}"
-    if first.to_seed is not None:
-        text["to_seed"] = str(first.to_seed)
-        name += f"-to-{first.to_seed}"
-    written: dict[str, Any] = {"pictures": [], "prompt": first.prompt, "grid": None}
-    animated = out.suffix.lower() == ".gif"
-    for key, wanted, file in (
-        ("strip", not one_file or not animated, out / f"{name}-strip.png"),
-        ("gif", not one_file or animated, out / f"{name}.gif"),
-    ):
-        if wanted:
-            image, more = (grid(frames, columns=len(frames)), []) if key == "strip" else (frames[0], frames[1:])
-            path = write_picture(image, out if one_file else file, text, exact=one_file, more=more)
-            on_file(path)
-            written[key] = str(path)
-    return written
+    def pictures(self, drawn: Drawn, requests: Requests) -> dict[str, Any]:
+        """A file a picture, each as soon as it is drawn, and of several all of them in one."""
+        written: dict[int, dict[str, Any]] = {}
+        pictures: dict[int, Image.Image] = {}
+        for number, picture in drawn:
+            each = requests[number]
+            text = {"prompt": each.prompt, "seed": str(each.seed)}
+            name = f"{slug(each.prompt)}-{each.seed}"
+            if each.to_seed is not None:
+                text |= {"to_seed": str(each.to_seed), "amount": str(each.noise_fraction)}
+                name += f"-to-{each.to_seed}"
+            path = self._write(picture, f"{name}.png", text)
+            written[number] = {"path": path, "prompt": each.prompt, "seed": each.seed}
+            if 1 < len(requests) <= MAX_SHEET_PIXELS // (picture.width * picture.height):
+                pictures[number] = picture
+        first, last = requests[0], requests[-1]
+        prompts = list(dict.fromkeys(each.prompt for each in requests))
+        result = {"pictures": [row for _, row in sorted(written.items())], "prompt": "\n".join(prompts), "grid": None}
+        if pictures:
+            seeds = [each.seed for each in requests]
+            name = slug(first.prompt) if len(prompts) == 1 else f"{len(prompts)}-prompts"
+            name += f"-{first.seed}-variations" if last.to_seed is not None else f"-{min(seeds)}-to-{max(seeds)}"
+            text = {"prompt": str(result["prompt"]), "seed": f"{min(seeds)} to {max(seeds)}"}
+            result["grid"] = self._write(grid([pictures[k] for k in sorted(pictures)]), f"{name}-grid.png", text)
+        return result
+
+    def interpolation(self, drawn: Drawn, requests: Requests) -> dict[str, Any]:
+        """All frames in a row and as an animation, or the one of them that `out` names."""
+        pictures = dict(drawn)
+        frames = [pictures[k] for k in range(len(requests))]
+        first = requests[0]
+        text = {"prompt": first.prompt, "seed": str(first.seed), "frames": str(len(frames))}
+        name = f"{slug(first.prompt)}-{first.seed}"
+        if first.to_prompt is not None:
+            text["to_prompt"] = first.to_prompt
+            name += f"-to-{slug(first.to_prompt)}"
+        if first.to_seed is not None:
+            text["to_seed"] = str(first.to_seed)
+            name += f"-to-{first.to_seed}"
+        written: dict[str, Any] = {"pictures": [], "prompt": first.prompt, "grid": None}
+        animated = self.out.suffix.lower() == ".gif"
+        if not self.one_file or not animated:
+            written["strip"] = self._write(grid(frames, columns=len(frames)), f"{name}-strip.png", text)
+        if not self.one_file or animated:
+            written["gif"] = self._write(frames[0], f"{name}.gif", text, frames[1:])
+        return written
+
+    def _write(self, image: Image.Image, name: str, text: Mapping[str, str], more: Pictures = ()) -> str:
+        out = self.out if self.one_file else self.out / name
+        path = write_picture(image, out, {**self.metadata, **text}, exact=self.one_file, more=more)
+        self.on_file(path)
+        return str(path)
 
 
 def write_picture(

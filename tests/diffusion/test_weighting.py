@@ -16,13 +16,6 @@ PREDICTIONS = get_args(Prediction)
 DIFFUSERS_NAME = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
-@pytest.fixture
-def diffusers_in_double(monkeypatch):
-    """diffusers builds its tables in float32; under this fixture its own code builds them in float64."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(np, "float32", np.float64)
-
-
 def draws(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 

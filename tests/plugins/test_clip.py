@@ -58,25 +58,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def asked() -> list[object]:
-    """The hosts that were looked for, one entry an attempt."""
-    return []
-
-
-@pytest.fixture
-def cache(asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no network."""
-
-    def refuse(host: object, *arguments: object, **options: object) -> None:
-        asked.append(host)
-        raise socket.gaierror("no network in tests")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
-
-
 def put_into_cache(cache: Path, folder: Path, commit: str) -> None:
     repository = cache / "models--owner--tiny"
     shutil.copytree(folder, repository / "snapshots" / commit)

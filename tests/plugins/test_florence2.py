@@ -1,11 +1,9 @@
 """The captioner `florence2`, on a tiny Florence-2 that has learned three captions, saved as the published ones are."""
 
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 from ldmkit_florence2 import Florence2, strip_boilerplate
@@ -198,25 +196,6 @@ def test_batch_is_halved_where_memory_runs_out(
 )
 def test_boilerplate(caption: str, stripped: str) -> None:
     assert strip_boilerplate(caption) == stripped
-
-
-@pytest.fixture
-def asked() -> list[object]:
-    """The hosts that were looked for, one entry an attempt."""
-    return []
-
-
-@pytest.fixture
-def cache(asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no network."""
-
-    def refuse(host: object, *arguments: object, **options: object) -> None:
-        asked.append(host)
-        raise socket.gaierror("no network in tests")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    return tmp_path
 
 
 def test_reads_the_cache_without_network(folder: Path, cache: Path) -> None:

@@ -304,7 +304,7 @@ def test_a_run_without_its_pictures(made: Any) -> None:
     """As `status` and `export` see it: the pictures as they were last seen."""
     (made.folder / "pictures").rename(made.folder / "elsewhere")
     pipeline = made.pipeline()
-    pipeline.remembers = True
+    pipeline.dataset.remembers = True
     assert {status.state for status in pipeline.states().values()} == {"done"}
     pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
     assert (made.folder / "other" / "manifest.json").is_file()

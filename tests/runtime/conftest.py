@@ -93,6 +93,13 @@ ZERO = unet("output = Identity(nothing)")
 
 
 @pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a command works in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def any_size_unet() -> str:
     """ZERO at any height and width."""
     return _any_size(ZERO)

@@ -14,19 +14,9 @@ from PIL import Image
 from ldmkit.cli import cli
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
+from tests.runtime.command import invoke
 
 MakeBundle = Callable[..., Path]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(cli, ["generate", *arguments], catch_exceptions=False, standalone_mode=False)
-    return result.output
 
 
 def test_draws_from_the_newest_bundle_and_says_which(make_bundle: MakeBundle, work: Path) -> None:

@@ -18,19 +18,9 @@ from PIL import Image
 from ldmkit.cli import cli
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.onnx_backend import OnnxBackend
+from tests.runtime.command import invoke
 
 MakeBundle = Callable[..., Path]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(cli, ["generate", *arguments], catch_exceptions=False, standalone_mode=False)
-    return result.output
 
 
 def test_each_picture_is_written_when_it_is_done(

@@ -1,0 +1,70 @@
+"""The pictures and captions of a run: fetched or drawn where they are not there, looked at once, remembered."""
+
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+from ldmkit.data.captions import caption_content_hash, caption_files_hash
+from ldmkit.data.fetch import fetch
+from ldmkit.data.pictures import PictureIndex, remembered, scan
+from ldmkit.errors import LdmkitError
+from ldmkit.recipe.sections import Data
+from ldmkit.report import Reporter
+from ldmkit.run.files import read_record
+
+
+class Dataset:
+    """The pictures of `[data]`, as they are seen from a run's folder."""
+
+    def __init__(self, data: Data, run_dir: Path, reporter: Reporter) -> None:
+        self.data = data
+        self.folder = Path(data.path)
+        self.run_dir = run_dir
+        self.reporter = reporter
+        self.remembers = False
+        """whether pictures that are no longer there are taken as they were last seen: to look at a run, or export it"""
+        self.closely = False
+        """whether files are hashed whose size and time say that they did not change"""
+
+    @property
+    def known(self) -> bool:
+        """Whether the pictures can be looked at without fetching them."""
+        return self.folder.exists() or (self.remembers and (self.run_dir / "pictures.json").is_file())
+
+    @cached_property
+    def index(self) -> PictureIndex:
+        """The pictures, fetched or drawn where the folder is not there, decoded once and remembered."""
+        data, folder = self.data, self.folder
+        cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
+        if self.remembers and not folder.exists() and cache is not None:
+            index = remembered(cache, folder, max_pictures=data.num_pictures)
+            if index is not None:
+                return index
+        if not folder.exists() and data.source != "folder":
+            self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
+            with self.reporter.counter("getting pictures") as progress:
+                fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
+        with self.reporter.counter("reading pictures") as progress:
+            return scan(
+                folder,
+                max_pictures=data.num_pictures,
+                max_bad=data.max_bad,
+                index_cache=cache,
+                progress=progress,
+                closely=self.closely,
+            )
+
+    @cached_property
+    def caption_files(self) -> str:
+        """Of names, sizes and times; where these differ from the record's and the contents do not, the record's."""
+        folder, record = self.folder, {}
+        with suppress(LdmkitError):
+            record = read_record(self.run_dir / "captions") or {}
+        recorded = record.get("inputs", {}).get("caption_files")
+        if recorded and not folder.exists():
+            return str(recorded)
+        found = caption_files_hash(folder)
+        if (then := record.get("caption_content")) and (found != recorded or self.closely):
+            now = caption_content_hash(folder)
+            return str(recorded) if now == then else found if found != recorded else now
+        return found
