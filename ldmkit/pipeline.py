@@ -12,8 +12,9 @@ from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
 from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
+from ldmkit.data.checked import scan_data
 from ldmkit.data.fetch import fetch
-from ldmkit.data.pictures import PictureIndex, remembered, scan
+from ldmkit.data.pictures import PictureIndex, remembered
 from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.recipe.training import Training
@@ -75,7 +76,7 @@ class Pipeline:
         folder = Path(data.path)
         cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
         if self.remembers and not folder.exists() and cache is not None:
-            index = remembered(cache, folder, max_pictures=data.num_pictures)
+            index = remembered(cache, folder, max_pictures=data.num_pictures, looks=data.group_duplicates)
             if index is not None:
                 return index
         if not folder.exists() and data.source != "folder":
@@ -83,14 +84,7 @@ class Pipeline:
             with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
         with self.reporter.counter("reading pictures") as progress:
-            return scan(
-                folder,
-                max_pictures=data.num_pictures,
-                max_bad=data.max_bad,
-                index_cache=cache,
-                progress=progress,
-                closely=self.closely,
-            )
+            return scan_data(data, index_cache=cache, progress=progress, closely=self.closely)
 
     @cached_property
     def _caption_files(self) -> str:
@@ -184,7 +178,8 @@ class Pipeline:
 
         With `fresh` nothing goes on from what another recipe or an interrupted run has trained. `confirm` is told what
         is about to be set aside where that took long to make, and raises LdmkitError where it is to stay. A bundle goes
-        to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like.
+        to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like, and
+        with whatever captions there are.
 
         Raises LdmkitError where a stage before them is not finished, a part is damaged beyond what lies in the run, or
         the autoencoder does not pass the gate.
@@ -246,9 +241,11 @@ class Pipeline:
     def _check_ahead(self, parts: RunParts, plan: Plan) -> None:
         """What would be said after hours: captions that are missing, batches and precisions that cannot be."""
         made = {name for name, step in plan.steps.items() if _makes(step)}
-        if "text" in made and self.recipe.caption.missing == "error" and parts["captions"].status().state == "done":
+        if "text" in made and parts["captions"].status().state == "done":
+            caption = self.recipe.caption
+            share = None if caption.missing == "error" else 1.0 if self._ignore_gate else caption.max_missing
             captions = read_captions(parts["captions"].folder / "captions.jsonl")
-            require_captions(captions, [entry.key for entry in self.index.entries])
+            require_captions(captions, [entry.key for entry in self.index.entries], share)
         for name in made:
             section = getattr(self.recipe, name, None)
             if isinstance(section, Training):
@@ -264,6 +261,8 @@ class Pipeline:
             self._announced = True
             folder = Path(self.recipe.data.path).absolute()
             self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
+            if self.index.news:
+                self.reporter.line(f"data: since the pictures were last read {self.index.news}")
             for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
 
