@@ -20,6 +20,8 @@ WORST = 8
 """findings of a kind that are shown"""
 SHEET = 18
 """pictures that the contact sheet shows"""
+AS_CROPPED = ("cropped", "squashed")
+"""kinds whose pictures are shown with what the crop does to them"""
 THUMB = 144
 """pixels, the longer side of a thumbnail"""
 
@@ -69,10 +71,16 @@ def write_page(
     """Writes the page; whatever a name or a caption holds is text there. `progress(done, total)` counts pictures."""
     good = {entry.key for entry in check.index.entries}
     shown = {kind: rows[:WORST] for kind, rows in check.findings.items()}
-    wanted = {key for rows in shown.values() for row in rows for key in (row.file, row.other) if key in good}
+    wanted = {
+        (key, kind in AS_CROPPED)
+        for kind, rows in shown.items()
+        for row in rows
+        for key in (row.file, row.other)
+        if key in good
+    }
     sheet = [entry.key for entry in check.index.entries][:: -(-len(good) // SHEET) or 1]
     drawn: dict[tuple[str, bool], str] = {}
-    tasks = [(key, False) for key in sorted(wanted)] + [(key, True) for key in sheet]
+    tasks = sorted(wanted | {(key, True) for key in sheet})
     with ThreadPoolExecutor(4) as pool:
         images = pool.map(lambda task: _picture(check.index.folder, *task, data), tasks)
         for task, image in zip(tasks, images, strict=True):
@@ -102,7 +110,7 @@ def _kind(
 ) -> str:
     figures = []
     for row in rows:
-        pictures = "".join(drawn.get((key, False), "") for key in (row.file, row.other))
+        pictures = "".join(drawn.get((key, kind in AS_CROPPED), "") for key in (row.file, row.other))
         caption = f"<br>“{_text(captions[row.file])}”" if kind.startswith("caption_") and row.file in captions else ""
         words = f"<b>{_text(row.file)}</b><br>{_text(row.reason)}{caption}"
         figures.append(f"<figure><div>{pictures}</div><figcaption>{words}</figcaption></figure>")

@@ -49,6 +49,7 @@ one_large = threading.RLock()
 """held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
 
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
+_LUMA = np.array([0.299, 0.587, 0.114])
 _GREYS = ("1", "L", "LA", "La")
 _TURNS = dict(
     zip(
@@ -97,8 +98,14 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
     return _decoded(data, lambda image: image)
 
 
-def measure(data: bytes, *, looks: bool = False) -> tuple[tuple[tuple[int, int], Look | None], str | None]:
-    """(((width, height), look where asked for), note) of a file's bytes as `decode` gives them. Raises DecodeError."""
+def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
+    """((width, height), note) of a file's bytes as `decode` gives them. Raises DecodeError."""
+    size, note, _ = glance(data, looks=False)
+    return size, note
+
+
+def glance(data: bytes, *, looks: bool) -> tuple[tuple[int, int], str | None, Look | None]:
+    """((width, height), note, look where asked for) of a file's bytes as `decode` gives them. Raises DecodeError."""
 
     def of_sound_jpeg(data: bytes, pixels: NDArray[np.uint8], notes: set[str]) -> tuple[Any, str | None]:
         size, turn, note = _header(data, notes)
@@ -106,14 +113,15 @@ def measure(data: bytes, *, looks: bool = False) -> tuple[tuple[tuple[int, int],
             return (size, None), note
         grey = pixels[..., 0]
         if pixels.shape[2] == 4:  # Adobe's four inks, of which 255 is none
-            grey = (pixels[..., :3].mean(axis=2) * pixels[..., 3] / 255).astype(np.uint8)
+            grey = (pixels[..., :3] @ _LUMA * pixels[..., 3] / 255).astype(np.uint8)
         image = Image.fromarray(grey)
         return (size, Look.at(image if turn is None else image.transpose(turn))), note
 
     def of_others(image: Image.Image) -> Any:
         return image.size, Look.at(image) if looks else None
 
-    return _decoded(data, of_others, of_sound_jpeg, GLANCE if looks else 1)
+    (size, look), note = _decoded(data, of_others, of_sound_jpeg, GLANCE if looks else 1)
+    return size, note, look
 
 
 def _decoded(

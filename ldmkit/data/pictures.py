@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ldmkit.components.protocols import Picture
-from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large
+from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, glance, load_picture, one_large
 from ldmkit.data.index_cache import read_cache, write_cache
 from ldmkit.data.kinds import HEAD, kind
 from ldmkit.data.listing import list_files
@@ -270,7 +270,7 @@ def _measure(path: Path, size: int, mtime_ns: int, *, looks: bool) -> dict[str, 
         with one_large if size > LARGE_BYTES else nullcontext():
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-            ((width, height), look), note = measure(data, looks=looks)
+            (width, height), note, look = glance(data, looks=looks)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
