@@ -1,5 +1,8 @@
 """The one exception that a user's mistake raises."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 
 class LdmkitError(Exception):
     """A mistake that the user can fix: one message naming the file, the key and what is allowed.
@@ -8,6 +11,11 @@ class LdmkitError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, message: object = "", *, files: Sequence[Path] = ()) -> None:
+        """`files`: all that the one message is about, where it is about several."""
+        super().__init__(message)
+        self.files = files
 
 
 class UsageError(LdmkitError):

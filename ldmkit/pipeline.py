@@ -138,7 +138,8 @@ class Pipeline:
 
         With `fresh` nothing goes on from what another recipe or an interrupted run has trained. `confirm` is told what
         is about to be set aside where that took long to make, and raises LdmkitError where it is to stay. A bundle goes
-        to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like.
+        to `bundle_dir` where one is given. `ignore_gate` trains U-Nets whatever the autoencoder is like, and
+        with whatever captions there are.
 
         Raises LdmkitError where a stage before them is not finished, a part is damaged beyond what lies in the run, or
         the autoencoder does not pass the gate.
@@ -201,9 +202,11 @@ class Pipeline:
     def _check_ahead(self, parts: RunParts, plan: Plan) -> None:
         """What would be said after hours: captions that are missing, batches and precisions that cannot be."""
         made = {name for name, step in plan.steps.items() if _makes(step)}
-        if "text" in made and self.recipe.caption.missing == "error" and parts["captions"].status().state == "done":
+        if "text" in made and parts["captions"].status().state == "done":
+            caption = self.recipe.caption
+            share = None if caption.missing == "error" else 1.0 if self._ignore_gate else caption.max_missing
             captions = read_captions(parts["captions"].folder / "captions.jsonl")
-            require_captions(captions, [entry.key for entry in self.index.entries])
+            require_captions(captions, [entry.key for entry in self.index.entries], share)
         for name in made:
             section = getattr(self.recipe, name, None)
             if isinstance(section, Training):
@@ -219,6 +222,8 @@ class Pipeline:
             self._announced = True
             folder = Path(self.recipe.data.path).absolute()
             self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
+            if self.index.news:
+                self.reporter.line(f"data: since the pictures were last read {self.index.news}")
             for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
 

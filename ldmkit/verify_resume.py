@@ -64,7 +64,7 @@ def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
             "vae": short(recipe.vae, **vae),
             "unet": short(recipe.unet),
             "t2i": short(recipe.t2i),
-            "caption": caption.model_copy(update={"missing": "empty"}),
+            "caption": caption.model_copy(update={"missing": "empty", "max_missing": 1.0}),
             "data": recipe.data.model_copy(update=data),
             "sampler": recipe.sampler.model_copy(update={"steps": 2}),
             "export": recipe.export.model_copy(update={"path": str(scratch / "exports")}),

@@ -78,9 +78,9 @@ class Sidecar:
 
     The metadata has the form of Hugging Face's imagefolder: `file_name`, a path from the metadata's folder, and the
     caption; the picture's folder is asked first, then those above it within data.path. Names may differ in case, and
-    `file_name` may be written `./a.jpg`, with backslashes, or from another machine's root. A file that exists decides
-    even where it is empty, which means no caption. `a.jpg` and `a.png` share `a.txt`. White space, line breaks too,
-    becomes one space.
+    `file_name` may be written `./a.jpg`, with backslashes, or from another machine's root; a .csv may have commas,
+    semicolons, tabs or bars. A file or a row that exists decides: an empty text is the caption of no words, and no
+    text (null) none. `a.jpg` and `a.png` share `a.txt`. White space, line breaks too, becomes one space.
 
     LdmkitError for a symbolic link, for more than `MAX_CAPTION` or `MAX_TABLE` bytes, for text that is neither UTF-8
     nor UTF-16 with its mark (it names all such files below data.path), and for a row without a name or a caption.
@@ -89,7 +89,8 @@ class Sidecar:
     column: Annotated[
         str | None, Field(min_length=1, description="the metadata's column of captions; else text, caption or prompt")
     ] = None
-    _tables: dict[Path, "_Table"] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _tables: dict[Path, "_Table | LdmkitError"] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _unreadable: dict[Path, LdmkitError] = field(default_factory=dict, init=False, repr=False, compare=False)
     _folders: dict[Path, "_Names"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
@@ -100,7 +101,7 @@ class Sidecar:
         found = [
             f"{folder}: its metadata names {name}, which is not there"
             for folder, table in self._tables.items()
-            for name in table.rows
+            for name in (table.rows if isinstance(table, _Table) else ())
             if not self._has(folder, PurePosixPath(name))
         ]
         for folder, names in list(self._folders.items()):
@@ -124,14 +125,36 @@ class Sidecar:
             for ending in ENDINGS:
                 name = self._listed(path.parent).find(base + ending)
                 if name and _is_there(path.with_name(name)):
-                    return " ".join(_read(path.with_name(name), MAX_CAPTION, folders[-1]).split()) or None
+                    return self._read(path.with_name(name), folders[-1])
         for folder in folders:
-            if folder not in self._tables:
-                self._tables[folder] = _Table(self._rows(folder))
-            row = self._tables[folder].find(path.relative_to(folder).as_posix())
+            table = self._table(folder)
+            row = table.find(path.relative_to(folder).as_posix())
             if row is not None:
-                return self._tables[folder].rows[row]
+                return table.rows[row]
         return None
+
+    def _table(self, folder: Path) -> "_Table":
+        """Read once, also where it cannot be: `data check` asks for one picture after the other."""
+        if folder not in self._tables:
+            try:
+                self._tables[folder] = _Table(self._rows(folder))
+            except LdmkitError as error:
+                self._tables[folder] = error
+        table = self._tables[folder]
+        if isinstance(table, LdmkitError):
+            raise table
+        return table
+
+    def _read(self, path: Path, root: Path) -> str:
+        """A caption's text; where it cannot be decoded, the error names every such caption below `root`."""
+        text = _decoded(path, MAX_CAPTION)
+        if text is not None:
+            return " ".join(text.split())
+        if root not in self._unreadable:
+            others = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in ENDINGS]
+            bad = [p for p in others if p.is_file() and not p.is_symlink() and _decoded(p, MAX_CAPTION) is None]
+            self._unreadable[root] = _not_text(bad)
+        raise self._unreadable[root]
 
     def _rows(self, folder: Path) -> Iterator[tuple[str, str, str | None]]:
         """(where, name, caption) of each row."""
@@ -150,7 +173,7 @@ class Sidecar:
                     )
                 if len(row[column] or "") > MAX_CAPTION or _has_surrogates(row[column] or ""):
                     raise LdmkitError(f"{where}: the caption of {name} is too long or no valid Unicode")
-                yield where, name, " ".join((row[column] or "").split()) or None
+                yield where, name, None if row[column] is None else " ".join(row[column].split())
 
 
 class _Names:
@@ -217,7 +240,7 @@ def _is_rooted(name: PurePosixPath) -> bool:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     # Not splitlines(): JSON strings may hold U+2028, which it takes for a line's end.
-    for number, line in enumerate(_read(path, MAX_TABLE).split("\n"), start=1):
+    for number, line in enumerate(_read_table(path).split("\n"), start=1):
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
@@ -226,7 +249,11 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(io.StringIO(_read(path, MAX_TABLE), newline=""))
+    text = _read_table(path)
+    head = text.partition("\n")[0].rstrip("\r")
+    # What Excel writes depends on the country; that the names of the files are in a column of their own does not.
+    separator = max(",;\t|", key=lambda each: "file_name" in next(csv.reader([head], delimiter=each), []))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         for row in reader:
             yield f"line {reader.line_num}", row
@@ -261,15 +288,15 @@ def _is_there(path: Path) -> bool:
     return path.is_file()
 
 
-def _read(path: Path, most: int, root: Path | None = None) -> str:
-    """The file's text; where it cannot be decoded, the error names every such caption below `root`."""
-    text = _decoded(path, most)
-    if text is not None:
-        return text
-    others = sorted(root.rglob("*")) if root else [path]
-    bad = [p for p in others if p == path or (p.suffix.lower() in ENDINGS and p.is_file() and not p.is_symlink())]
-    bad = [p for p in bad if _decoded(p, most) is None]
-    raise LdmkitError("not UTF-8 text; save as UTF-8: " + ", ".join(map(str, bad)))
+def _read_table(path: Path) -> str:
+    text = _decoded(path, MAX_TABLE)
+    if text is None:
+        raise _not_text([path])
+    return text
+
+
+def _not_text(files: Sequence[Path]) -> LdmkitError:
+    return LdmkitError("not UTF-8 text; save as UTF-8: " + ", ".join(map(str, files)), files=files)
 
 
 def _decoded(path: Path, most: int) -> str | None:

@@ -74,7 +74,7 @@ def _captioned(
                 part = batch[start : start + size]
                 rows: list[dict[str, Any]] = []
                 for picture, text in zip(part, captioner.caption(part), strict=True):
-                    if text:
+                    if text is not None:
                         rows.append({"file": picture.key, "caption": text, "captioner": name, "options": options})
                     elif number == len(asked):
                         rows.append({"file": picture.key, "caption": None, "captioner": None, "options": {}})

@@ -137,7 +137,7 @@ def encode_text(workspace: Workspace) -> dict[str, float]:
     index = np.empty(len(workspace.index.entries), dtype=np.int32)
     for i, entry in enumerate(workspace.index.entries):
         caption = captions.get(entry.key)
-        if not caption:
+        if caption is None:
             index[i] = -1 if recipe.caption.missing == "skip" else 0
         else:
             index[i] = distinct.setdefault(caption, len(distinct))

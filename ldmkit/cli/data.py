@@ -1,11 +1,20 @@
 """`ldmkit data`: draw the toy set, check a folder of pictures."""
 
 import json
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import click
 
+from ldmkit.cli.common import set_option
 from ldmkit.report import tell
+
+if TYPE_CHECKING:
+    from ldmkit.components.registry import Registry
+    from ldmkit.data.pictures import PictureIndex
+    from ldmkit.recipe import Recipe
 
 
 @click.group()
@@ -31,22 +40,104 @@ def make(name: str, out: Path | None, num_pictures: int, size: int, seed: int) -
 
 
 @data.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source", metavar="FOLDER|RECIPE")
+@set_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(folder: Path, as_json: bool) -> None:
-    """Decode every picture of FOLDER; list those that cannot be used, with the reason, and remarks on the others."""
-    from collections import Counter
+@click.option("--files", is_flag=True, help="Print a line for each file, and not only how many there are of a kind.")
+@click.option(
+    "--quarantine",
+    "to",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Move what cannot be used, and what the list to exclude names, into this folder, with captions.",
+)
+def check(source: str, overrides: tuple[str, ...], as_json: bool, files: bool, to: Path | None) -> None:
+    """Decode every picture of FOLDER, or of RECIPE's; say what is wrong with them and with their captions, by kind.
 
-    from ldmkit.data.pictures import scan
+    Exit code 1 where more than data.max_bad of them cannot be used. Beside what is printed there is a page with the
+    worst of each kind, and a list of pictures to exclude; what was read need not be decoded again by `train`.
+    """
+    from dataclasses import replace
+
+    from ldmkit.atomic import check_writable
+    from ldmkit.data.check import as_json as json_of
+    from ldmkit.data.check import check_pictures
+    from ldmkit.data.check_captions import check_captions
+    from ldmkit.data.check_page import write_page
+    from ldmkit.data.checked import CACHE, checked_folder, quarantine, read_excluded, write_excluded
+    from ldmkit.data.pictures import require_usable, scan
     from ldmkit.report import Reporter
 
-    with Reporter(err=True).counter("reading pictures") as progress:
-        index = scan(folder, max_bad=1.0, progress=progress)
-    sizes = Counter(f"{entry.width}x{entry.height}" for entry in index.entries)
+    recipe, registry = _open(source, overrides)
+    out = checked_folder(recipe.data.path)
+    check_writable(out)
+    reporter = Reporter(err=True)
+    with reporter.counter("reading pictures") as progress:
+        index = scan(
+            Path(recipe.data.path),
+            max_pictures=recipe.data.num_pictures,
+            max_bad=None,
+            index_cache=out / CACHE,
+            looks=True,
+            excluded=read_excluded(recipe.data.exclude),
+            progress=progress,
+        )
+    found = check_pictures(index, recipe.data, recipe.seed)
+    captions = check_captions(found, recipe, registry)
+    reasons, listed, page = found.dispensable(), out / "exclude.jsonl", out / "page.html"
+    write_excluded(listed, reasons)
+    with reporter.counter("drawing the page") as progress:
+        write_page(page, found, recipe.data, captions, progress)
     if as_json:
         rejected = [{"file": key, "reason": reason} for key, reason in index.rejected]
-        found = {"pictures": len(index), "sizes": sizes, "rejected": rejected, "unread": index.unread}
-        tell(json.dumps({**found, "remarks": index.remarks()}))
-        return
-    tell(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
-    tell(*index.summary())
+        files_found = {"pictures": len(index), "sizes": _sizes(index), "rejected": rejected, "unread": index.unread}
+        written = {"page": str(page), "exclude": str(listed)}
+        tell(json.dumps({**files_found, "remarks": index.remarks(), **json_of(found), **written}))
+    else:
+        sizes = ", ".join(f"{size} ({number})" for size, number in _sizes(index).most_common(5))
+        tell(f"{len(index)} pictures; sizes: {sizes}" if len(index) else "no picture that can be used", *found.facts)
+        tell(*found.lines(every=files), *replace(index, entries=(), rejected=()).summary())
+        tell(f"the worst of each kind, and how they are cropped: {page}")
+        if reasons:
+            tell(f"{len(reasons)} that one could do without: {listed}; --set data.exclude={listed} leaves them out")
+    if to is not None:
+        moving = dict(index.rejected) | reasons
+        tell(f"{quarantine(index.folder, moving, to, _captions_of(index, moving))} files moved to {to}", err=as_json)
+    require_usable(index, recipe.data.max_bad)
+
+
+def _open(source: str, overrides: tuple[str, ...]) -> "tuple[Recipe, Registry]":
+    """The recipe, or for a folder one of defaults."""
+    from copy import deepcopy
+
+    from ldmkit import shipped
+    from ldmkit.cli.recipe import open_recipe
+    from ldmkit.components.registry import Registry
+    from ldmkit.recipe import RecipeFile
+    from ldmkit.recipe.template import START
+
+    with_ldmkit = shipped.recipes_dir()
+    if not Path(source).is_dir() and (
+        source.endswith(".toml") or (with_ldmkit and (with_ldmkit / f"{source}.toml").is_file())
+    ):
+        return open_recipe(source, overrides)
+    registry = Registry.load()
+    file = RecipeFile(Path(source), {**deepcopy(START), "data": {"path": source}, "name": "check"})
+    for override in overrides:
+        file.apply(override)
+    return file.validate(registry), registry
+
+
+def _sizes(index: "PictureIndex") -> Counter[str]:
+    return Counter(f"{entry.width}x{entry.height}" for entry in index.entries)
+
+
+def _captions_of(index: "PictureIndex", moving: Mapping[str, str]) -> dict[str, list[str]]:
+    """By key the caption files that lie beside it and beside no picture that stays."""
+    staying = {str(PurePosixPath(entry.key).with_suffix("")) for entry in index.entries if entry.key not in moving}
+    beside: dict[str, list[str]] = {}
+    for key in moving:
+        stem = str(PurePosixPath(key).with_suffix(""))
+        names = [f"{base}{ending}" for base in (key, *({stem} - staying)) for ending in (".txt", ".caption")]
+        beside[key] = [name for name in names if (index.folder / name).is_file()]
+    return beside

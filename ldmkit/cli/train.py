@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 STAGE = click.Choice(stage_names())
 _recipe = click.argument("recipe")
-_force = click.option("--force", is_flag=True, help="Train U-Nets although the autoencoder does not pass the gate.")
+_force = click.option(
+    "--force",
+    is_flag=True,
+    help="Train U-Nets although the autoencoder does not pass the gate, or most pictures have no caption.",
+)
 _init_from = click.option(
     "--init-from",
     type=click.Path(path_type=Path),

@@ -62,7 +62,7 @@ class Captioner(Protocol):
     """Writes captions for pictures."""
 
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
-        """One caption a picture, None where it has none."""
+        """One caption a picture, None where it has none; "" is a caption of no words."""
         ...
 
 

@@ -22,22 +22,27 @@ def read_captions(path: Path) -> dict[str, str]:
         raise LdmkitError(f"{path}: no captions yet; `ldmkit caption` writes them")
     captions: dict[str, str] = {}
     for row in _rows(path):
-        if row["caption"]:
+        if row["caption"] is not None:
             captions[row["file"]] = row["caption"]
         else:
             captions.pop(row["file"], None)
     return captions
 
 
-def require_captions(captions: Mapping[str, str], keys: Sequence[str]) -> None:
-    """Raises LdmkitError where one of these pictures has no caption."""
+def require_captions(captions: Mapping[str, str], keys: Sequence[str], max_missing: float | None = None) -> None:
+    """Raises LdmkitError where one of these pictures has no caption, or a larger share than `max_missing`."""
     missing = [key for key in keys if key not in captions]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise LdmkitError(
-            f"{len(missing)} of {len(keys)} pictures have no caption: {', '.join(missing[:5])}{more}; write each to a "
-            '.txt file beside it, choose another captioner in [caption], or set caption.missing to "skip" or "empty"'
-        )
+    if len(missing) <= (max_missing or 0) * len(keys):
+        return
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    share, last = "", 'set caption.missing to "skip" or "empty"'
+    if max_missing is not None:
+        share = f", more than caption.max_missing = {max_missing:g} allows"
+        last = "go on with --force or a higher caption.max_missing"
+    raise LdmkitError(
+        f"{len(missing)} of {len(keys)} pictures have no caption{share}: {', '.join(missing[:5])}{more}; write each to "
+        f"a .txt file beside it, choose another captioner in [caption], or {last}"
+    )
 
 
 def captioners(path: Path) -> dict[str, str | None]:

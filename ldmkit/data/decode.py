@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from ldmkit.data import jpeg, png, tiff, webp
 from ldmkit.data.colour import conversion
+from ldmkit.data.looks import GLANCE, Look
 from ldmkit.errors import LdmkitError
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ one_large = threading.RLock()
 """held by whoever reads a file above LARGE_BYTES or decodes a picture above _LARGE"""
 
 _ALPHA_MODES = ("LA", "PA", "RGBA", "La", "RGBa")
+_LUMA = np.array([0.299, 0.587, 0.114])
 _GREYS = ("1", "L", "LA", "La")
 _TURNS = dict(
     zip(
@@ -98,15 +100,38 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
 
 def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
     """((width, height), note) of a file's bytes as `decode` gives them. Raises DecodeError."""
-    return _decoded(data, lambda image: image.size, _measured)
+    size, note, _ = glance(data, looks=False)
+    return size, note
+
+
+def glance(data: bytes, *, looks: bool) -> tuple[tuple[int, int], str | None, Look | None]:
+    """((width, height), note, look where asked for) of a file's bytes as `decode` gives them. Raises DecodeError."""
+
+    def of_sound_jpeg(data: bytes, pixels: NDArray[np.uint8], notes: set[str]) -> tuple[Any, str | None]:
+        size, turn, note = _header(data, notes)
+        if not looks:
+            return (size, None), note
+        grey = pixels[..., 0]
+        if pixels.shape[2] == 4:  # Adobe's four inks, of which 255 is none
+            grey = (pixels[..., :3] @ _LUMA * pixels[..., 3] / 255).astype(np.uint8)
+        image = Image.fromarray(grey)
+        return (size, Look.at(image if turn is None else image.transpose(turn))), note
+
+    def of_others(image: Image.Image) -> Any:
+        return image.size, Look.at(image) if looks else None
+
+    (size, look), note = _decoded(data, of_others, of_sound_jpeg, GLANCE if looks else 1)
+    return size, note, look
 
 
 def _decoded(
     data: bytes,
     result: Callable[[Image.Image], T],
-    of_sound_jpeg: Callable[[bytes, set[str]], tuple[T, str | None]] | None = None,
+    of_sound_jpeg: Callable[[bytes, NDArray[np.uint8], set[str]], tuple[T, str | None]] | None = None,
+    side: int = 1,
 ) -> tuple[T, str | None]:
-    """`of_sound_jpeg` makes the result of a JPEG that libjpeg has decoded without a remark."""
+    """`of_sound_jpeg` makes the result of a JPEG that libjpeg has decoded without a remark, of its pixels reduced down
+    to `side`."""
     # Pillow's remarks on odd metadata. Never taken back: where threads end a catch_warnings in another order than they
     # began it, what one of them set stays for all.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -124,9 +149,9 @@ def _decoded(
             raise DecodeError(f"{width}x{height} pixels, more than {MAX_PIXELS:,} in all")
         with one_large if width * height > _LARGE else nullcontext():
             if file_format in ("JPEG", "MPO"):
-                data, note, decoded = jpeg.mended(data)
-                if of_sound_jpeg and decoded and note is None:
-                    return of_sound_jpeg(data, notes)
+                data, note, pixels = jpeg.mended(data, side)
+                if of_sound_jpeg and pixels is not None and note is None:
+                    return of_sound_jpeg(data, pixels, notes)
                 notes |= {note} if note else set()
             if file_format == "WEBP" and webp.holds_zeros(data):
                 raise DecodeError("damaged (a part of its data is zeros)")
@@ -141,14 +166,14 @@ def _decoded(
         raise DecodeError(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def _measured(data: bytes, notes: set[str]) -> tuple[tuple[int, int], str | None]:
-    """Of a JPEG whose data need not be decoded another time: what is said of its colours depends on its header."""
+def _header(data: bytes, notes: set[str]) -> tuple[tuple[int, int], Image.Transpose | None, str | None]:
+    """((width, height) upright, what makes it so, note) of a JPEG; the note on its colours depends on its header."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        turn = _turn(image, notes)
+        turn = turn_of(image, notes)
         profile = image.info.get("icc_profile")
         _to_srgb(Image.new(image.mode, (1, 1)), None, image.format, (profile, {}), notes)
         size = image.size[::-1] if turn in _SIDEWAYS else image.size
-        return size, "; ".join(sorted(notes)) or None
+        return size, turn, "; ".join(sorted(notes)) or None
 
 
 def _decode_whole(
@@ -188,7 +213,7 @@ def _upright(
             bits = data[24]
             if image.mode == "L" and bits < 8 and isinstance(image.info.get("transparency"), int):
                 image.info["transparency"] *= 255 // (2**bits - 1)  # as Pillow scales the samples, but not this one
-        turn = _turn(image, notes)
+        turn = turn_of(image, notes)
         if turn is None:
             return image, low, image.format, profile
         return image.transpose(turn), low and low.transpose(turn), image.format, profile
@@ -209,7 +234,7 @@ def _low_bytes(data: bytes) -> Image.Image:
         return image.copy()
 
 
-def _turn(image: Image.Image, notes: set[str]) -> Image.Transpose | None:
+def turn_of(image: Image.Image, notes: set[str]) -> Image.Transpose | None:
     """What makes the picture upright (Exif 2.3, tag 0x0112); Pillow's own way writes all of the EXIF anew for it."""
     try:
         orientation = image.getexif().get(0x0112)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 _END = b"\xff\xd9"
 # ITU-T T.81, annex B: what ends entropy-coded data, that is any marker but stuffed zeros and restarts.
@@ -19,19 +21,20 @@ _STRAY = 16
 """bytes too many that an encoder may leave before the end: cameras do, and lost data leave more"""
 
 
-def mended(data: bytes) -> tuple[bytes, str | None, bool]:
-    """(the file with an end marker, what is odd about it, whether libjpeg decoded it).
+def mended(data: bytes, side: int = 1) -> tuple[bytes, str | None, NDArray[np.uint8] | None]:
+    """(the file with an end marker, what is odd about it, its pixels as libjpeg decoded them).
 
+    The pixels (H, W, 1), or (H, W, 4) of four inks, are reduced down to an eighth as long as no side falls below
+    `side`: that takes as much of the data as the whole picture does. None where libjpeg did not decode it.
     Raises ValueError, with libjpeg's words, for damage.
-    Decoded in an eighth of its size, which takes as much of the data as the whole one does.
     """
     segments = list(_segments(data))
     notes = []
     found_end = bool(segments) and segments[-1][0] == _END[1]
     ended = data if found_end else data + _END
-    warning = _warning(ended, segments)
+    warning, pixels = _decoded(ended, segments, side)
     if warning is None:
-        return data, None, False
+        return data, None, None
     if not found_end:
         notes.append("has no end marker; its pixels are all there")
     if _lacks_scans(data, segments):
@@ -48,22 +51,24 @@ def mended(data: bytes) -> tuple[bytes, str | None, bool]:
         raise ValueError(warning.removeprefix("Corrupt JPEG data: "))
     elif warning:
         notes.append(f"libjpeg: {warning}")
-    return ended, "; ".join(notes) or None, True
+    return ended, "; ".join(notes) or None, pixels
 
 
-def _warning(data: bytes, segments: list[tuple[int, int, bytes]]) -> str | None:
-    """libjpeg's first one, "" where it has none; None for what simplejpeg does not decode: Pillow alone judges it."""
+def _decoded(
+    data: bytes, segments: list[tuple[int, int, bytes]], side: int
+) -> tuple[str | None, NDArray[np.uint8] | None]:
+    """(libjpeg's first warning, "" where it has none; pixels); None for what simplejpeg does not decode: Pillow alone
+    judges it."""
     components = next((body[5] for marker, _, body in segments if marker in _FRAMES and len(body) > 5), 0)
     # Grey spares the colours' arithmetic, not their data; of four inks there is no grey.
-    options: dict[str, Any] = {"colorspace": "CMYK" if components == 4 else "GRAY", "min_factor": 8}
+    options: dict[str, Any] = {"min_height": side, "min_width": side}
+    options["colorspace"] = "CMYK" if components == 4 else "GRAY"
     try:
-        simplejpeg.decode_jpeg(data, **options)
+        return "", simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
         with suppress(ValueError):
-            simplejpeg.decode_jpeg(data, **options, strict=False)
-            return str(error)
-        return None
-    return ""
+            return str(error), simplejpeg.decode_jpeg(data, **options, strict=False)
+        return None, None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -1,29 +1,27 @@
 """Lists a folder of pictures: every file decoded once, broken ones left out with the reason."""
 
 import hashlib
-import json
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Picture
-from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large
+from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, glance, load_picture, one_large
+from ldmkit.data.index_cache import read_cache, write_cache
 from ldmkit.data.kinds import HEAD, kind
 from ldmkit.data.listing import list_files
+from ldmkit.data.looks import BLANK, Look, alike
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
 T = TypeVar("T")
-# Raised whenever `decode` accepts other files or measures them otherwise.
-_CACHE_VERSION = 3
+SAME_CONTENT = "the same content as {}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Entry:
     """time of the last change, nanoseconds"""
     note: str | None = None
     """what of the file is lost or taken on trust, as frames after the first"""
+    look: Look | None = None
+    """where `scan` was asked for it"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class PictureIndex:
     """(key, reason) of each file that has a picture's ending and is left out"""
     unread: tuple[str, ...] = ()
     """what was not looked at, for a person: files by ending, those that begin like a picture, system folders"""
+    news: str = field(default="", compare=False)
+    """what came and went since the pictures were last read, for a person"""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -77,18 +79,27 @@ class PictureIndex:
             for path, entry in zip(paths, self.entries, strict=True)
         ]
 
-    def split(self, held_out: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    @cached_property
+    def alike(self) -> dict[str, str]:
+        """For each content the first one of its near-duplicates; blank pictures are like none. Needs `looks`."""
+        contents = {e.sha256: e.look.phash for e in self.entries if e.look and e.look.contrast >= BLANK}
+        names = list(contents)
+        return dict(zip(names, (names[first] for first in alike(list(contents.values()))), strict=True))
+
+    def split(self, held_out: float, seed: int = 0, *, together: bool = False) -> tuple[list[int], list[int]]:
         """Indices to train on and indices held out, about `held_out` of all.
 
-        A picture's side depends on its key and the seed alone, so adding others moves none; copies of one content
-        go with the first of them. Something is always left to train on, and with two contents or more and `held_out`
-        above 0 something is held out.
+        A picture's side depends on its key and the seed alone, so adding others moves none; copies of one content,
+        and with `together` all that is alike, go with the first of them. Something is always left to train on, and
+        with two contents or more and `held_out` above 0 something is held out.
         """
         if not 0 <= held_out < 1:
             raise LdmkitError(f"data.held_out must be at least 0 and below 1, not {held_out}")
+        alike = self.alike if together else {}
+        contents = [alike.get(entry.sha256, entry.sha256) for entry in self.entries]
         first: dict[str, str] = {}  # content -> key
-        for entry in self.entries:
-            first.setdefault(entry.sha256, entry.key)
+        for content, entry in zip(contents, self.entries, strict=True):
+            first.setdefault(content, entry.key)
         shares = {content: _share(key, seed) for content, key in first.items()}
         held = {content for content, share in shares.items() if share < held_out}
         if held and len(held) == len(shares):
@@ -96,18 +107,24 @@ class PictureIndex:
         elif held_out > 0 and not held and len(shares) > 1:
             held = {min(shares, key=shares.__getitem__)}
         sides: tuple[list[int], list[int]] = ([], [])
-        for index, entry in enumerate(self.entries):
-            sides[entry.sha256 in held].append(index)
+        for index, content in enumerate(contents):
+            sides[content in held].append(index)
         return sides
 
     def remarks(self) -> list[str]:
         """What a person should know of these files beside the rejected ones: notes, copies, names that clash."""
-        found = [f"{printable(entry.key)}: {entry.note}" for entry in self.entries if entry.note]
+        return [
+            f"{printable(key)}: {text.format(printable(other)) if other else text}" for key, text, other in self.noted()
+        ]
+
+    def noted(self) -> list[tuple[str, str, str]]:
+        """(key, remark, other key or "") of each; where another one is concerned, the remark has `{}` for it."""
+        found = [(entry.key, entry.note, "") for entry in self.entries if entry.note]
         first: dict[tuple[str, str], str] = {}
         for entry in self.entries:
             for remark, value in (
-                ("the same content as {}", entry.sha256),
-                ("differs from another name by Unicode normalisation only", unicodedata.normalize("NFC", entry.key)),
+                (SAME_CONTENT, entry.sha256),
+                ("differs from {} by Unicode normalisation only", unicodedata.normalize("NFC", entry.key)),
                 (
                     "shares its caption file with {}, which has the same stem",
                     str(PurePosixPath(entry.key).with_suffix("")),
@@ -115,7 +132,7 @@ class PictureIndex:
             ):
                 other = first.setdefault((remark, value), entry.key)
                 if other != entry.key:
-                    found.append(f"{printable(entry.key)}: {remark.format(printable(other))}")
+                    found.append((entry.key, remark, other))
         return found
 
     def summary(self, limit: int | None = None) -> list[str]:
@@ -133,8 +150,11 @@ def scan(
     folder: Path,
     *,
     max_pictures: int | None = None,
-    max_bad: float = 0.1,
+    max_bad: float | None = 0.1,
     index_cache: Path | None = None,
+    also: Path | None = None,
+    looks: bool = False,
+    excluded: frozenset[str] = frozenset(),
     progress: Callable[[int, int], None] | None = None,
     closely: bool = False,
 ) -> PictureIndex:
@@ -143,16 +163,17 @@ def scan(
     Left unread: hidden files and folders, files without a picture's ending, recycle bins and the like; the index says
     so of all but the hidden. Symbolic links are not followed.
     `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
-    `closely` hashes files of unchanged size and time as well.
-    Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable.
+    `also`: another one's `index_cache`, whose results are taken too; `looks`: each picture gets its look; `excluded`:
+    keys that are passed over. `closely` hashes files of unchanged size and time as well.
+    Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable (None: never).
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow the user's own link
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
     all_files, rejected, unread = list_files(folder)
-    files = all_files
-    files = _sample(files, max_pictures)
+    rejected = [(key, reason) for key, reason in rejected if key not in excluded]
+    files = _sample({key: found for key, found in all_files.items() if key not in excluded}, max_pictures)
     if not files and not rejected:
         there = "".join(f"\n  not read: {line}" for line in unread[:5])
         raise LdmkitError(
@@ -160,43 +181,65 @@ def scan(
             f"name a folder that does with --set data.path=DIR{there}"
         )
 
-    cached = _read_cache(index_cache, folder)
-    known = {
-        key: row
-        for key, (size, mtime_ns) in files.items()
-        if (row := cached.get(key)) is not None
-        and row["size"] == size
-        and row["mtime_ns"] == mtime_ns
-        and not (closely and "sha256" in row and _sha256(folder / key) != row["sha256"])
-    }
+    cached = read_cache(index_cache, folder)
+
+    def fits(key: str, row: dict[str, Any] | None) -> bool:
+        return (
+            row is not None
+            and (row["size"], row["mtime_ns"]) == files[key]
+            and not (looks and "sha256" in row and "look" not in row)
+            and not (closely and "sha256" in row and _sha256(folder / key) != row["sha256"])
+        )
+
+    tables = [cached, read_cache(also, folder)]
+    known = {key: row for table in reversed(tables) for key in files if fits(key, row := table.get(key)) and row}
     unknown = [key for key in files if key not in known]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        measured = pool.map(lambda key: _measure(folder / key, *files[key]), unknown)
+        measured = pool.map(lambda key: _measure(folder / key, *files[key], looks=looks), unknown)
         for count, (key, row) in enumerate(zip(unknown, measured, strict=True), 1):
             known[key] = row
             if progress is not None:
                 progress(len(files) - len(unknown) + count, len(files))
     kept = {key: row for key, row in cached.items() if key in all_files} | known  # rows beyond this sample as well
     if index_cache is not None and kept != cached:
-        _write_cache(index_cache, folder, kept)
+        write_cache(index_cache, folder, kept)
 
     entries = _entries(known, files)
     rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
-    index = PictureIndex(folder, entries, tuple(sorted(rejected)), unread)
-    total = len(entries) + len(rejected)
-    if not entries or len(rejected) > max_bad * total:
-        shown = "".join(f"\n  {printable(key)}: {reason}" for key, reason in index.rejected[:5])
-        more = f"\n  and {len(rejected) - 5} more" if len(rejected) > 5 else ""
-        raise LdmkitError(
-            f"data.path: {len(rejected)} of {total} files in {folder} cannot be used, "
-            f"more than data.max_bad = {max_bad:g} allows; repair or remove them:{shown}{more}"
-        )
+    index = PictureIndex(folder, entries, tuple(sorted(rejected)), unread, _news(cached, all_files, known))
+    if max_bad is not None:
+        require_usable(index, max_bad)
     return index
 
 
-def remembered(index_cache: Path, folder: Path, *, max_pictures: int | None = None) -> PictureIndex | None:
+def require_usable(index: PictureIndex, max_bad: float) -> None:
+    """Raises LdmkitError where nothing can be used, or a larger share than `max_bad` cannot."""
+    bad, total = len(index.rejected), len(index) + len(index.rejected)
+    if not len(index) or bad > max_bad * total:
+        shown = "".join(f"\n  {printable(key)}: {reason}" for key, reason in index.rejected[:5])
+        more = f"\n  and {bad - 5} more" if bad > 5 else ""
+        raise LdmkitError(
+            f"data.path: {bad} of {total} files in {index.folder} cannot be used, "
+            f"more than data.max_bad = {max_bad:g} allows; repair or remove them:{shown}{more}"
+        )
+
+
+def _news(
+    then: Mapping[str, dict[str, Any]], files: Mapping[str, tuple[int, int]], now: Mapping[str, dict[str, Any]]
+) -> str:
+    """What differs from the rows that were read last time; nothing where there was no such time."""
+    changed = [key for key in then.keys() & now.keys() if then[key].get("sha256") != now[key].get("sha256")]
+    counts = {"came": len(files.keys() - then), "went": len(then.keys() - files), "changed": len(changed)}
+    return ", ".join(f"{number} {verb}" for verb, number in counts.items() if number) if then else ""
+
+
+def remembered(
+    index_cache: Path, folder: Path, *, max_pictures: int | None = None, looks: bool = False
+) -> PictureIndex | None:
     """The pictures as `scan` last saw them, wherever they are now; None where that is not known."""
-    rows = _read_cache(index_cache, None)
+    rows = read_cache(index_cache, None)
+    if looks and any("sha256" in row and "look" not in row for row in rows.values()):
+        return None
     entries = _entries(rows, _sample(dict(sorted(rows.items())), max_pictures))
     return PictureIndex(Path(os.path.abspath(folder)), entries, ()) if entries else None  # noqa: PTH100 - as `scan`
 
@@ -208,7 +251,8 @@ def _sample(files: dict[str, T], count: int | None) -> dict[str, T]:
 
 
 def _entries(rows: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> tuple[Entry, ...]:
-    return tuple(Entry(key=key, **rows[key]) for key in keys if "reason" not in rows[key])
+    good = [(key, rows[key]) for key in keys if "reason" not in rows[key]]
+    return tuple(Entry(key=key, **{**row, "look": Look(*row["look"])} if "look" in row else row) for key, row in good)
 
 
 def _sha256(file: Path) -> str | None:
@@ -219,14 +263,14 @@ def _sha256(file: Path) -> str | None:
         return None
 
 
-def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
+def _measure(path: Path, size: int, mtime_ns: int, *, looks: bool) -> dict[str, Any]:
     """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
     row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
     try:
         with one_large if size > LARGE_BYTES else nullcontext():
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-            (width, height), note = measure(data)
+            (width, height), note, look = glance(data, looks=looks)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
@@ -234,51 +278,8 @@ def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
         known = f"; by its first bytes {name}" if name and (not is_picture or name not in FORMATS) else ""
         return {**row, "reason": f"{error}{known}"}
     sha256 = hashlib.sha256(data).hexdigest()
-    return {**row, "sha256": sha256, "width": width, "height": height, "note": note}
-
-
-def _read_cache(path: Path | None, folder: Path | None) -> dict[str, dict[str, Any]]:
-    """{key: row of _measure}, of any folder for None; empty where there is none, or it is not what was written."""
-    try:
-        data = path.read_bytes() if path is not None else b"{}"
-        table = json.loads(data)
-    except (OSError, ValueError, RecursionError):
-        return {}  # a cache: what cannot be read is computed again
-    if not isinstance(table, dict) or table.get("version") != _CACHE_VERSION:
-        return {}
-    if folder is not None and table.get("folder") != str(folder):
-        return {}
-    if table.keys() - {"version", "folder", "pictures"} and _sealed(table) != data:
-        return {}
-    rows = table.get("pictures")
-    return rows if isinstance(rows, dict) and all(map(_is_row, rows.values())) else {}
-
-
-def _is_row(row: Any) -> bool:
-    kinds = {"size": int, "mtime_ns": int, "width": int, "height": int, "sha256": str, "note": str | None}
-    wanted = {"size", "mtime_ns", "reason"} if isinstance(row, dict) and "reason" in row else set(kinds)
-    return (
-        isinstance(row, dict)
-        and row.keys() == wanted
-        and all(isinstance(row[key], kinds.get(key, str)) for key in wanted)
-        and re.fullmatch("[0-9a-f]{64}", row.get("sha256", "0" * 64)) is not None
-    )
-
-
-def _write_cache(path: Path, folder: Path, pictures: dict[str, dict[str, Any]]) -> None:
-    # ASCII JSON keeps keys whose bytes are no UTF-8.
-    table = {"version": _CACHE_VERSION, "folder": str(folder), "pictures": dict(sorted(pictures.items()))}
-    try:
-        write_atomic(path, _sealed(table))
-    except OSError as error:
-        raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}") from error
-
-
-def _sealed(table: dict[str, Any]) -> bytes:
-    """As it is written: with its own SHA-256."""
-    content = {key: value for key, value in table.items() if key != "sha256"}
-    sha256 = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
-    return json.dumps({**content, "sha256": sha256}).encode("ascii")
+    seen = {"look": [look.phash, look.contrast, [*look.sharpness]]} if look else {}
+    return {**row, "sha256": sha256, "width": width, "height": height, "note": note, **seen}
 
 
 def _key_bytes(key: str) -> bytes:

@@ -13,6 +13,7 @@ from PIL import Image
 from ldmkit.caches.sets import LatentSet, TextSet
 from ldmkit.components.protocols import Picture, PromptReader
 from ldmkit.components.registry import Registry
+from ldmkit.data.checked import scan_data
 from ldmkit.data.decode import prepare
 from ldmkit.data.pictures import scan
 from ldmkit.data.prepared import prepared_pictures
@@ -95,14 +96,10 @@ class Subject:
     def of_run(cls, run_dir: Path, recipe: Recipe, registry: Registry, features: str) -> "Subject":
         """A finished run, drawn by torch; the captions of its held-out pictures are the prompts."""
         data = recipe.data
-        index = scan(
-            Path(data.path),
-            max_pictures=data.num_pictures,
-            max_bad=data.max_bad,
-            index_cache=run_dir / "pictures.json",
-        )
+        index = scan_data(data, index_cache=run_dir / "pictures.json")
         pictures = prepared_pictures(index, data, run_dir, None)
-        train, held_out = (np.array(part, dtype=np.int64) for part in index.split(data.held_out, recipe.seed))
+        sides = index.split(data.held_out, recipe.seed, together=data.group_duplicates)
+        train, held_out = (np.array(side, dtype=np.int64) for side in sides)
         prompts: list[str] = []
         if recipe.t2i is not None:
             texts = TextSet(run_dir / "text")

@@ -99,7 +99,7 @@ class RecipeFile:
         if isinstance(listed := table.get("plugins"), list):
             table["plugins"] = [recipe._beside(listed_path) for listed_path in listed]
         for override in overrides:
-            recipe._apply(override)
+            recipe.apply(override)
         if table.get("name", "") == "":
             table["name"] = path.stem
         return recipe
@@ -158,7 +158,8 @@ class RecipeFile:
             )
         return path
 
-    def _apply(self, override: str) -> None:
+    def apply(self, override: str) -> None:
+        """Sets one key. Raises UsageError, or LdmkitError where a section is a key."""
         key, equals, text = override.partition("=")
         parts = tuple(part.strip() for part in key.split("."))
         if not equals or not all(parts):

@@ -42,6 +42,14 @@ class Data(Section):
     flip: bool = Field(True, description="use each picture's mirror image as well")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures never trained on")
     max_bad: float = Field(0.1, ge=0, le=1, description="largest share of unreadable pictures before a run stops")
+    group_duplicates: bool = later(
+        False,
+        description="pictures that look alike, by a perceptual hash, go to one side of the held-out split together; "
+        "`ldmkit data check` names those that do not",
+    )
+    exclude: str = no_result(
+        "", description="list of pictures to leave out, lines of JSON as `ldmkit data check` writes them; empty: none"
+    )
     num_workers: int = no_result(
         2, ge=0, le=64, description="processes that decode pictures; 0: none beside the main one"
     )
@@ -61,6 +69,13 @@ class Caption(Component):
     )
     missing: Literal["error", "skip", "empty"] = Field(
         "error", description="a picture left without caption: stop, leave it out of text-to-image, or train it as empty"
+    )
+    max_missing: float = no_result(
+        0.5,
+        ge=0,
+        le=1,
+        description="largest share of pictures left without a caption before a run stops, where `missing` is skip or "
+        "empty",
     )
 
 
@@ -195,7 +210,8 @@ class Recipe(Section):
     def published(self) -> dict[str, Any]:
         """As JSON values that others may read: pictures and plugins without where they lie on this machine."""
         table = self.model_dump(mode="json")
-        table["data"]["path"] = Path(self.data.path).name
+        for key in ("path", "exclude"):
+            table["data"][key] = Path(table["data"][key]).name
         table["plugins"] = [Path(plugin).name for plugin in self.plugins]
         if not self.vae.pretrained.startswith("hub:"):
             table["vae"]["pretrained"] = Path(self.vae.pretrained).name

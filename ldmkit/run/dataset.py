@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ldmkit.data.captions import caption_content_hash, caption_files_hash
+from ldmkit.data.checked import scan_data
 from ldmkit.data.fetch import fetch
-from ldmkit.data.pictures import PictureIndex, remembered, scan
+from ldmkit.data.pictures import PictureIndex, remembered
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Data
 from ldmkit.report import Reporter
@@ -37,7 +38,7 @@ class Dataset:
         data, folder = self.data, self.folder
         cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
         if self.remembers and not folder.exists() and cache is not None:
-            index = remembered(cache, folder, max_pictures=data.num_pictures)
+            index = remembered(cache, folder, max_pictures=data.num_pictures, looks=data.group_duplicates)
             if index is not None:
                 return index
         if not folder.exists() and data.source != "folder":
@@ -45,14 +46,7 @@ class Dataset:
             with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
         with self.reporter.counter("reading pictures") as progress:
-            return scan(
-                folder,
-                max_pictures=data.num_pictures,
-                max_bad=data.max_bad,
-                index_cache=cache,
-                progress=progress,
-                closely=self.closely,
-            )
+            return scan_data(data, index_cache=cache, progress=progress, closely=self.closely)
 
     @cached_property
     def caption_files(self) -> str:

@@ -28,7 +28,8 @@ class Workspace:
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions in the index of the training pictures and of those held out."""
-        train, held_out = self.index.split(self.recipe.data.held_out, self.recipe.seed)
+        data = self.recipe.data
+        train, held_out = self.index.split(data.held_out, self.recipe.seed, together=data.group_duplicates)
         return np.array(train, dtype=np.int64), np.array(held_out, dtype=np.int64)
 
     def folder(self, name: str) -> Path:

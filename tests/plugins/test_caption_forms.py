@@ -1,5 +1,7 @@
 """Captions as people have them: spellings of names, metadata above the pictures, encodings, class folders."""
 
+import csv
+import io
 import json
 
 import pytest
@@ -58,6 +60,20 @@ def test_a_column_of_a_csv(captions):
     assert captions(["a.png"], {"metadata.csv": table}, Sidecar(column="title"))[0] == {"a.png": 'one, "two" three'}
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_csv_with_any_usual_separator(separator, captions):
+    """As the standard library's writer and Excel's locales have it: the caption holds every one of them."""
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=separator).writerows([["text", "file_name"], ["a cat; grey, 2\tkg | old", "a.png"]])
+    assert captions(["a.png"], {"metadata.csv": file.getvalue()})[0] == {"a.png": "a cat; grey, 2 kg | old"}
+
+
+def test_an_empty_caption_is_one_and_null_is_none(captions):
+    lines = [{"file_name": "a.png", "text": ""}, {"file_name": "b.png", "text": None}]
+    texts, _ = captions(["a.png", "b.png", "c.png"], {"metadata.jsonl": "\n".join(map(json.dumps, lines))})
+    assert texts == {"a.png": "", "b.png": None, "c.png": None}
+
+
 def test_parquet(captions, tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -69,7 +85,7 @@ def test_parquet(captions, tmp_path):
 def test_sidecars_in_another_case_and_after_the_whole_name(captions):
     files = {"IMG_0.TXT": "zero", "IMG_1.JPG.txt": "one", "img_2.txt": "two", "other.txt": "nobody's", "IMG_3.txt": ""}
     texts, remarks = captions([f"IMG_{number}.JPG" for number in range(4)], files)
-    assert texts == {"IMG_0.JPG": "zero", "IMG_1.JPG": "one", "IMG_2.JPG": "two", "IMG_3.JPG": None}
+    assert texts == {"IMG_0.JPG": "zero", "IMG_1.JPG": "one", "IMG_2.JPG": "two", "IMG_3.JPG": ""}
     assert len(remarks) == 1
     assert "other.txt: a caption without a picture" in remarks[0]
 

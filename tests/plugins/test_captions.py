@@ -87,8 +87,8 @@ def test_sidecar_stem_is_all_but_the_last_ending(tmp_path: Path) -> None:
     [
         (b"\xef\xbb\xbfa cat\r\n", "a cat"),
         ("un chat\u00a0noir\non a mat".encode(), "un chat noir on a mat"),
-        (b"", None),
-        (b" \n\t", None),
+        (b"", ""),
+        (b" \n\t", ""),
     ],
 )
 def test_sidecar_text(tmp_path: Path, content: bytes, caption: str | None) -> None:

@@ -34,6 +34,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "crop": ["centre", ""],
     "held_out": [-0.01, 1, 1.5],
     "max_bad": [-0.1, 1.1],
+    "max_missing": [-0.1, 1.1],
     "num_workers": [-1, 65],
     "cache_gb": [-0.1],
     "missing": ["Error", "ignore"],
@@ -115,10 +116,11 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "tolerance": [0, -1],
     "opset": [17, 21],
 }
-ANYTHING = {"model", "name", "plugins", "pretrained"}  # text of any kind
+ANYTHING = {"exclude", "model", "name", "plugins", "pretrained"}  # text of any kind
 FRACTIONS = {
     "held_out",
     "max_bad",
+    "max_missing",
     "grad_clip",
     "ema_decays",
     "weight",

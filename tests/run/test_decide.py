@@ -324,3 +324,32 @@ def test_captions_that_are_missing_are_told_before_hours_of_training(made: Any) 
     with pytest.raises(LdmkitError, match=message):
         made.pipeline("vae.channels=[8,8]").run()
     assert look(made) == before
+
+
+def test_most_captions_missing_stops_where_single_ones_do_not(made: Any) -> None:
+    for picture in sorted((made.folder / "pictures").glob("*.txt"))[:11]:
+        picture.unlink()
+    captions = made.run / "captions" / "captions.jsonl"
+    rows = captions.read_text().splitlines()
+    captions.write_text("\n".join([*rows[11:], ""]))
+    made.pipeline().parts()["captions"].finish(1)
+    before, skip = look(made), ("caption.missing='skip'", "vae.channels=[8,8]")
+    message = r"11 of 20 pictures have no caption, more than caption\.max_missing = 0\.5 allows: 00\.png, .*go on"
+    with pytest.raises(LdmkitError, match=message):
+        made.pipeline(*skip).run()
+    assert look(made) == before
+    made.pipeline(*skip, "caption.max_missing=0.6").run()
+    assert look(made) != before
+    made.pipeline("caption.missing='empty'").run(ignore_gate=True)
+
+
+def test_what_came_and_went_is_said(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.folder / "pictures"
+    (folder / "03.png").unlink()
+    (folder / "04.png").write_bytes((folder / "05.png").read_bytes())
+    for name in ("new 1.png", "new 2.png"):
+        Image.new("RGB", (20, 20), "red").save(folder / name)
+    pipeline = made.pipeline("caption.missing='empty'")
+    pipeline.reporter.quiet = False
+    pipeline.run()
+    assert "data: since the pictures were last read 2 came, 1 went, 1 changed\n" in capsys.readouterr().out
