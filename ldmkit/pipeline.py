@@ -11,6 +11,7 @@ from pathlib import Path
 from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
+from ldmkit.data.buckets import describe
 from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, remembered, scan
@@ -62,6 +63,7 @@ class Pipeline:
         """whether files are hashed whose size and time say that they did not change"""
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
+        self._buckets: list[str] = []
         self._gate_is_open = self._ignore_gate = self._announced = self._looked_ahead = False
         self._main = int(os.environ.get("RANK", "0")) == 0
         self._several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -81,7 +83,7 @@ class Pipeline:
         if not folder.exists() and data.source != "folder":
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
-                fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
+                fetch(data.source, folder, num_pictures=data.num_pictures, size=max(data.shapes[0]), progress=progress)
         with self.reporter.counter("reading pictures") as progress:
             return scan(
                 folder,
@@ -205,6 +207,8 @@ class Pipeline:
                     check_writable(self.bundle_dir if spec.name == "bundle" else self.run_dir / spec.name)
                 try:
                     self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
+                    sizes = [section.batch_size for _, section in self.recipe if isinstance(section, Training)]
+                    self._buckets = describe(self.index, self.recipe.data, batch_size=max(sizes))
                 except LdmkitError:
                     if not begun:
                         self._leave_nothing()
@@ -266,6 +270,8 @@ class Pipeline:
             self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
             for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
+            for line in self._buckets:
+                self.reporter.line(f"buckets: {line}")
 
     def _leave_nothing(self) -> None:
         """After a first command that could not begin: its folder goes again, unless pictures were looked at."""

@@ -129,6 +129,9 @@ def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: An
         drawn = draw_each(backend, settings, on_step=on_step)
         write = write_interpolation if interpolates else write_pictures
         files = write(drawn, settings.pictures, out, metadata, one_file=one_file, on_file=lambda path: say(str(path)))
+    if request.size is not None and request.size not in backend.manifest.trained:
+        sizes = ", ".join(f"{width}x{height}" for width, height in backend.manifest.trained)
+        messages.append(f"--size {request.size[0]}x{request.size[1]} is none that it was trained at: {sizes}")
     tell(*(f"warning: {message}" for message in messages), err=True)  # below the progress bar
     if as_json:
         found = {**metadata, "bundle_path": str(backend.folder), **files}

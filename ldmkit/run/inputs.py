@@ -87,11 +87,11 @@ class RunParts(dict[str, Part]):
     def section(self, name: str, *keys: str) -> dict[str, Any]:
         """The section's keys that affect the result, or `keys` among them."""
         table: dict[str, Any] = getattr(self.recipe, name).fingerprint_keys()
-        return {key: table[key] for key in keys or table}
+        return {key: table[key] for key in keys or table if key in table}  # one at its later default is not there
 
     def data(self) -> dict[str, Any]:
         """How pictures become pixels, and which of them are held out."""
-        return {**self.section("data", "size", "crop", "flip", "held_out"), "seed": self.recipe.seed}
+        return {**self.section("data", "size", "buckets", "crop", "flip", "held_out"), "seed": self.recipe.seed}
 
     def captions(self) -> str:
         """Hash of the captions, whatever wrote them."""
