@@ -56,13 +56,14 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     copies, channels, buckets = (2 if recipe.data.flip else 1), autoencoder.latent_channels, workspace.buckets()
     order = np.argsort(buckets, kind="stable")
     num_places = sum(math.prod(shapes[bucket]) for bucket in buckets)
-    whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, *shapes[0]))
+    rows: tuple[int, ...] = (len(pictures), copies, channels, *shapes[0])
     if recipe.data.buckets:
-        whole = (whole[0], (copies * channels * num_places,))
+        rows = (copies * channels * num_places,)
         trained = [recipe.data.shapes[bucket] for bucket in np.unique(buckets[workspace.split()[0]])]
         write_json(folder / BUCKETS, {"shapes": shapes, "buckets": buckets.tolist(), "trained": trained})
     encoder = _Encoder(autoencoder, device, workspace.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // math.prod(recipe.data.shapes[0])))
+    whole = (np.dtype(recipe.latents.dtype), rows)
     with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.memory.get("pictures", shards.done)
@@ -90,13 +91,13 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
                     saved = f"saved up to picture {done} of {len(pictures)}"
                     raise stopped(f"encode latents: {saved}; the same command resumes", signals.number)
             loader_wait = clock.share() if batches else 0.0
-    rows = moments.channels(copies * num_places)
-    statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
+    found = moments.channels(copies * num_places)
+    statistics = {key: [row[key] for row in found] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
     quality = held_out_quality(workspace, autoencoder, device)
-    write_json(folder / "quality.json", {"held_out": quality, "channels": rows})
-    return {**{f"std_{i}": row["std"] for i, row in enumerate(rows)}, "loader_wait": loader_wait}
+    write_json(folder / "quality.json", {"held_out": quality, "channels": found})
+    return {**{f"std_{i}": row["std"] for i, row in enumerate(found)}, "loader_wait": loader_wait}
 
 
 class _Encoder:

@@ -26,8 +26,9 @@ class Order(Protocol):
 
 def order_of(seed: int, num_samples: int, buckets: np.ndarray | None) -> Order:
     """With `buckets` (N,) the samples of a batch are all in one."""
-    several = buckets is not None and len(np.unique(buckets)) > 1
-    return BucketOrder(seed, buckets) if several else SampleOrder(seed, num_samples)
+    if buckets is None or len(np.unique(buckets)) == 1:
+        return SampleOrder(seed, num_samples)
+    return BucketOrder(seed, buckets)
 
 
 class SampleOrder:
@@ -75,7 +76,8 @@ class BucketOrder:
         if step >= len(self._turns):
             self._turns = self._first_turns(2 * step + 1024)
         bucket, number = self._turns[step]
-        return self.members[bucket][self._orders[bucket].batch(int(number), batch_size)]
+        positions: np.ndarray = self.members[bucket][self._orders[bucket].batch(int(number), batch_size)]
+        return positions
 
     def _first_turns(self, steps: int) -> np.ndarray:
         """(steps, 2) whose turn it is, and which of its batches; the same however many are asked for."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,26 @@ import torch
 from PIL import Image, ImageOps
 
 from ldmkit.caches.sets import LatentSet
+from ldmkit.components.registry import Registry
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.buckets import describe
 from ldmkit.data.decode import prepare
 from ldmkit.data.pictures import scan
+from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.export.torch_backend import TorchBackend
 from ldmkit.recipe import load_recipe
 from ldmkit.recipe.sections import Data
+from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.randomness import BucketOrder, SampleOrder, order_of
 from ldmkit.runtime.bundle import Bundle
+from ldmkit.runtime.generate import draw
 from ldmkit.runtime.manifest import VAE_DECODER, VAE_ENCODER
 from ldmkit.runtime.request import DrawRequest, each_prompt
 from ldmkit.runtime.settings import resolve
 from ldmkit.runtime.verify import verify
+from tests.conftest import TINY
 from tests.training.test_processes import both, settings, watched
 
 CORNERS = {"red": (0, 0), "lime": (0, -1), "blue": (-1, 0), "white": (-1, -1)}
@@ -129,9 +135,6 @@ def test_each_buckets_epochs_are_permutations(batch_size: int) -> None:
 
 
 def test_large_pictures_are_prepared_in_their_buckets(tmp_path: Path) -> None:
-    from ldmkit.data.prepared import prepared_pictures
-    from ldmkit.report import Reporter
-
     data = Data(size=16, buckets=((24, 16), (16, 24)), num_workers=0)
     (tmp_path / "pictures").mkdir()
     for number, size in enumerate([(90, 60), (60, 60), (60, 90), (61, 95)]):
@@ -181,8 +184,6 @@ def test_a_wide_run_from_its_files_to_its_bundle(workshop: Any) -> None:
         assert back.shape == (16, 24, 3)
         assert colours(back) == list(CORNERS)
         settings = resolve(backend, DrawRequest(each_prompt(None, n=2, seed=3)))
-        from ldmkit.runtime.generate import draw
-
         drawn.append(draw(backend, settings))
     assert {each.size for each in drawn[0] + drawn[1]} == {(24, 16)}
     for ours, theirs in zip(*drawn, strict=True):
@@ -205,10 +206,8 @@ STAGES = [(stage, "tiny.toml", *settings(*BUCKETS)) for stage in ("caption", "tr
 
 
 def crowd(folder: Path) -> Path:
-    from tests.conftest import TINY
-
     (folder / "pictures").mkdir(parents=True)
-    (folder / "tiny.toml").write_text(TINY)
+    (folder / "tiny.toml").write_text(TINY[: TINY.index("[unet]")] + TINY[TINY.index("[t2i]") :])
     for number in range(21):
         rng = np.random.default_rng(number)
         size = [(16, 16), (24, 16), (16, 24)][number % 3]
@@ -241,15 +240,29 @@ def test_latents_of_each_bucket_are_the_encoders(bucketed: Path) -> None:
     torch.testing.assert_close(latents.channel_std.flatten(), spread, rtol=1e-3, atol=1e-4)
 
 
+def test_a_run_in_buckets_knows_and_draws_its_sizes(bucketed: Path) -> None:
+    registry = Registry.load([bucketed / "watch.py"])
+    backend = TorchBackend(load_recipe(bucketed / "tiny.toml", BUCKETS), registry, bucketed / "runs" / "tiny")
+    assert backend.manifest.trained == ((16, 16), (24, 16), (16, 24))
+    for size in (None, (16, 24), (24, 16)):
+        (picture,) = draw(backend, resolve(backend, DrawRequest(each_prompt("cat 3", n=1, seed=0), size=size)))
+        assert picture.size == (size or (16, 16))
+
+
 def test_stopped_in_buckets_and_gone_on_to_the_bit(bucketed: Path, exact: Any, processes: Any, tmp_path: Path) -> None:
     folder = watched(crowd(tmp_path / "w"))
     code, output = processes.run(folder, *STAGES[:2])
     assert code == 0, output
-    for stage, part in zip(STAGES[2:], ("latents", "t2i"), strict=True):
-        code, output = processes.run(folder, stage, strike=40, at=f"{part}/", signal=9)
-        assert code == -9, output
-        code, output = processes.run(folder, stage)
-        assert code == 0, output
+    code, output = processes.run(folder, STAGES[2], strike=1, at="pictures/00.png", signal=signal.SIGTERM)
+    assert code == 143, output
+    assert "encode latents: saved up to picture 7 of 21" in output  # a batch ends with its bucket
+    code, output = processes.run(folder, STAGES[2])
+    assert code == 0, output
+    assert "encode latents: resuming after picture 7 of 21" in output
+    code, output = processes.run(folder, STAGES[3], strike=60, at="t2i/")
+    assert code == -signal.SIGKILL, output
+    code, output = processes.run(folder, STAGES[3])
+    assert code == 0, output
     for name in ("mean.npy", "std.npy", "buckets.json", "statistics.json"):
         ours, theirs = (each / "runs" / "tiny" / "latents" / name for each in (folder, bucketed))
         assert ours.read_bytes() == theirs.read_bytes()
