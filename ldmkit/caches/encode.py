@@ -55,7 +55,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     ]
     copies, channels, buckets = (2 if recipe.data.flip else 1), autoencoder.latent_channels, workspace.buckets()
     order = np.argsort(buckets, kind="stable")
-    num_places = sum(math.prod(shapes[bucket]) for bucket in buckets)
+    num_places = int(np.prod(shapes, axis=1)[buckets].sum())
     rows: tuple[int, ...] = (len(pictures), copies, channels, *shapes[0])
     if recipe.data.buckets:
         rows = (copies * channels * num_places,)

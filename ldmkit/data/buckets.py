@@ -9,6 +9,8 @@ from ldmkit.recipe.sections import Data
 
 def buckets_of(index: PictureIndex, data: Data) -> np.ndarray:
     """(N,) int64: which of `data.shapes` each picture is brought to."""
+    if not data.buckets:  # of millions it would take seconds
+        return np.zeros(len(index), dtype=np.int64)
     return np.array([data.bucket(entry.width, entry.height) for entry in index.entries], dtype=np.int64)
 
 
