@@ -178,7 +178,7 @@ def picture(data: bytes) -> None:
         return
     assert image.mode == "RGB"
     assert measure(data) == (image.size, note)
-    assert prepare(image, 8).shape == (8, 8, 3)
+    assert prepare(image, (8, 8)).shape == (8, 8, 3)
     assert decode(data)[0].tobytes() == image.tobytes()
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

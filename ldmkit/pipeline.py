@@ -8,6 +8,7 @@ from pathlib import Path
 from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
+from ldmkit.data.buckets import describe
 from ldmkit.data.captions import caption_content_hash, read_captions, require_captions
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import LdmkitError, UsageError
@@ -57,6 +58,7 @@ class Pipeline:
         """whose weights are exported: a step, or `best`"""
         self._init_from: Path | None = None
         self._given: dict[str, Start] = {}
+        self._buckets: list[str] = []
         self._gate_is_open = self._ignore_gate = self._announced = self._looked_ahead = False
         self._launch = Launch()
 
@@ -161,6 +163,8 @@ class Pipeline:
                     check_writable(self.bundle_dir if spec.name == "bundle" else self.run_dir / spec.name)
                 try:
                     self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
+                    sizes = [section.batch_size for _, section in self.recipe if isinstance(section, Training)]
+                    self._buckets = describe(self.index, self.recipe.data, batch_size=max(sizes))
                 except LdmkitError:
                     if not begun:
                         self._leave_nothing()
@@ -226,6 +230,8 @@ class Pipeline:
                 self.reporter.line(f"data: since the pictures were last read {self.index.news}")
             for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
+            for line in self._buckets:
+                self.reporter.line(f"buckets: {line}")
 
     def _leave_nothing(self) -> None:
         """After a first command that could not begin: its folder goes again, unless pictures were looked at."""

@@ -50,7 +50,7 @@ def main(
     out: Path | None = None,
 ) -> None:
     loaded = Bundle.load(bundle)
-    size, lines = loaded.manifest.picture_size, list(loaded.manifest.examples)
+    size, lines = loaded.manifest.size, list(loaded.manifest.examples)
     if prompts is not None:
         lines = prompts.read_text(encoding="utf-8").splitlines()
     drawn: list[Image.Image] = []

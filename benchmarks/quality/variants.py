@@ -131,7 +131,7 @@ def draw(workspace: Workspace, stage: UNet, prompts: Sequence[str]) -> Iterator[
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device)
     channels = autoencoder.latent_channels
     mean, std = (x.to(device)[:, None, None] for x in latent_statistics(workspace.folder("latents"), recipe.latents))
-    shape = (autoencoder.latent_channels, *[recipe.data.size // autoencoder.downsample] * 2)
+    shape = (channels, *(side // autoencoder.downsample for side in reversed(recipe.data.shapes[0])))
     module = None
     if stage == "train-t2i":
         encoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
@@ -190,7 +190,7 @@ def wanted(shared: Pipeline, stage: UNet, num: int) -> list[Row]:
 def export_held_out(shared: Pipeline, folder: Path) -> int:
     """The run's held-out pictures as PNGs of the run's size; returns how many."""
     data, chosen = shared.recipe.data, [shared.index.pictures()[i] for i in split(shared)[1]]
-    prepared = (Image.fromarray(prepare(picture.load(), data.size, data.crop)) for picture in chosen)
+    prepared = (Image.fromarray(prepare(picture.load(), data.shapes[0], data.crop)) for picture in chosen)
     write_pictures(folder, prepared, [{"source": picture.key} for picture in chosen])
     return len(chosen)
 

@@ -40,7 +40,7 @@ def main(*, photos: int = 8, rounds: int = 5, steps: int = 4, batch: int = 8, ca
             photo = Path(name, "photos", "pictures", f"{i:06d}.jpg")
             patches = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
             Image.fromarray(patches).resize((4000, 3000), Image.Resampling.BICUBIC).save(photo, quality=90)
-            small = prepare(load_picture(photo), 64)
+            small = prepare(load_picture(photo), (64, 64))
             Image.fromarray(small).save(Path(name, "prepared", "pictures", f"{i:06d}.png"))
         timings = take_turns(contenders, rounds=rounds, steps=steps, preload=PRELOAD)
     print_timings(timings, batch=batch)

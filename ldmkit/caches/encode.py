@@ -1,6 +1,7 @@
 """Stage `encode`: pictures -> `latents/`, captions -> `text/`."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
+from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.captions import read_captions, require_captions
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
 from ldmkit.run.files import check
-from ldmkit.run.networks import load_autoencoder
+from ldmkit.run.networks import BUCKETS, load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
 from ldmkit.training.clock import Clock
@@ -37,7 +39,9 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
 
     `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
-    in shards, and a next run resumes after the last whole one. `statistics.json` holds each channel's mean and std of
+    in shards, and a next run resumes after the last whole one. With buckets they are flat, bucket by bucket, and
+    `buckets.json` has the latents' `shapes` (h, w), the bucket of each picture, and the `trained` sizes: width and
+    height of the buckets that hold training pictures. `statistics.json` holds each channel's mean and std of
     z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
     precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
@@ -46,41 +50,54 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     pictures = prepared_pictures(workspace.index, recipe.data, workspace.run_dir, workspace.reporter)
     device = processes().device
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    size = recipe.data.size // autoencoder.downsample
-    copies, channels = (2 if recipe.data.flip else 1), autoencoder.latent_channels
-    whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, size, size))
+    shapes = [
+        (height // autoencoder.downsample, width // autoencoder.downsample) for width, height in recipe.data.shapes
+    ]
+    copies, channels, buckets = (2 if recipe.data.flip else 1), autoencoder.latent_channels, workspace.buckets()
+    order = np.argsort(buckets, kind="stable")
+    num_places = int(np.prod(shapes, axis=1)[buckets].sum())
+    rows: tuple[int, ...] = (len(pictures), copies, channels, *shapes[0])
+    if recipe.data.buckets:
+        rows = (copies * channels * num_places,)
+        trained = [recipe.data.shapes[bucket] for bucket in np.unique(buckets[workspace.split()[0]])]
+        write_json(folder / BUCKETS, {"shapes": shapes, "buckets": buckets.tolist(), "trained": trained})
     encoder = _Encoder(autoencoder, device, workspace.reporter)
-    batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
+    batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // math.prod(recipe.data.shapes[0])))
+    whole = (np.dtype(recipe.latents.dtype), rows)
     with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
-        first = shards.done
+        first = shards.memory.get("pictures", shards.done)
         if 0 < first < len(pictures):
             workspace.reporter.line(f"encode latents: resuming after picture {first} of {len(pictures)}")
-        batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
+        batches = [order[first:][places] for places in of_one_bucket(buckets[order[first:]], batch)]
         loaded = picture_batches(pictures, recipe.data, batches)
         with workspace.reporter.bar("encode", len(pictures), first) as bar:
-            clock = Clock()
+            clock, done = Clock(), first
             for number, own in enumerate(batches, 1):
                 with clock.waiting():
                     pixels = next(loaded)
                 encoded = [encoder(pixels.flip(-1) if copy else pixels) for copy in range(copies)]
                 mean, std = (np.stack(copy, axis=1) for copy in zip(*encoded, strict=True))  # (B, F, C, h, w)
                 moments.add(mean, std)
+                if recipe.data.buckets:
+                    mean, std = mean.ravel(), std.ravel()
                 shards.append(mean=mean, std=std)
-                if number % -(-SHARD // batch) == 0 or own.stop == len(pictures) or signals.number:
-                    shards.save({"moments": moments.sums.tolist()})
+                done += len(own)
+                if number % -(-SHARD // batch) == 0 or done == len(pictures) or signals.number:
+                    in_memory = {"pictures": done} if recipe.data.buckets else {}
+                    shards.save({"moments": moments.sums.tolist(), **in_memory})
                 bar.advance(len(own))
                 if signals.number:
-                    saved = f"saved up to picture {own.stop} of {len(pictures)}"
+                    saved = f"saved up to picture {done} of {len(pictures)}"
                     raise stopped(f"encode latents: {saved}; the same command resumes", signals.number)
             loader_wait = clock.share() if batches else 0.0
-    rows = moments.channels(len(pictures) * copies * size * size)
-    statistics = {key: [row[key] for row in rows] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
+    found = moments.channels(copies * num_places)
+    statistics = {key: [row[key] for row in found] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
     quality = held_out_quality(workspace, autoencoder, device)
-    write_json(folder / "quality.json", {"held_out": quality, "channels": rows})
-    return {**{f"std_{i}": row["std"] for i, row in enumerate(rows)}, "loader_wait": loader_wait}
+    write_json(folder / "quality.json", {"held_out": quality, "channels": found})
+    return {**{f"std_{i}": row["std"] for i, row in enumerate(found)}, "loader_wait": loader_wait}
 
 
 class _Encoder:

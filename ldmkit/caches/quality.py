@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ldmkit.data.batches import picture_batches
+from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.run.workspace import Workspace
@@ -68,6 +69,8 @@ def held_out_quality(workspace: Workspace, autoencoder: Autoencoder, device: tor
     }
     data = workspace.recipe.data
     pictures = prepared_pictures(workspace.index, data, workspace.run_dir, workspace.reporter)
-    batches = picture_batches(pictures, data, [chosen[i : i + 32] for i in range(0, len(chosen), 32)])
+    batches = picture_batches(
+        pictures, data, [chosen[places] for places in of_one_bucket(workspace.buckets()[chosen], 32)]
+    )
     found = reconstruction_metrics(autoencoder, batches, terms=terms, losses=losses, device=device)
     return {"num_pictures": len(chosen), **{key: value for key, value in found.items() if key != "loss"}}

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Latents
 from ldmkit.run.files import check, remedy
-from ldmkit.run.networks import latent_statistics
+from ldmkit.run.networks import latent_statistics, read_buckets
 from ldmkit.run.randomness import numpy_generator
 
 FILES = ("mask.npy", "index.npy", "captions.json", "ids.npy", "states.npy", "offsets.npy")
@@ -22,7 +23,7 @@ class LatentSet:
 
     def __init__(self, folder: Path, options: Latents, seed: int) -> None:
         check(*(folder / name for name in ("mean.npy", "std.npy", "pictures.json")))
-        self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w)
+        self.mean = open_mapped(folder / "mean.npy")  # (N, F, C, h, w), or flat and bucket by bucket
         self.std = open_mapped(folder / "std.npy")
         self.folder = folder
         self.options = options
@@ -30,6 +31,27 @@ class LatentSet:
         channel_mean, channel_std = latent_statistics(folder, options)
         self.channel_mean = channel_mean[:, None, None]
         self.channel_std = channel_std[:, None, None]
+        found = read_buckets(folder)
+        self.buckets = np.zeros(len(self.mean), np.int64) if found is None else np.array(found["buckets"], np.int64)
+        """(N,) of each picture; those of `data.size` have 0"""
+        self._rows = np.arange(len(self.buckets))
+        self._by_bucket = [(self.mean, self.std)]
+        if found is not None:
+            self._by_bucket = list(self._apart(found["shapes"], len(channel_mean)))
+
+    def _apart(self, shapes: list[tuple[int, int]], channels: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Mean and std (N, F, C, h, w) of each bucket, out of the flat files."""
+        counts = np.bincount(self.buckets, minlength=len(shapes))
+        places = counts * np.prod(shapes, axis=1) * channels
+        copies, end = len(self.mean) // int(places.sum()), 0
+        for bucket, (height, width) in enumerate(shapes):
+            self._rows[self.buckets == bucket] = np.arange(counts[bucket])
+            own = slice(end, end := end + copies * int(places[bucket]))
+            shape = (counts[bucket], copies, channels, height, width)
+            yield self.mean[own].reshape(shape), self.std[own].reshape(shape)
+
+    def __len__(self) -> int:
+        return len(self.buckets)
 
     def names(self, indices: np.ndarray) -> list[str]:
         """The pictures' names, read when a message needs them: those of a million take 120 MB of memory."""
@@ -38,28 +60,40 @@ class LatentSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of one picture's latents."""
-        _, _, channels, height, width = self.mean.shape
+        """(C, h, w) of the latents of a picture of `data.size`."""
+        return self.shape_of(0)
+
+    @property
+    def copies(self) -> int:
+        """2 with the mirrored copy, else 1."""
+        return int(self._by_bucket[0][0].shape[1])
+
+    def shape_of(self, bucket: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture in this bucket."""
+        _, _, channels, height, width = self._by_bucket[bucket][0].shape
         return channels, height, width
 
     def batch(self, indices: np.ndarray, mirrored: np.ndarray, noise: torch.Tensor | None) -> torch.Tensor:
-        """(B, C, h, w) float32 normalised latents of these pictures, on the device of `noise`, or else the CPU.
+        """(B, C, h, w) float32 normalised latents of these pictures, all of one bucket; on the device of `noise`, or
+        else the CPU.
 
         `noise` (B, C, h, w) draws from the posterior; without it, its mean is taken.
         """
-        copies = np.where(mirrored, self.mean.shape[1] - 1, 0)
-        mean = torch.from_numpy(self.mean[indices, copies].astype(np.float32))
+        (bucket,) = np.unique(self.buckets[indices])
+        means, stds = self._by_bucket[bucket]
+        rows, copies = self._rows[indices], np.where(mirrored, self.copies - 1, 0)
+        mean = torch.from_numpy(means[rows, copies].astype(np.float32))
         device = torch.device("cpu") if noise is None else noise.device
         z = mean.to(device, non_blocking=True)
         if self.options.draw == "each_step" and noise is not None:
-            z = z + torch.from_numpy(self.std[indices, copies].astype(np.float32)).to(device) * noise
+            z = z + torch.from_numpy(stds[rows, copies].astype(np.float32)).to(device) * noise
         elif self.options.draw == "once":
             # One draw for each picture and copy, the same whenever it is asked for.
-            rows = [
-                numpy_generator(self.seed, "latent-once", int(i) * 2 + int(copy)).standard_normal(self.shape)
+            draws = [
+                numpy_generator(self.seed, "latent-once", int(i) * 2 + int(copy)).standard_normal(mean.shape[1:])
                 for i, copy in zip(indices, copies, strict=True)
             ]
-            std = torch.from_numpy((self.std[indices, copies] * np.stack(rows)).astype(np.float32))
+            std = torch.from_numpy((stds[rows, copies] * np.stack(draws)).astype(np.float32))
             z = z + std.to(device)
         return (z - self.channel_mean.to(device)) / self.channel_std.to(device)
 

@@ -129,6 +129,9 @@ def generate(command: click.Context, /, *, out: Path, as_json: bool, **given: An
         output = Output(out=out, one_file=one_file, metadata=metadata, on_file=lambda path: say(str(path)))
         write = output.interpolation if interpolates else output.pictures
         files = write(draw_each(backend, settings, on_step=on_step), settings.pictures)
+    if request.size is not None and request.size not in backend.manifest.trained:
+        sizes = ", ".join(f"{width}x{height}" for width, height in backend.manifest.trained)
+        messages.append(f"--size {request.size[0]}x{request.size[1]} is none that it was trained at: {sizes}")
     tell(*(f"warning: {message}" for message in messages), err=True)  # below the progress bar
     if as_json:
         found = {**metadata, "bundle_path": str(backend.folder), **files}

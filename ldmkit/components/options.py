@@ -33,7 +33,7 @@ class Option(NamedTuple):
     def wanted(self) -> str:
         """What a value may be: `integer > 0`."""
         kind = "" if self.constraints.startswith("one of") else self.type.replace("boolean", "true or false")
-        return (", " if kind.startswith("list") else " ").join(filter(None, [kind, self.constraints]))
+        return _joined(kind, self.constraints)
 
     def refusal(self, mistake: Mapping[str, Any], *, where: str, owner: str = "it") -> str:
         """The line for pydantic's `mistake` about a value; `where` names the table, `owner` what takes the option."""
@@ -146,6 +146,10 @@ def _resolve(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
     return schema["$defs"][part["$ref"].rsplit("/", 1)[1]] if "$ref" in part else part
 
 
+def _joined(kind: str, constraints: str) -> str:
+    return (", " if kind.startswith("list") else " ").join(filter(None, [kind, constraints]))
+
+
 def _words(part: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[str, str]:
     """(type, constraints) of one JSON Schema in words. null is left out: TOML cannot write it."""
     part = _resolve(part, schema)
@@ -153,7 +157,7 @@ def _words(part: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[str, str
         pairs = list(dict.fromkeys(_words(branch, schema) for branch in branches if branch.get("type") != "null"))
         if len(pairs) == 1:
             return pairs[0]
-        return " or ".join(" ".join(filter(None, pair)) for pair in pairs), ""
+        return " or ".join(_joined(*pair) for pair in pairs), ""
     choices = part.get("enum", [part["const"]] if "const" in part else [])
     bounds = [words.format(part[key]) for key, words in _BOUNDS.items() if key in part]
     bounds = ["not empty" if bound in ("at least 1 items", "at least 1 characters") else bound for bound in bounds]

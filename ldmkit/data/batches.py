@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ldmkit.components.protocols import Picture
@@ -35,20 +36,25 @@ def _end_all() -> None:
 class _Prepared(torch.utils.data.Dataset[torch.Tensor]):
     def __init__(self, pictures: Sequence[Picture], data: Data) -> None:
         self.pictures = pictures
-        self.size, self.crop = data.size, data.crop
+        self.data = data
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor(prepare(self.pictures[index].load(), self.size, self.crop))
+        return torch.tensor(_working(self.pictures[index], self.data))
+
+
+def _working(picture: Picture, data: Data) -> NDArray[np.uint8]:
+    image = picture.load()
+    return prepare(image, data.shapes[data.bucket(*image.size)], data.crop)
 
 
 def picture_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, 3, size, size) float pixels in [-1, 1] for each batch of positions in `pictures`; see `uint8_batches`."""
+    """(B, 3, H, W) float pixels in [-1, 1] for each batch of positions in `pictures`; see `uint8_batches`."""
     for batch in uint8_batches(pictures, data, batches):
         yield to_pixels(batch)
 
 
 def uint8_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, size, size, 3) uint8 for each batch of positions in `pictures`.
+    """(B, H, W, 3) uint8 for each batch of positions in `pictures`, those of a batch all of one bucket.
 
     Decoded ahead of their use: by `num_workers` processes, or by a thread where there are to be none. Raises LostWorker
     where one of these processes has ended.
@@ -59,7 +65,7 @@ def uint8_batches(pictures: Sequence[Picture], data: Data, batches: Iterable[Bat
 
 
 def _by_processes(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, size, size, 3) uint8. The processes end when this one does, and at no signal."""
+    """(B, H, W, 3) uint8. The processes end when this one does, and at no signal."""
     loader = DataLoader(
         _Prepared(pictures, data),
         batch_sampler=([int(i) for i in batch] for batch in batches),
@@ -93,10 +99,10 @@ def _by_processes(pictures: Sequence[Picture], data: Data, batches: Iterable[Bat
 
 
 def _by_thread(pictures: Sequence[Picture], data: Data, batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
-    """(B, size, size, 3) uint8. Pillow decodes without the interpreter's lock, and torch computes without it."""
+    """(B, H, W, 3) uint8. Pillow decodes without the interpreter's lock, and torch computes without it."""
 
     def load(batch: Batch) -> torch.Tensor:
-        pixels = np.stack([prepare(pictures[int(i)].load(), data.size, data.crop) for i in batch])
+        pixels = np.stack([_working(pictures[int(i)], data) for i in batch])
         tensor = torch.from_numpy(pixels)
         return tensor.pin_memory() if torch.cuda.is_available() else tensor
 

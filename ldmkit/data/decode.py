@@ -312,17 +312,19 @@ def _split_16_bit(image: Image.Image, file_format: str | None) -> tuple[Image.Im
     return high, low, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
 
 
-def prepare(image: Image.Image, size: int, crop: Literal["center", "squash"] = "center") -> NDArray[np.uint8]:
-    """RGB picture to (size, size, 3) uint8, by Lanczos.
+def prepare(
+    image: Image.Image, shape: tuple[int, int], crop: Literal["center", "squash"] = "center"
+) -> NDArray[np.uint8]:
+    """RGB picture to (H, W, 3) uint8, by Lanczos; `shape`: W, H.
 
-    `center` keeps the aspect ratio and cuts the longer side on both ends, `squash` distorts.
+    `center` keeps the aspect ratio and cuts what is too long on both ends, `squash` distorts.
     """
     width, height = image.size
     if crop == "squash":
         box = (0.0, 0.0, float(width), float(height))
     else:
         # Cut and scaled in one go, so that a picture of 10 x 60000 pixels is never blown up as a whole.
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+        across, down = min(width, height * shape[0] / shape[1]), min(height, width * shape[1] / shape[0])
+        left, top = (width - across) / 2, (height - down) / 2
+        box = (left, top, left + across, top + down)
+    return np.asarray(image.resize(shape, Image.Resampling.LANCZOS, box=box))

@@ -1,9 +1,11 @@
 """Large pictures decoded once: kept at the working size, by their content's hash, in files that only grow."""
 
+import math
 import mmap
 import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
@@ -16,6 +18,7 @@ from PIL import Image
 from ldmkit.atomic import no_room
 from ldmkit.components.protocols import Picture
 from ldmkit.data.batches import uint8_batches
+from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.decode import PIXELS_VERSION, load_picture
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.recipe.sections import Data
@@ -30,15 +33,17 @@ _RECORD = np.dtype([("sha256", "V32"), ("crc32", "<u4")])
 
 
 class Store:
-    """`pixels.bin`, rows of (size, size, 3) uint8, and `rows.bin`, each row's content hash and checksum.
+    """`pixels.bin`, rows of (H, W, 3) uint8, and `rows.bin`, each row's content hash and checksum.
 
-    A row counts once its record is written, which is after its pixels are on the disk.
+    Each is as long as the largest shape takes, and counts once its record is written, which is after its pixels are on
+    the disk.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, shapes: Sequence[tuple[int, int]]) -> None:
+        """`shapes`: W and H of each bucket."""
         self.file = folder / "pixels.bin"
-        self.size = size
-        self.row_bytes = size * size * 3
+        self.shapes = shapes
+        self.row_bytes = max(map(math.prod, shapes)) * 3
         self._records = folder / "rows.bin"
         self.records = np.zeros(0, _RECORD)
         if self._records.is_file() and self.file.is_file():
@@ -59,14 +64,15 @@ class Store:
             files.append(file)
         return files[0], files[1]
 
-    def load(self, row: int, path: Path) -> Image.Image:
-        """The picture, square and of the working size; decoded from `path` anew where the disk changed its row."""
+    def load(self, row: int, bucket: int, path: Path) -> Image.Image:
+        """The picture in its bucket's size; decoded from `path` anew where the disk changed its row."""
         pixels = _mapped(self.file, len(self.records) * self.row_bytes)[
             row * self.row_bytes : (row + 1) * self.row_bytes
         ]
         if zlib.crc32(pixels) != self.records["crc32"][row]:
             return load_picture(path)
-        return Image.frombytes("RGB", (self.size, self.size), pixels)
+        shape = self.shapes[bucket]
+        return Image.frombytes("RGB", shape, pixels[: math.prod(shape) * 3])
 
 
 @lru_cache(maxsize=4)
@@ -80,18 +86,21 @@ def _mapped(file: Path, length: int) -> mmap.mmap:
 
 
 def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: Reporter | None) -> list[Picture]:
-    """The pictures of an index, the large ones already square and of the working size: `prepare` leaves those as is.
+    """The pictures of an index, the large ones already in the working size: `prepare` leaves those as is.
 
     What is not there yet is decoded first, as far as `data.cache_gb` and the disk go; without a `reporter` nothing is.
     Raises LdmkitError for a picture that can no longer be decoded.
     """
     pictures = index.pictures()
-    large = [i for i, e in enumerate(index.entries) if e.width * e.height > WORTH * data.size**2]
+    large = [i for i, e in enumerate(index.entries) if e.width * e.height > WORTH * math.prod(data.shapes[0])]
     if not large or not data.cache_gb:
         return pictures
     # Other versions of Pillow may resize otherwise in the last bit.
-    folder = run_dir / "prepared" / f"{data.size}-{data.crop}-{PIXELS_VERSION}-pillow-{PIL.__version__}"
-    store = Store(folder, data.size)
+    sizes = "x".join(map(str, dict.fromkeys(data.shapes[0])))
+    if data.buckets:
+        sizes += f"-{zlib.crc32(repr(data.shapes).encode()):08x}"
+    folder = run_dir / "prepared" / f"{sizes}-{data.crop}-{PIXELS_VERSION}-pillow-{PIL.__version__}"
+    store = Store(folder, data.shapes)
     if reporter is not None:
         store = _filled(store, folder, index, large, data, reporter)
     rows = store.rows()
@@ -99,7 +108,8 @@ def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: 
         row = rows.get(index.entries[i].sha256)
         if row is not None:
             old = pictures[i]
-            pictures[i] = Picture(old.path, old.key, partial(store.load, row, old.path))
+            bucket = data.bucket(index.entries[i].width, index.entries[i].height)
+            pictures[i] = Picture(old.path, old.key, partial(store.load, row, bucket, old.path))
     return pictures
 
 
@@ -114,14 +124,14 @@ def _filled(store: Store, folder: Path, index: PictureIndex, large: list[int], d
         folder.mkdir(parents=True, exist_ok=True)
         # Of several processes the first one prepares, and the others wait.
         with FileLock(folder / "lock"):
-            store = Store(folder, store.size)
+            store = Store(folder, store.shapes)
             missing = _missing(store, index, large)
             taken = len(store.records) * store.row_bytes
             budget = int(min(data.cache_gb * 1e9, shutil.disk_usage(folder).free * 0.9 + taken)) // store.row_bytes
             wanted = {index.entries[i].sha256 for i in large}
             if len(missing) + len(store.records) > budget and not wanted >= store.rows().keys():
                 store.file.unlink()  # it holds pictures that are gone, whose room is needed
-                store = Store(folder, store.size)
+                store = Store(folder, store.shapes)
                 missing = _missing(store, index, large)
             room = max(0, budget - len(store.records))
             if len(missing) > room:
@@ -131,7 +141,7 @@ def _filled(store: Store, folder: Path, index: PictureIndex, large: list[int], d
                 )
             if missing[:room]:
                 _decode(store, index, missing[:room], data, reporter)
-            return Store(folder, store.size)
+            return Store(folder, store.shapes)
 
 
 def _missing(store: Store, index: PictureIndex, large: list[int]) -> list[int]:
@@ -142,7 +152,9 @@ def _missing(store: Store, index: PictureIndex, large: list[int]) -> list[int]:
 
 
 def _decode(store: Store, index: PictureIndex, missing: list[int], data: Data, reporter: Reporter) -> None:
-    batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
+    entries = (index.entries[i] for i in missing)
+    buckets = np.array([data.bucket(entry.width, entry.height) for entry in entries])
+    batches = [np.array(missing)[places] for places in of_one_bucket(buckets, BATCH)]
     pixels_file, records_file = store.open()
     with pixels_file, records_file, reporter.bar("prepare", len(missing)) as bar:
         records: list[NDArray[np.void]] = []
@@ -157,8 +169,9 @@ def _decode(store: Store, index: PictureIndex, missing: list[int], data: Data, r
         try:
             for batch, pixels in zip(batches, uint8_batches(index.pictures(), data, batches), strict=True):
                 for i, row in zip(batch, pixels.numpy(), strict=True):
-                    pixels_file.write(row.tobytes())
-                    record = (bytes.fromhex(index.entries[i].sha256), zlib.crc32(row.tobytes()))
+                    content = row.tobytes().ljust(store.row_bytes, b"\0")
+                    pixels_file.write(content)
+                    record = (bytes.fromhex(index.entries[i].sha256), zlib.crc32(content))
                     records.append(np.array(record, _RECORD))
                 if len(records) >= SAVED:
                     save()

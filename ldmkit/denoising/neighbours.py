@@ -31,6 +31,9 @@ class Neighbours:
         self, latents: LatentSet, train: np.ndarray, held_out: np.ndarray, *, seed: int, device: torch.device
     ) -> None:
         self.latents = latents
+        # Samples are drawn in `data.size`, and pictures of another one have latents of another.
+        train, held_out = (part[latents.buckets[part] == 0] for part in (train, held_out))
+        self.num_train = len(train)
         if len(train) > MAX_TRAIN:
             # In the order of the file, which is read faster so.
             train = np.sort(numpy_generator(seed, "neighbours", 0).choice(train, MAX_TRAIN, replace=False))
@@ -49,7 +52,7 @@ class Neighbours:
         rows = max(1, CHUNK // max(q.shape))
         for first in range(0, len(self.train), rows):
             indices = self.train[first : first + rows]
-            for mirrored in (False, True)[: self.latents.mean.shape[1]]:
+            for mirrored in (False, True)[: self.latents.copies]:
                 x = self._latents(indices, mirrored)  # (n, D)
                 # |q - x|^2 less |q|^2, which is the same for every x: one product instead of Q * n * D differences.
                 value, place = (x.square().sum(1) - 2 * q @ x.T).min(1)

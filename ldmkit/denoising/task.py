@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ldmkit.caches.sets import LatentSet
+from ldmkit.data.buckets import of_one_bucket
 from ldmkit.denoising.conditioning import Conditioning
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.diffusion.process import NoiseSchedule, add_noise, target
@@ -96,9 +97,10 @@ class DenoisingTask:
         self.previewed = np.resize((self.held_out if len(self.held_out) else train)[:NUM_PREVIEWS], NUM_PREVIEWS)
         """(16,) pictures whose conditioning the sample grids have"""
         self.neighbours = Neighbours(latents, train, self.held_out, seed=engine.seed, device=engine.device)
-        if len(self.neighbours.train) < len(train):
+        if len(self.neighbours.train) < self.neighbours.num_train:
             workspace.reporter.line(
-                f"{engine.name}: samples are compared with {len(self.neighbours.train):,} of the {len(train):,} "
+                f"{engine.name}: samples are compared with {len(self.neighbours.train):,} of the "
+                f"{self.neighbours.num_train:,} "
                 "training pictures, chosen at random"
             )
         self.loss = DenoisingLoss(recipe.diffusion, schedule, engine.autocast)
@@ -111,13 +113,13 @@ class DenoisingTask:
 
     def train_step(self, step: int) -> dict[str, torch.Tensor]:
         engine = self.engine
-        noise = engine.noise("noise", step, self.latents.shape)
-        posterior_noise = engine.noise("posterior", step, self.latents.shape)
+        indices = self.train[engine.positions(step)]
+        shape = self.latents.shape_of(self.latents.buckets[indices[0]])
+        noise, posterior_noise = engine.noise("noise", step, shape), engine.noise("posterior", step, shape)
         diffusion, u = self.recipe.diffusion, engine.uniform("timestep", step)
         t = draw_timesteps(u, self.loss.schedule, diffusion.timesteps, logit_mean=diffusion.logit_mean)
         mirrored = engine.uniform("flip", step) < (0.5 if self.recipe.data.flip else 0.0)
         with engine.clock.waiting():
-            indices = self.train[engine.positions(step)]
             text = self.conditioning.batch(indices, step)
         self.model.train()
         total = torch.zeros((), device=engine.device)
@@ -163,14 +165,14 @@ class DenoisingTask:
         t = draw_timesteps((np.arange(len(pictures)) + 0.5) / len(pictures), self.loss.schedule, "uniform")
         generator = torch.Generator(self.engine.device).manual_seed(derive(self.engine.seed, "held-out", 0))
         network.eval()
-        losses = []
-        for i in range(0, len(pictures), 128):
-            indices = pictures[i : i + 128]
+        losses = np.empty(len(pictures))
+        for places in of_one_bucket(self.latents.buckets[pictures], 128):
+            indices = pictures[places]
             x0 = self.latents.batch(indices, np.zeros(len(indices), bool), None).to(self.engine.device)
             noise = torch.randn(x0.shape, generator=generator, device=x0.device)
             text = self.conditioning.batch(indices, None)
-            losses.append(self.loss(network, x0, t[i : i + 128], noise, text).cpu().numpy())
-        return np.concatenate(losses).astype(np.float64)
+            losses[places] = self.loss(network, x0, t[places], noise, text).cpu().numpy()
+        return losses
 
     def review(self, step: int, metrics: Metrics) -> list[str]:
         """Warns of memorised samples, again only where they have become more."""

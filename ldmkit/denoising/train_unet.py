@@ -21,7 +21,7 @@ def train_unet(workspace: Workspace) -> Metrics:
     recipe, split = workspace.recipe, workspace.split()
     assert recipe.unet is not None
     latents = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
-    engine = Engine("unet", recipe.unet, num_samples=len(split[0]), seed=recipe.seed)
+    engine = Engine("unet", recipe.unet, num_samples=len(split[0]), seed=recipe.seed, buckets=latents.buckets[split[0]])
     autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
     torch.manual_seed(engine.seed)  # the network's first weights
     network = build_unet(recipe, autoencoder.latent_channels)

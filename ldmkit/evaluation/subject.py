@@ -13,6 +13,7 @@ from PIL import Image
 from ldmkit.caches.sets import LatentSet, TextSet
 from ldmkit.components.protocols import Picture, PromptReader
 from ldmkit.components.registry import Registry
+from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.checked import scan_data
 from ldmkit.data.decode import prepare
 from ldmkit.data.pictures import scan
@@ -97,7 +98,8 @@ class Subject:
         """A finished run, drawn by torch; the captions of its held-out pictures are the prompts."""
         data = recipe.data
         index = scan_data(data, index_cache=run_dir / "pictures.json")
-        pictures = prepared_pictures(index, data, run_dir, None)
+        # Those that were prepared for another bucket lack what a picture of `data.size` shows.
+        pictures = index.pictures() if data.buckets else prepared_pictures(index, data, run_dir, None)
         sides = index.split(data.held_out, recipe.seed, together=data.group_duplicates)
         train, held_out = (np.array(side, dtype=np.int64) for side in sides)
         prompts: list[str] = []
@@ -106,7 +108,7 @@ class Subject:
             numbers = texts.index[held_out if len(held_out) else train]
             prompts = [texts.captions[number] for number in numbers[numbers > 0]]
         latents = LatentSet(run_dir / "latents", recipe.latents, recipe.seed)
-        if len(latents.mean) != len(pictures):
+        if len(latents) != len(pictures):
             raise LdmkitError(
                 f"{run_dir}: its pictures are no longer those it was trained on; run `ldmkit train` first"
             )
@@ -147,8 +149,8 @@ class Subject:
         if not held_out or len(numbers) < LEAST:
             numbers, kind = self._some_trained_on(num), "training"
         made: list[Image.Image] = []
-        for first in range(0, len(numbers), BATCH):
-            part = numbers[first : first + BATCH]
+        for places in of_one_bucket(self._real.latents.buckets[numbers], BATCH):
+            part = numbers[places]
             latents = self._real.latents.batch(part, np.zeros(len(part), dtype=bool), None)
             made += to_pictures(self.backend.run(VAE_DECODER, latents=latents.numpy()))
         return f"reconstructed {kind} pictures", self._features(made)
@@ -193,8 +195,8 @@ class Subject:
         return [] if self._real is None else [self._real.pictures[i] for i in self._real.held_out]
 
     def _of_files(self, pictures: Sequence[Picture]) -> Floats:
-        size = self.backend.manifest.picture_size
-        return self._features(Image.fromarray(prepare(picture.load(), size, self._crop)) for picture in pictures)
+        shape = self.backend.manifest.size
+        return self._features(Image.fromarray(prepare(picture.load(), shape, self._crop)) for picture in pictures)
 
 
 def _device() -> torch.device:

@@ -104,6 +104,7 @@ def export_bundle(
                 "prediction": model.prediction,
                 "latent": latent,
                 "picture_size": model.picture_size,
+                "sizes": model.sizes,
                 "precision": precision,
                 "defaults": model.defaults,
                 "examples": tuple(dict.fromkeys(preview_prompts)),

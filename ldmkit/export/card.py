@@ -27,7 +27,7 @@ def model_card(manifest: Manifest, preview_prompts: Sequence[str] | None) -> str
     pasted = f" {'-- ' if example.startswith('-') else ''}{shlex.quote(example)}" if example else ""
     text = f"""# {manifest.name}
 
-A latent diffusion model that draws pictures of {manifest.picture_size}x{manifest.picture_size} pixels {modes},
+A latent diffusion model that draws pictures of {manifest.size[0]}x{manifest.size[1]} pixels {modes},
 exported by ldmkit on {manifest.created:%Y-%m-%d}. It runs on onnxruntime, without PyTorch.
 
 ![pictures drawn by this bundle]({PREVIEW})
@@ -68,6 +68,7 @@ Unless told otherwise it takes {defaults.steps} steps of the sampler `{defaults.
         )
     rgb = f"; {100 * latent.rgb.r2:.0f}% of a preview's colours follow from them" if latent.rgb else ""
     sizes = f", or any multiples of {latent.multiple}" if latent.multiple else ""
+    trained = ", ".join(f"{width}x{height}" for width, height in manifest.sizes)
     text += f"""
 `ldmkit export verify PATH_OF_THIS_FOLDER` repeats what needs no torch, and compares the pictures of `{GOLDEN}`.
 
@@ -76,6 +77,8 @@ Unless told otherwise it takes {defaults.steps} steps of the sampler `{defaults.
   undoes it{rgb}
 - prediction `{manifest.prediction}`, schedule `{schedule.name}` over {schedule.num_timesteps} timesteps
 """
+    if trained:
+        text += f"- trained on pictures of {trained} (width x height)\n"
     if VAE_ENCODER in manifest.files:
         text += f"- `{VAE_ENCODER}` turns pictures into latents: it draws from a picture as well\n"
     if manifest.text is not None:

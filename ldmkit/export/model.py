@@ -24,8 +24,9 @@ def model_of(recipe: Recipe, networks: RunNetworks, *, rgb: LatentRgb | None = N
         name=recipe.name,
         schedule=Schedule.model_validate(recipe.diffusion.schedule_options()),
         prediction=recipe.diffusion.prediction,
-        latent=latent_of(networks, recipe.data.size // networks.autoencoder.downsample, rgb=rgb),
+        latent=latent_of(networks, recipe.data.shapes[0], rgb=rgb),
         picture_size=recipe.data.size,
+        sizes=networks.sizes,
         defaults=Defaults(
             sampler=sampler["use"],
             sampler_options=options,
@@ -35,12 +36,13 @@ def model_of(recipe: Recipe, networks: RunNetworks, *, rgb: LatentRgb | None = N
     )
 
 
-def latent_of(networks: RunNetworks, size: int, *, rgb: LatentRgb | None = None) -> Latent:
-    """The networks' latents, `size` wide and high."""
+def latent_of(networks: RunNetworks, shape: tuple[int, int], *, rgb: LatentRgb | None = None) -> Latent:
+    """The latents of pictures of this width and height."""
+    width, height = (side // networks.autoencoder.downsample for side in shape)
     return Latent(
         channels=networks.autoencoder.latent_channels,
-        height=size,
-        width=size,
+        height=height,
+        width=width,
         mean=tuple(networks.latent_mean.tolist()),
         std=tuple(networks.latent_std.tolist()),
         multiple=networks.multiple,

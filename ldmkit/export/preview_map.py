@@ -25,11 +25,13 @@ def fit_latent_rgb(workspace: Workspace) -> LatentRgb | None:
         workspace.reporter.line(f"{workspace.index.folder} is not there: the page will show no pictures on the way")
         return None
     train, held_out = workspace.split()
+    recipe = workspace.recipe
+    cache = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
+    # Of one size, so that they are one array.
+    train, held_out = (part[cache.buckets[part] == 0] for part in (train, held_out))
     positions = (held_out if len(held_out) > 1 else train)[:MOST]
     if len(positions) < 2:
         return None
-    recipe = workspace.recipe
-    cache = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
     batches = [positions[i : i + BATCH] for i in range(0, len(positions), BATCH)]
     plain = [cache.batch(batch, np.zeros(len(batch), dtype=bool), None) for batch in batches]
     latents = torch.cat(plain)

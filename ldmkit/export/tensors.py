@@ -61,6 +61,7 @@ def export_tensors(
             "prediction": recipe.diffusion.prediction,
             "latents": {"mean": loaded.latent_mean.tolist(), "std": loaded.latent_std.tolist()},
             "picture_size": recipe.data.size,
+            **({"sizes": loaded.sizes} if loaded.sizes else {}),
             "sampler": {**recipe.sampler.table(), "guidance_scale": recipe.sampler.guidance_scale},
             "files": {path.name: file_entry(path).model_dump() for path in sorted(folder.iterdir())},
             "recipe": recipe.published(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ldmkit.recipe.training import Training
 
-_GROWING = {"pictures.json", "captions.json"}
+_GROWING = {"pictures.json", "captions.json", "buckets.json"}
 """files of `latents/` and `text/` that grow with what they hold, beside the arrays"""
 
 

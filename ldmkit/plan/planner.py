@@ -5,6 +5,7 @@ autoencoder that was never trained, whose steps cost the same.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ class Sample(Workspace):
 
 def sample_of(workspace: Workspace) -> Sample:
     """A workspace whose index holds a sample of the pictures, each of them trained on and held out."""
-    size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // workspace.recipe.data.size**2))
+    size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // math.prod(workspace.recipe.data.shapes[0])))
     entries = workspace.index.entries
     index = PictureIndex(workspace.index.folder, entries[:: max(1, -(-len(entries) // size))], ())
     train, held_out = (np.arange(len(side)) % len(index) for side in workspace.split())
@@ -185,10 +186,10 @@ class Planner:
             after = probe.seconds() - probe.notes[-1][1]
         progress = self.run["latents"].folder / PROGRESS
         interrupted = self.states["latents"] == "interrupted" and progress.is_file()
-        encoded = read_progress(progress.parent)[0] if interrupted else 0
+        done, memory = read_progress(progress.parent) if interrupted else (0, {})
         yield probe.row(
             spec.label,
-            left=len(self.workspace.index) - encoded,
+            left=len(self.workspace.index) - memory.get("pictures", done),
             unit="pictures",
             disk=grown_bytes(folder, self.growth) - self._bytes_there("latents"),
             after=after * min(MAX_HELD_OUT, len(held_out)) / max(1, len(some)),

@@ -48,6 +48,8 @@ def schema_mistakes(error: ValidationError) -> Iterator[tuple[tuple[str, ...], s
             item["type"], item["ctx"] = "literal_error", {"expected": expected}
         elif names and names[0] in NETWORKS and len(names) > 1:
             names, network = (names[0], *names[2:]), names[1]  # pydantic puts there which of the tables it was
+        elif len(names) > 2 and names[:2] != ("vae", "losses") and _model_at(names[:-1]) is None:
+            names = names[:-1]  # which of a key's kinds it was
         if names and names in seen:
             continue
         seen.add(names)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ldmkit.recipe.training import (
     T2I,
@@ -18,6 +18,10 @@ from ldmkit.recipe.training import (
     later,
     no_result,
 )
+
+Side = Annotated[int, Field(ge=8, le=2048)]
+Shape = tuple[Side, Side]
+"""pixels, width and height"""
 
 
 class Data(Section):
@@ -35,7 +39,15 @@ class Data(Section):
     num_pictures: int | None = Field(
         None, gt=0, description="pictures to use (or to draw, for toy-cats); all if left out"
     )
-    size: int = Field(64, ge=8, le=2048, description="pixels; pictures are made square, this wide and high")
+    size: Side | Shape = Field(
+        64, description="pixels that pictures are brought to: one number for width and height alike, or [width, height]"
+    )
+    buckets: tuple[Shape, ...] = later(
+        (),
+        max_length=64,
+        description="further sizes, [[width, height], ...]: a picture is brought to that one of them and `size` whose "
+        "aspect ratio is nearest to its own, and the pictures of a batch have one size",
+    )
     crop: Literal["center", "squash"] = Field(
         "center", description="`center` keeps the aspect ratio and cuts the longer side, `squash` distorts"
     )
@@ -59,6 +71,22 @@ class Data(Section):
         description="GB of disk for pictures much larger than `size`, which are decoded once and kept at that size in "
         "the run's folder; 0: decoded at each draw",
     )
+
+    @field_validator("size")
+    @classmethod
+    def _one_number_for_a_square(cls, size: int | Shape) -> int | Shape:
+        return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Width and height that pictures are brought to: `size`, then the other buckets."""
+        shape = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return tuple(dict.fromkeys((shape, *self.buckets)))
+
+    def bucket(self, width: int, height: int) -> int:
+        """Which of `shapes` a picture is brought to: the nearest in aspect ratio, of several the first."""
+        ratios = [(width * down, height * across) for across, down in self.shapes]
+        return min(range(len(ratios)), key=lambda i: max(ratios[i]) / min(ratios[i]))
 
 
 class Caption(Component):
@@ -238,7 +266,14 @@ def misfits(recipe: Recipe) -> list[str]:
     """What no key can tell alone: a line for each pair of keys that do not fit, with both and what would."""
     down = None if recipe.vae.pretrained else recipe.vae.patch_size * 2 ** (len(recipe.vae.channels) - 1)
     sizes = () if down is None else size_misfits(recipe, down)
-    return [*_networks(recipe), *sizes, *_losses(recipe), *_noise(recipe)]
+    return [*_networks(recipe), *_same_ratio(recipe.data), *sizes, *_losses(recipe), *_noise(recipe)]
+
+
+def _same_ratio(data: Data) -> Iterator[str]:
+    for shape in data.shapes:
+        if (other := data.shapes[data.bucket(*shape)]) != shape:
+            yield f"[data] buckets: {list(shape)} has the aspect ratio of {list(other)}, so that no picture comes to it"
+            return
 
 
 def _networks(recipe: Recipe) -> Iterator[str]:
@@ -280,20 +315,25 @@ def _sections(recipe: Recipe, *names: str) -> Iterator[tuple[str, Any]]:
 
 def size_misfits(recipe: Recipe, down: int) -> Iterator[str]:
     """As `misfits`, of the sizes alone: `down` is the autoencoder's factor."""
-    size = recipe.data.size
-    if size % down:
+    size, shapes = recipe.data.size, recipe.data.shapes
+    if wrong := [shape for shape in shapes if any(side % down for side in shape)]:
         by = "the pretrained autoencoder" if recipe.vae.pretrained else "vae.channels and vae.patch_size"
-        yield f"[data] size = {size} must be a multiple of {down}, by which {by} shrink{'s' * (by[0] == 't')} it"
+        key = "size =" if wrong[0] == shapes[0] else "buckets:"
+        told = f"{size} must be a multiple" if (size,) * 2 == wrong[0] else f"{list(wrong[0])} must be multiples"
+        yield f"[data] {key} {told} of {down}, by which {by} shrink{'s' * (by[0] == 't')} it"
         return
     for name, section in _sections(recipe, "unet", "t2i"):
-        if size // down % section.shrink == 0:
+        latents = [[side // down for side in shape] for shape in shapes]
+        unfit = next((sides for sides in latents if any(side % section.shrink for side in sides)), None)
+        if unfit is None:
             continue
+        seen = f"{unfit[0]} wide" + (f" and {unfit[1]} high" if unfit[0] != unfit[1] else "")
         if isinstance(section, DiTTraining):
-            yield f"[{name}] patch_size = {section.patch_size} must divide the latents, {size // down} wide"
+            yield f"[{name}] patch_size = {section.patch_size} must divide the latents, {seen}"
         else:
             yield (
                 f"[{name}] channels = {list(section.channels)} shrink by {section.shrink}, but the latents are "
-                f"{size // down} wide: use fewer levels"
+                f"{seen}: use fewer levels"
             )
 
 

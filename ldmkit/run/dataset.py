@@ -44,7 +44,7 @@ class Dataset:
         if not folder.exists() and data.source != "folder":
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
-                fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
+                fetch(data.source, folder, num_pictures=data.num_pictures, size=max(data.shapes[0]), progress=progress)
         with self.reporter.counter("reading pictures") as progress:
             return scan_data(data, index_cache=cache, progress=progress, closely=self.closely)
 

@@ -91,7 +91,7 @@ class RunParts(dict[str, Part]):
 
     def data(self) -> dict[str, Any]:
         """How pictures become pixels, and which of them are held out."""
-        keys = ("size", "crop", "flip", "held_out", "group_duplicates")
+        keys = ("size", "buckets", "crop", "flip", "held_out", "group_duplicates")
         return {**self.section("data", *keys), "seed": self.recipe.seed}
 
     def captions(self) -> str:

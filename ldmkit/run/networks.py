@@ -28,6 +28,8 @@ from ldmkit.run.pretrained import CONFIG, find_source
 from ldmkit.run.progress import checkpoints, step_of
 
 UNETS = ("unet", "t2i")
+BUCKETS = "buckets.json"
+"""of `latents/`, where pictures are brought to several sizes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class RunNetworks:
     text: "TextNetworks | None"
     steps: Mapping[str, int]
     """of the U-Nets whose weights are a checkpoint's, by part"""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """width and height of the buckets that were trained on; empty without buckets"""
 
     @property
     def multiple(self) -> int:
@@ -89,6 +93,7 @@ def load_networks(recipe: Recipe, registry: Registry, run_dir: Path, *, checkpoi
         if "t2i" in weights
         else None,
         steps={name: step for name, (_, step) in chosen.items()},
+        sizes=tuple(tuple(size) for size in (read_buckets(run_dir / "latents") or {"trained": ()})["trained"]),
     )
 
 
@@ -182,3 +187,16 @@ def latent_statistics(folder: Path, options: Latents) -> tuple[torch.Tensor, tor
         raise LdmkitError(f"{file}: missing or damaged; {remedy(folder)}")
     mean, std = (torch.tensor(values) for values in both)
     return (mean, std) if options.normalize else (torch.zeros_like(mean), torch.ones_like(std))
+
+
+def read_buckets(folder: Path) -> dict[str, Any] | None:
+    """What `encode_latents` keeps of the buckets, None without any. Raises LdmkitError where it cannot be read."""
+    file = folder / BUCKETS
+    check(file)
+    if not file.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise LdmkitError(f"{file}: damaged; {remedy(folder)}") from None
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmkit.components.registry import Registry
+from ldmkit.data.buckets import buckets_of
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
@@ -31,6 +32,10 @@ class Workspace:
         data = self.recipe.data
         train, held_out = self.index.split(data.held_out, self.recipe.seed, together=data.group_duplicates)
         return np.array(train, dtype=np.int64), np.array(held_out, dtype=np.int64)
+
+    def buckets(self) -> np.ndarray:
+        """(N,) which of `data.shapes` each picture of the index is brought to."""
+        return buckets_of(self.index, self.recipe.data)
 
     def folder(self, name: str) -> Path:
         """Folder of the part `name`."""

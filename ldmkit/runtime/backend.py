@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ldmkit.diffusion.process import Prediction
-from ldmkit.runtime.manifest import Defaults, Latent, Manifest, Schedule
+from ldmkit.runtime.manifest import Defaults, Latent, Manifest, Schedule, sides
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,8 +22,25 @@ class Description:
     schedule: Schedule
     prediction: Prediction
     latent: Latent
-    picture_size: int
+    picture_size: int | tuple[int, int]
     defaults: Defaults
+    sizes: tuple[tuple[int, int], ...] = ()
+    """width and height of the pictures that it was trained on, where they have several"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        return sides(self.picture_size)
+
+    @property
+    def trained(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of the pictures that it was trained on."""
+        return self.sizes or (self.size,)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent position."""
+        return self.size[1] // self.latent.height
 
 
 class Backend(Protocol):

@@ -91,5 +91,5 @@ class Bundle(OnnxBackend):
             return []
         pixels = np.einsum("kc,bchw->bkhw", np.asarray(rgb.weights), x0)
         pixels += np.asarray(rgb.bias)[:, None, None]
-        factor = self.manifest.picture_size // self.manifest.latent.height
+        factor = self.manifest.factor
         return [picture.resize((picture.width * factor, picture.height * factor)) for picture in to_pictures(pixels)]

@@ -46,6 +46,7 @@ _VERSION = r"^[0-9][0-9A-Za-z.+-]{0,40}$"
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Pixels = Annotated[int, Field(gt=0, le=65536)]
 
 
 class _Frozen(BaseModel):
@@ -188,8 +189,10 @@ class Manifest(_Frozen):
     schedule: Schedule
     prediction: Literal["eps", "x0", "v", "flow"]
     latent: Latent
-    picture_size: Annotated[int, Field(gt=0, le=65536)]
-    """pixels, height and width alike"""
+    picture_size: Pixels | tuple[Pixels, Pixels]
+    """width and height; one number where they are alike"""
+    sizes: tuple[tuple[Pixels, Pixels], ...] = ()
+    """width and height of the pictures that it was trained on, where they have several"""
     precision: Precision = "fp32"
     """of its graphs; what goes into them and comes out is float32 or int64 with each"""
     defaults: Defaults
@@ -207,6 +210,21 @@ class Manifest(_Frozen):
     sha256: Sha256 | None = None
     """of the file as it is without this key; None: written before there was one"""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        return sides(self.picture_size)
+
+    @property
+    def trained(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of the pictures that it was trained on."""
+        return self.sizes or (self.size,)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent position."""
+        return self.size[1] // self.latent.height
+
     @model_validator(mode="after")
     def _whole(self) -> "Manifest":
         if alone := [data for graph, data in WEIGHTS.items() if data in self.files and graph not in self.files]:
@@ -219,11 +237,16 @@ class Manifest(_Frozen):
             missing = [name for name in (TEXT_ENCODER, TOKENIZER) if name not in self.files]
             if missing or self.text is None:
                 raise ValueError(f"{UNET_T2I} needs {', '.join([*missing, *(['text'] if self.text is None else [])])}")
-        if self.picture_size % self.latent.height:
-            raise ValueError("picture_size must be a multiple of latent.height")
+        if self.size != (self.factor * self.latent.width, self.factor * self.latent.height):
+            raise ValueError("picture_size must be a multiple of latent.width and latent.height, the same one")
         if self.golden is not None and GOLDEN not in self.files:
             raise ValueError(f"files must list {GOLDEN}, which golden describes")
         return self
+
+
+def sides(picture_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Width and height."""
+    return (picture_size, picture_size) if isinstance(picture_size, int) else picture_size
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
@@ -276,7 +299,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` into `folder`, with its own SHA-256."""
-    (folder / MANIFEST).write_bytes(_sealed(manifest.model_dump(mode="json", exclude={"sha256"})))
+    left_out = {"sha256"} | ({"sizes"} if not manifest.sizes else set())
+    (folder / MANIFEST).write_bytes(_sealed(manifest.model_dump(mode="json", exclude=left_out)))
 
 
 def _sealed(content: dict[str, Any]) -> bytes:

@@ -138,7 +138,7 @@ class OnnxBackend:
     def _fitting(self, name: str, inputs: Mapping[str, np.ndarray], output: Any) -> np.ndarray:
         """The output of graph `name` for these inputs. Raises LdmkitError where it is none that the graph may have."""
         text, latent = self.manifest.text, self.manifest.latent
-        factor = self.manifest.picture_size // latent.height  # pixels a latent position
+        factor = self.manifest.factor
         shape: tuple[int, ...]
         if name in (UNET, UNET_T2I):
             shape = inputs["x_t"].shape

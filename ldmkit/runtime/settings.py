@@ -78,12 +78,11 @@ def resolve(backend: Backend, request: DrawRequest) -> DrawSettings:
 
 def check_size(backend: Backend, size: tuple[int, int] | None) -> tuple[int, int, tuple[int, int]]:
     """Pixels' width and height, and the latents' (height, width). Raises LdmkitError where no graph takes them."""
-    latent, usual = backend.manifest.latent, backend.manifest.picture_size
-    if size is None or size == (usual, usual):
-        return usual, usual, (latent.height, latent.width)
+    latent, usual, factor = backend.manifest.latent, backend.manifest.size, backend.manifest.factor
+    if size is None or size == usual:
+        return *usual, (latent.height, latent.width)
     if latent.multiple is None:
-        raise LdmkitError(f"size is {size[0]}x{size[1]}; bundle {backend.folder} draws {usual}x{usual} only")
-    factor = usual // latent.height  # pixels a latent position
+        raise LdmkitError(f"size is {size[0]}x{size[1]}; bundle {backend.folder} draws {usual[0]}x{usual[1]} only")
     step, most = factor * latent.multiple, factor * MAX_LATENT_SIZE
     if any(isinstance(side, bool) or side % step or not step <= side <= most for side in size):
         raise LdmkitError(

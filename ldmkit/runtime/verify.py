@@ -66,9 +66,9 @@ def psnr(picture: Image.Image, other: Image.Image) -> float:
     return min(SAME, 10 * math.log10(255**2 / error)) if error else SAME
 
 
-def split_golden(sheet: Image.Image, size: int) -> list[Image.Image]:
-    """The square pictures that lie side by side in `golden.png`."""
-    return [sheet.crop((x, 0, x + size, size)) for x in range(0, sheet.width, size)]
+def split_golden(sheet: Image.Image, width: int) -> list[Image.Image]:
+    """The pictures that lie side by side in `golden.png`."""
+    return [sheet.crop((x, 0, x + width, sheet.height)) for x in range(0, sheet.width, width)]
 
 
 def _files(bundle: Bundle) -> tuple[State, str]:
@@ -119,8 +119,7 @@ def _inputs(
     """Inputs of a graph for latents of this size, and the shape that must come out."""
     rng = np.random.Generator(np.random.PCG64(0))
     latents = (batch, manifest.latent.channels, height, width)
-    factor = manifest.picture_size // manifest.latent.height
-    pixels = (batch, 3, height * factor, width * factor)
+    pixels = (batch, 3, height * manifest.factor, width * manifest.factor)
     if name == VAE_DECODER:
         return {"latents": rng.standard_normal(latents, dtype=np.float32)}, pixels
     if name == VAE_ENCODER:
@@ -138,7 +137,7 @@ def _inputs(
 
 
 def _golden(bundle: Bundle) -> tuple[State, str]:
-    golden, size = bundle.manifest.golden, bundle.manifest.picture_size
+    golden, (width, height) = bundle.manifest.golden, bundle.manifest.size
     if golden is None:
         return "skipped", "the bundle holds none"
     with warnings.catch_warnings():
@@ -151,11 +150,11 @@ def _golden(bundle: Bundle) -> tuple[State, str]:
             sampler=golden.sampler,
         )
     with Image.open(bundle.folder / GOLDEN) as sheet:
-        if sheet.size != (size * len(golden.prompts), size):
+        if sheet.size != (width * len(golden.prompts), height):
             raise LdmkitError(
                 f"{bundle.folder / GOLDEN} is {sheet.width}x{sheet.height}: not the pictures it should be"
             )
-        found = [psnr(picture, wanted) for picture, wanted in zip(drawn, split_golden(sheet, size), strict=True)]
+        found = [psnr(picture, wanted) for picture, wanted in zip(drawn, split_golden(sheet, width), strict=True)]
     words = f"{', '.join(f'{value:.1f}' for value in found)} dB of at least {golden.min_psnr:g}, on {bundle.provider}"
     if min(found) < golden.min_psnr:
         raise LdmkitError(f"{bundle.folder}: pictures come out otherwise than where it was exported: {words}")

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
-from ldmkit.run.randomness import SampleOrder, derive, numpy_generator
+from ldmkit.run.randomness import derive, numpy_generator, order_of
 from ldmkit.training.clock import Clock
 from ldmkit.training.device import HALF, processes, resolve_precision, use_deterministic_kernels
 from ldmkit.training.task import Metrics
@@ -28,8 +28,11 @@ Names = Callable[[], list[str]]
 class Engine:
     """What a task trains its networks with; it knows nothing of what they are."""
 
-    def __init__(self, name: str, section: Training, *, num_samples: int, seed: int) -> None:
-        """`name`: the part of the run, by which its random numbers differ from those of others.
+    def __init__(
+        self, name: str, section: Training, *, num_samples: int, seed: int, buckets: np.ndarray | None = None
+    ) -> None:
+        """`name`: the part of the run, by which its random numbers differ from those of others; with
+        `buckets` (num_samples,) a batch holds samples of one.
 
         Raises LdmkitError where nothing is to be trained on, or the batch cannot be split as asked.
         """
@@ -49,7 +52,7 @@ class Engine:
         """optimizers whose step the fp16 scaler skipped, since the last `begin_step`"""
         self.clock = Clock()
         self._peaks: dict[str, float] = {}
-        self._order = SampleOrder(self.seed, num_samples)
+        self._order = order_of(self.seed, num_samples, buckets)
         self._unchecked: list[tuple[torch.Tensor, Names, str]] = []
         section.check_split(name, self.processes.num_processes)
 

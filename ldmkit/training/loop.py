@@ -1,5 +1,6 @@
 """The loop that every training stage runs in: one clock of optimizer steps, checkpoints, logs, signals."""
 
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 
@@ -50,7 +51,7 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             pictures: dict[str, torch.Tensor] = {}
 
             try:
-                with _out_of_memory_explained(engine, data.size):
+                with _out_of_memory_explained(engine, max(data.shapes, key=math.prod)):
                     scalars = update(engine, task, step)
             except LostWorker:  # before the step's pictures came: all is as the step before left it
                 if saved < step and engine.processes.num_processes == 1:
@@ -117,8 +118,8 @@ def update(engine: Engine, task: Task, step: int) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _out_of_memory_explained(engine: Engine, size: int) -> Iterator[None]:
-    """Turns the block's error that memory ran out into an LdmkitError; `size`: pixels of a picture's side."""
+def _out_of_memory_explained(engine: Engine, shape: tuple[int, int]) -> Iterator[None]:
+    """Turns the block's error that memory ran out into an LdmkitError; `shape`: of the largest pictures."""
     try:
         yield
     except RuntimeError as error:
@@ -133,6 +134,6 @@ def _out_of_memory_explained(engine: Engine, size: int) -> Iterator[None]:
             "from the last checkpoint, which is good"
         )
         raise LdmkitError(
-            f"{engine.name}: out of memory with batch_size = {section.batch_size} and pictures of {size}x{size} "
-            f"pixels; {advice}"
+            f"{engine.name}: out of memory with batch_size = {section.batch_size} and pictures of "
+            f"{shape[0]}x{shape[1]} pixels; {advice}"
         ) from None

@@ -31,8 +31,8 @@ LABELS = {
 
 def header_html(bundle: Bundle) -> str:
     """The bundle's name, and what it draws."""
-    side = bundle.manifest.picture_size
-    return f"<h1>{escape(bundle.manifest.name)}</h1><p>{side} x {side} pixels, drawn on this machine</p>"
+    width, height = bundle.manifest.size
+    return f"<h1>{escape(bundle.manifest.name)}</h1><p>{width} x {height} pixels, drawn on this machine</p>"
 
 
 def live_html(progress: Progress | None = None, *, notes: Sequence[str] = ()) -> str:

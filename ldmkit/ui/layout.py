@@ -109,14 +109,18 @@ class Layout:
 
 def fields_of(bundle: Bundle) -> Fields:
     """What the page shows of a bundle. Raises LdmkitError where a file of its card does not match its hash."""
-    manifest, sides = bundle.manifest, limits.sides_of(bundle.manifest)
+    manifest = bundle.manifest
     text: dict[str, Any] = {"visible": True} if bundle.draws_text else {"visible": False, "value": ""}
     examples = manifest.examples if bundle.draws_text else ()
-    side = {
-        "choices": list(sides),
-        "value": manifest.picture_size,
-        "info": f"Trained at {manifest.picture_size}.",
-        "visible": len(sides) > 1,
+    trained = ", ".join(f"{width} x {height}" for width, height in manifest.sizes)
+    sides = {
+        name: {
+            "choices": list(each),
+            "value": usual,
+            "info": f"Trained at {trained or usual}.",
+            "visible": len(each) > 1,
+        }
+        for name, each, usual in zip(limits.SIDES, limits.sides_of(manifest), manifest.size, strict=True)
     }
     return {
         "header": {"value": header_html(bundle)},
@@ -126,8 +130,7 @@ def fields_of(bundle: Bundle) -> Fields:
         "steps": {"value": manifest.defaults.steps},
         "guidance": {"value": manifest.defaults.guidance_scale},
         "sampler": {"value": manifest.defaults.sampler},
-        "width": side,
-        "height": side,
+        **sides,
         **{
             name: {"value": example, "visible": bool(example)}
             for name, example in zip_longest(EXAMPLES, examples[: len(EXAMPLES)], fillvalue="")

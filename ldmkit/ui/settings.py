@@ -13,28 +13,30 @@ MAX_GUIDANCE = 30.0
 MAX_PROMPT = 1000
 """characters; the text encoder reads far fewer"""
 MAX_SEED = 2**32 - 1
+SIDES = ("width", "height")
 
 
-def sides_of(manifest: Manifest) -> range:
-    """Widths, and heights, in pixels: those that the graphs take, from half to twice what they were trained at.
+def sides_of(manifest: Manifest) -> tuple[range, range]:
+    """Widths and heights in pixels: those that the graphs take, from half to twice what they were trained at.
 
     Farther from that a U-Net draws poorly, and at several times the cost.
     """
-    usual, latent = manifest.picture_size, manifest.latent
-    if latent.multiple is None:
-        return range(usual, usual + 1)
-    step = usual // latent.height * latent.multiple
-    return range(-(-usual // (2 * step)) * step, 2 * usual + 1, step)
+    if manifest.latent.multiple is None:
+        widths, heights = (range(usual, usual + 1) for usual in manifest.size)
+    else:
+        step = manifest.factor * manifest.latent.multiple
+        widths, heights = (range(-(-usual // (2 * step)) * step, 2 * usual + 1, step) for usual in manifest.size)
+    return widths, heights
 
 
-def request_of(values: Mapping[str, Any], samplers: Sequence[str], sides: range) -> DrawRequest:
+def request_of(values: Mapping[str, Any], samplers: Sequence[str], sides: tuple[range, range]) -> DrawRequest:
     """What raw JSON asks for. Raises LdmkitError for a value beyond the limits; the bundle may still refuse one.
 
-    `values` has the names of the settings' fields on the page; `sides` is what width and height may be.
+    `values` has the names of the settings' fields on the page; `sides` are what width and height may be.
     """
     if values["sampler"] not in samplers:
         raise LdmkitError(f"the sampler must be one of {', '.join(samplers)}")
-    size = int(_number("width", values["width"], sides)), int(_number("height", values["height"], sides))
+    width, height = (int(_number(*each)) for each in zip(SIDES, map(values.get, SIDES), sides, strict=True))
     seed = int(_number("seed", values["seed"], range(MAX_SEED + 1)))
     count = int(_number("number of pictures", values["count"], range(1, MAX_PICTURES + 1)))
     return DrawRequest(
@@ -43,7 +45,7 @@ def request_of(values: Mapping[str, Any], samplers: Sequence[str], sides: range)
         guidance_scale=_number("guidance", values["guidance"]),
         sampler=values["sampler"],
         negative_prompt=_text("negative prompt", values["negative"]),
-        size=size,
+        size=(width, height),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from ldmkit.atomic import write_json
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.data.batches import picture_batches
+from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
@@ -50,7 +51,9 @@ def train_vae(workspace: Workspace) -> Metrics:
             save_weights(folder / "model.safetensors", network.state_dict())
             return {}
         network.encoder.requires_grad_(False)
-    engine = Engine("vae", recipe.vae, num_samples=len(split[0]), seed=recipe.seed)
+    engine = Engine(
+        "vae", recipe.vae, num_samples=len(split[0]), seed=recipe.seed, buckets=workspace.buckets()[split[0]]
+    )
     torch.manual_seed(engine.seed)  # the networks' first weights
     if network is None:
         network = build(recipe.vae.network())
@@ -73,8 +76,8 @@ class VaeTask:
         self.pictures = prepared_pictures(workspace.index, self.data, workspace.run_dir, workspace.reporter)
         self.train = train
         self.held_out = held_out[:MAX_HELD_OUT]
-        self.latent_shape = (network.latent_channels, *[self.data.size // network.downsample] * 2)
-        half, size = engine.precision != "fp32", self.data.size // section.patch_size
+        self.buckets = workspace.buckets()
+        half, size = engine.precision != "fp32", max(map(max, self.data.shapes)) // section.patch_size
         self.autoencoder = network.to(memory_format=memory_format(engine.device, half=half, size=size))
         self.terms: dict[str, Any] = {
             name: workspace.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
@@ -98,7 +101,8 @@ class VaeTask:
         engine = self.engine
         with engine.clock.waiting():
             pixels = self._next_pixels(step)
-        noise = engine.noise("posterior", step, self.latent_shape)
+        sides = (side // self.autoencoder.downsample for side in pixels.shape[2:])
+        noise = engine.noise("posterior", step, (self.autoencoder.latent_channels, *sides))
         flip = torch.from_numpy(engine.uniform("flip", step) < (0.5 if self.data.flip else 0.0))
         found = {name: self.guard.weight(name, step) for name in self.terms}
         weights = {name: weight for name, weight in found.items() if weight is not None}
@@ -204,7 +208,7 @@ class VaeTask:
         if not len(self.held_out):
             return {}
         metrics: Metrics = {}
-        batches = [self.held_out[i : i + 32] for i in range(0, len(self.held_out), 32)]
+        batches = [self.held_out[places] for places in of_one_bucket(self.buckets[self.held_out], 32)]
         options: dict[str, Any] = {"terms": self.terms, "losses": self.section.losses, "device": self.engine.device}
         for name, network in self._networks().items():
             found = reconstruction_metrics(network, self._few(*batches), **options)
@@ -227,7 +231,8 @@ class VaeTask:
 
     @torch.no_grad()
     def draw(self, step: int) -> dict[str, torch.Tensor]:
-        chosen = (self.held_out if len(self.held_out) else self.train)[:8]
+        chosen = self.held_out if len(self.held_out) else self.train
+        chosen = chosen[self.buckets[chosen] == self.buckets[chosen[0]]][:8]  # one shape fits into a grid
         target = next(self._few(chosen)).to(self.engine.device)
         networks = self._networks()
         rows = [target]

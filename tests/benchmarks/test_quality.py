@@ -143,7 +143,7 @@ def test_results_are_kept_and_nothing_is_trained_twice(trained, tmp_path, monkey
     for row in listed:
         picture = np.asarray(Image.open(held_out / row["file_name"]))
         original = load_picture(trained.folder / "pictures" / row["source"])
-        np.testing.assert_array_equal(picture, prepare(original, 16, "center"))
+        np.testing.assert_array_equal(picture, prepare(original, (16, 16), "center"))
     (tmp_path / "kid.py").write_text(KID)
     measure(trained, tmp_path, reference=held_out, kid_script=tmp_path / "kid.py")
     assert [row["kid_x1000"] for row in rows_of(tmp_path)[2:]] == [len(positions) + 0.03] * 2

@@ -240,7 +240,7 @@ def test_center_crop_is_torchvisions(width, height):
     # Mild noise: with values near 0 and 255 the order of the two passes shows, since each clips what overshoots.
     noise = np.random.default_rng(1).integers(80, 176, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    found = prepare(image, 50)
+    found = prepare(image, (50, 50))
     expected = transforms.CenterCrop(50)(transforms.Resize(50, transforms.InterpolationMode.LANCZOS)(image))
     assert found.shape == (50, 50, 3)
     assert found.dtype == np.uint8
@@ -263,11 +263,11 @@ def test_pillows_remarks_are_silenced_whatever_thread_decodes():
 def test_squash_distorts_and_center_does_not():
     image = Image.new("RGB", (90, 30), "black")
     image.paste("white", (30, 0, 60, 30))  # the middle third
-    assert prepare(image, 30, "center").min() == 255
-    squashed = prepare(image, 30, "squash")
+    assert prepare(image, (30, 30), "center").min() == 255
+    squashed = prepare(image, (30, 30), "squash")
     assert squashed[15, 3, 0] == 0
     assert squashed[15, 15, 0] == 255
 
 
 def test_extreme_aspect_ratio_stays_small():
-    assert prepare(Image.new("RGB", (2, 60_000), "red"), 64).tolist() == [[[255, 0, 0]] * 64] * 64
+    assert prepare(Image.new("RGB", (2, 60_000), "red"), (64, 64)).tolist() == [[[255, 0, 0]] * 64] * 64

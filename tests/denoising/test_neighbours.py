@@ -31,6 +31,8 @@ class Set:
     def __init__(self, mean: np.ndarray) -> None:
         self.mean = mean
         self.shape = mean.shape[2:]
+        self.copies = mean.shape[1]
+        self.buckets = np.zeros(len(mean), dtype=np.int64)
         self.asked: list[np.ndarray] = []
 
     def batch(self, indices: np.ndarray, mirrored: np.ndarray, noise: None) -> torch.Tensor:

@@ -111,7 +111,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
         name="tiny",
         schedule=Schedule(name="flow", num_timesteps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False),
         prediction="flow",
-        latent=latent_of(networks, 4),
+        latent=latent_of(networks, (8, 8)),
         picture_size=8,
         defaults=Defaults(sampler="euler", steps=STEPS, guidance_scale=SCALE),
     )

@@ -24,8 +24,8 @@ def test_all_mistakes_come_at_once(cats: Path, registry: Registry) -> None:
         RecipeFile(Path("some/cat.toml"), {"name": "cat", **table}).validate(registry)
     assert str(error.value).splitlines() == [
         "some/cat.toml: 5 mistakes",
-        '  [data] size = "64" is not allowed: it takes integer >= 8, <= 2048 '
-        "(pixels; pictures are made square, this wide and high)",
+        '  [data] size = "64" is not allowed: it takes integer >= 8, <= 2048 or list of integer >= 8, <= 2048, 2 items '
+        "(pixels that pictures are brought to: one number for width and height alike, or [width, height])",
         '  [data] crop = "centre" is not allowed (did you mean "center"?): it takes one of "center", "squash" '
         "(`center` keeps the aspect ratio and cuts the longer side, `squash` distorts)",
         '  [export] has the unknown key "seed" (it belongs to the top, before the first [section])',

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image, ImageOps
 
+from ldmkit.cli import cli
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import Source, Step, slerp
+from ldmkit.runtime.pictures import grid
 from ldmkit.runtime.settings import to_pixels
+from ldmkit.runtime.verify import split_golden
 
 MakeBundle = Callable[..., Path]
 
@@ -207,6 +211,31 @@ def test_other_sizes(make_bundle: MakeBundle, any_size_unet: str, size: tuple[in
     for odd in ((3, 2), (4, 0), (-2, 2), (1026, 2)):
         with pytest.raises(LdmkitError, match=f"size is {odd[0]}x{odd[1]}; .* multiples of 2 pixels, 512 at most"):
             bundle.generate(size=odd)
+
+
+def test_a_bundle_that_is_wide_and_was_trained_in_several_sizes(
+    make_bundle: MakeBundle, any_size_unet: str, tmp_path: Path
+) -> None:
+    latent = {"channels": 2, "height": 2, "width": 6, "mean": [0, 0], "std": [1, 1], "multiple": 2}
+    wide = {"unet": any_size_unet, "any_size": True, "prediction": "flow", "latent": latent, "picture_size": [6, 2]}
+    folder = make_bundle(**wide, sizes=[[6, 2], [2, 4]])
+    bundle = Bundle.load(folder)
+    (picture,) = bundle.generate(seed=2)
+    np.testing.assert_array_equal(np.asarray(picture), as_picture(noise(2, (2, 2, 6))))
+    assert [each.size for each in split_golden(grid([picture, picture], columns=2, gap=0), 6)] == [(6, 2), (6, 2)]
+    for size, told in (
+        ("2x4", ""),
+        ("6x2", ""),
+        ("4x4", "warning: --size 4x4 is none that it was trained at: 6x2, 2x4"),
+    ):
+        command = ["generate", "--bundle", str(folder), "--size", size, "--out", str(tmp_path / size)]
+        drawn = CliRunner().invoke(cli, command, catch_exceptions=False)
+        assert drawn.exit_code == 0
+        assert drawn.stderr.strip().endswith(told)
+        assert bool(told) == ("trained" in drawn.stderr)
+    for name, wrong in (("a", [2, 6]), ("b", [6, 4]), ("c", 6)):
+        with pytest.raises(LdmkitError, match=r"picture_size must be a multiple of latent.width and latent.height"):
+            Bundle.load(make_bundle(name, **{**wide, "picture_size": wrong}))
 
 
 def test_preview_is_the_bundles_linear_map(make_bundle: MakeBundle) -> None:

@@ -11,7 +11,7 @@ from ldmkit.runtime.request import DrawRequest, PictureRequest
 from ldmkit.ui.settings import request_of, sides_of
 
 SAMPLERS = ("ddim", "euler")
-SIDES = range(32, 129, 32)
+SIDES = (range(32, 129, 32), range(32, 129, 32))
 VALUES = {
     "prompt": "a cat",
     "negative": None,
@@ -85,4 +85,4 @@ def test_sides_are_what_the_graphs_take_from_half_to_twice_the_usual(
 ) -> None:
     latent = Latent(channels=1, height=latents, width=latents, mean=(0.0,), std=(1.0,), multiple=multiple)
     manifest = Manifest.model_construct(picture_size=usual, latent=latent)
-    assert list(sides_of(manifest)) == sides
+    assert [list(each) for each in sides_of(manifest)] == [sides, sides]

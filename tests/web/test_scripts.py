@@ -81,12 +81,12 @@ def test_prompts_become_the_same_ids(page: Path, bundle: Bundle) -> None:
 
 def test_a_png_is_as_pillow_reads_and_writes_it() -> None:
     rng = np.random.Generator(np.random.PCG64(1))
-    pictures = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    pictures = rng.integers(0, 256, (5, 6, 8, 3), dtype=np.uint8)
     metadata = {"prompt": "süß", "negative": "☺ 猫", "sampler": "{}", "empty": ""}
     code = """
     import { sheet, toPng } from "PAGE/png.js";
     const pictures = given.pictures.map((each) => Uint8Array.from(each.flat(2)));
-    const whole = sheet(pictures, 8);
+    const whole = sheet(pictures, [8, 6]);
     const files = [await toPng(pictures[0], 8, given.metadata), await toPng(whole.rgb, whole.width, {})];
     const bytes = await Promise.all(files.map((file) => file.arrayBuffer()));
     const texts = bytes.map((each) => Buffer.from(each).toString("base64"));

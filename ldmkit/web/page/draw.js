@@ -5,7 +5,7 @@
  * @typedef {{ prompt: string, seed: number }} Wanted one picture; prompt "" for none
  * @typedef {{ pictures: Wanted[], negative: string, steps: number, guidance: number, sampler: string }} Request
  * @typedef {{ weights: number[][], bias: number[] }} RgbMap
- * @typedef {{ name: string, prediction: string, picture_size: number, files: Record<string, object>,
+ * @typedef {{ name: string, prediction: string, picture_size: number | [number, number], files: Record<string, object>,
  *   schedule: { num_timesteps: number }, examples: string[],
  *   latent: { channels: number, height: number, width: number, rgb: RgbMap | null },
  *   text: { max_tokens: number, context_dim: number } | null,
@@ -22,6 +22,11 @@ import { Source } from "./random.js";
 import { SAMPLERS, numCalls, toX0 } from "./samplers.js";
 
 const BATCH_SIZE = 4;
+
+/** Width and height of the bundle's pictures.
+ * @param {Manifest} manifest
+ * @returns {[number, number]} */
+export const sizeOf = ({ picture_size: size }) => (typeof size === "number" ? [size, size] : size);
 
 /** The options with which a sampler is asked: the bundle's own where it is the bundle's own.
  * @param {Manifest} manifest @param {string} sampler

@@ -1,5 +1,6 @@
 /** The page: fields, progress and pictures. All drawing is the worker's. */
 
+import { sizeOf } from "./draw.js";
 import { FileError, Files, sha256 } from "./files.js";
 import { slug } from "./png.js";
 import { SAMPLERS } from "./samplers.js";
@@ -296,7 +297,7 @@ class Page {
   showPicture(k, png, { prompt, seed }) {
     const address = URL.createObjectURL(png);
     this.addresses.push(address);
-    const size = this.manifest.picture_size;
+    const [width, height] = sizeOf(this.manifest);
     const alt = prompt ? `${prompt}, seed ${seed}` : `Drawn without a prompt, seed ${seed}`;
     const keep = make(
       "button",
@@ -306,7 +307,7 @@ class Page {
     const name = `${slug(prompt)}-${seed}.png`;
     const link = make("a", { href: address, download: name, ariaLabel: `Download seed ${seed}` }, "Download");
     const caption = make("figcaption", {}, `Seed ${seed}`, keep, link);
-    pictures.children[k]?.replaceChildren(make("img", { src: address, alt, width: size, height: size }), caption);
+    pictures.children[k]?.replaceChildren(make("img", { src: address, alt, width, height }), caption);
   }
 
   /** Asks for one picture again, by its seed.

@@ -60,20 +60,20 @@ export async function toPng(rgb, width, metadata) {
 }
 
 /** The pictures row by row on white, 2 pixels apart: near to a square, in full rows where that is possible.
- * @param {Uint8Array[]} pictures @param {number} size of each, in pixels
+ * @param {Uint8Array[]} pictures @param {[number, number]} size width and height of each, in pixels
  * @returns {{ rgb: Uint8Array, width: number }} */
-export function sheet(pictures, size) {
+export function sheet(pictures, [across, down]) {
   const gap = 2;
   const square = Math.ceil(Math.sqrt(pictures.length));
   const columns = [square, square + 1].find((k) => pictures.length % k === 0) ?? square;
   const rows = Math.ceil(pictures.length / columns);
-  const width = columns * (size + gap) - gap;
-  const rgb = new Uint8Array(3 * width * (rows * (size + gap) - gap)).fill(255);
+  const width = columns * (across + gap) - gap;
+  const rgb = new Uint8Array(3 * width * (rows * (down + gap) - gap)).fill(255);
   pictures.forEach((picture, k) => {
-    const left = (k % columns) * (size + gap);
-    const top = Math.floor(k / columns) * (size + gap);
-    for (let y = 0; y < size; y++) {
-      rgb.set(picture.subarray(3 * y * size, 3 * (y + 1) * size), 3 * ((top + y) * width + left));
+    const left = (k % columns) * (across + gap);
+    const top = Math.floor(k / columns) * (down + gap);
+    for (let y = 0; y < down; y++) {
+      rgb.set(picture.subarray(3 * y * across, 3 * (y + 1) * across), 3 * ((top + y) * width + left));
     }
   });
   return { rgb, width };

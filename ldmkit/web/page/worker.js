@@ -16,7 +16,7 @@
  *   | { type: "sheet", png: Blob, name: string } | { type: "error", words: string }} Told
  */
 
-import { draw, optionsOf, previews, psnr } from "./draw.js";
+import { draw, optionsOf, previews, psnr, sizeOf } from "./draw.js";
 import { Files } from "./files.js";
 import { pythonFloat, pythonJson, sheet, slug, toPng } from "./png.js";
 import { TextReader } from "./text.js";
@@ -151,7 +151,9 @@ let last = null;
 
 /** @param {import("./draw.js").Request} request */
 async function drawAll(request) {
-  const { latent, picture_size: size } = /** @type {import("./draw.js").Manifest} */ (bundle.manifest);
+  const manifest = /** @type {import("./draw.js").Manifest} */ (bundle.manifest);
+  const { latent } = manifest;
+  const [width] = sizeOf(manifest);
   stopping = false;
   const drawn = { request, pictures: /** @type {Uint8Array[]} */ ([]) };
   last = drawn;
@@ -169,7 +171,7 @@ async function drawAll(request) {
         const { prompt, seed } = request.pictures[k];
         const metadata = bundle.metadata(request, prompt, String(seed));
         drawn.pictures.push(rgb);
-        tell({ type: "picture", k, png: await toPng(rgb, size, metadata), metadata });
+        tell({ type: "picture", k, png: await toPng(rgb, width, metadata), metadata });
       },
     );
   } catch (error) {
@@ -181,7 +183,8 @@ async function drawAll(request) {
 /** Draws the bundle's golden pictures again. */
 async function drawGolden() {
   const manifest = /** @type {import("./draw.js").Manifest} */ (bundle.manifest);
-  const { golden, picture_size: size } = manifest;
+  const { golden } = manifest;
+  const [width, height] = sizeOf(manifest);
   if (!golden) return tell({ type: "golden", psnr: [], bound: 0 });
   const file = new Blob([await bundle.files.bytes("bundle/golden.png")], { type: "image/png" });
   const image = await createImageBitmap(file, { colorSpaceConversion: "none" });
@@ -195,7 +198,7 @@ async function drawGolden() {
   const { seed, steps, guidance_scale: guidance, sampler } = golden;
   const pictures = golden.prompts.map((prompt, k) => ({ prompt, seed: seed + k }));
   await bundle.draw({ pictures, negative: "", steps, guidance, sampler }, breathe, async (k, rgb) => {
-    const wanted = context.getImageData(k * size, 0, size, size).data.filter((_, i) => i % 4 !== 3);
+    const wanted = context.getImageData(k * width, 0, width, height).data.filter((_, i) => i % 4 !== 3);
     found[k] = psnr(rgb, Uint8Array.from(wanted));
   });
   tell({ type: "golden", psnr: found, bound: golden.min_psnr });
@@ -206,8 +209,7 @@ async function makeSheet() {
   if (!last?.pictures.length) return;
   const { pictures } = last.request;
   const [first, end] = [pictures[0], pictures[last.pictures.length - 1]];
-  const size = /** @type {import("./draw.js").Manifest} */ (bundle.manifest).picture_size;
-  const { rgb, width } = sheet(last.pictures, size);
+  const { rgb, width } = sheet(last.pictures, sizeOf(/** @type {import("./draw.js").Manifest} */ (bundle.manifest)));
   const metadata = bundle.metadata(last.request, first.prompt, `${first.seed} to ${end.seed}`);
   const name = `${slug(first.prompt)}-${first.seed}-to-${end.seed}-grid.png`;
   tell({ type: "sheet", png: await toPng(rgb, width, metadata), name });
