@@ -170,7 +170,7 @@ def _seen(check: Check, data: Data) -> None:
             if look.contrast < BLANK
         ),
     )
-    sharp = [(e, look.sharpness_at(data.size)) for e, look in looks if look.contrast >= BLANK]
+    sharp = [(e, look.sharpness_at(min(data.shapes[0]))) for e, look in looks if look.contrast >= BLANK]
     check.add(
         "blurred",
         (
@@ -183,9 +183,9 @@ def _seen(check: Check, data: Data) -> None:
 
 def _shapes(check: Check, data: Data) -> None:
     """What becomes of the shapes: enlarged, cut away, distorted; and what else one could train at."""
-    width = height = data.size
     small, cut = [], []
     for entry in check.index.entries:
+        width, height = data.shapes[data.bucket(entry.width, entry.height)]
         times = max(width / entry.width, height / entry.height)
         if times > 1:
             reason = f"{entry.width}x{entry.height} is enlarged {times:.1f} times"
@@ -201,8 +201,9 @@ def _shapes(check: Check, data: Data) -> None:
     check.ratios = dict(Counter(_ratio(entry) for entry in check.index.entries).most_common())
     verb = "distorted by" if data.crop == "squash" else "cut away:"
     ratios = ", ".join(f"{name} ({number})" for name, number in list(check.ratios.items())[:5])
+    sizes = ", ".join(f"{width}x{height}" for width, height in data.shapes)
     check.proposal = _proposal(check, data)
-    check.facts.append(f"aspect ratios: {ratios}; {verb} {check.cut:.0%} at {width}x{height}; {check.proposal}")
+    check.facts.append(f"aspect ratios: {ratios}; {verb} {check.cut:.0%} at {sizes}; {check.proposal}")
 
 
 def _ratio(entry: Entry) -> str:
@@ -212,16 +213,17 @@ def _ratio(entry: Entry) -> str:
 
 
 def _proposal(check: Check, data: Data) -> str:
-    """A square, or the shape of most pictures at as many pixels, in multiples of 8."""
+    """The shape as it is, or that of most pictures at as many pixels, in multiples of 8, or several."""
     name, number = next(iter(check.ratios.items()))
     if check.cut <= SQUARE:
-        return "a square crop fits"
-    if number < len(check.index) / 2 or name == "1:1":
-        return "a square crop loses much, and no other shape fits most: aspect buckets would"
+        return "that fits"
     across, down = map(int, name.split(":"))
-    scale = data.size / (across * down) ** 0.5
-    shape = [max(8, round(side * scale / 8) * 8) for side in (across, down)]
-    return f"data.size = {shape} would fit {number} of them"
+    width, height = data.shapes[0]
+    scale = (width * height / (across * down)) ** 0.5
+    shape = tuple(max(8, round(side * scale / 8) * 8) for side in (across, down))
+    if number < len(check.index) / 2 or shape in data.shapes:
+        return "that loses much, and no one shape fits most: data.buckets would"
+    return f"data.size = {list(shape)} would fit {number} of them"
 
 
 def _form(finding: Finding) -> str:

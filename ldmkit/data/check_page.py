@@ -138,13 +138,16 @@ def _picture(folder: Path, key: str, cropped: bool, data: Data) -> str:
         image = _small(folder / key)
     except (LdmkitError, OSError):
         return ""
+    width, height = data.shapes[data.bucket(*image.size)]
     if cropped and data.crop == "squash":
-        image = Image.fromarray(prepare(image, THUMB, "squash"))
+        size = (max(1, THUMB * width // max(width, height)), max(1, THUMB * height // max(width, height)))
+        image = Image.fromarray(prepare(image, size, "squash"))
     elif cropped:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        scale = min(image.width / width, image.height / height)
+        across, down = round(width * scale), round(height * scale)
+        left, top = (image.width - across) // 2, (image.height - down) // 2
         pale = Image.blend(image, Image.new("RGB", image.size, "white"), 0.75)
-        pale.paste(image.crop((left, top, left + side, top + side)), (left, top))
+        pale.paste(image.crop((left, top, left + across, top + down)), (left, top))
         image = pale
     scale = THUMB / max(image.size)
     shape = tuple(max(1, round(side * scale)) for side in image.size)

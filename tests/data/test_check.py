@@ -73,9 +73,9 @@ def test_the_summary_groups_what_has_one_reason(tmp_path: Path, save: Any) -> No
 @pytest.mark.parametrize(
     ("sizes", "proposal"),
     [
-        ([(160, 160)] * 8 + [(160, 120)] * 2, "a square crop fits"),
+        ([(160, 160)] * 8 + [(160, 120)] * 2, "that fits"),
         ([(160, 120)] * 8 + [(160, 160)] * 2, "data.size = [72, 56] would fit 8 of them"),
-        ([(90, 160)] * 5 + [(160, 90)] * 5 + [(100, 100)], "aspect buckets would"),
+        ([(90, 160)] * 5 + [(160, 90)] * 5 + [(100, 100)], "data.buckets would"),
     ],
 )
 def test_shapes_and_what_is_cut_away(sizes: list[tuple[int, int]], proposal: str, save: Any, tmp_path: Path) -> None:
