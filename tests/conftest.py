@@ -37,8 +37,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The room that takes longest comes first, so that no process is left alone with it at the end."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
+    """The longest files come first, so that no process is left alone with one at the end: training, browsers."""
+    items.sort(key=lambda item: {"training", "ui", "web"}.isdisjoint(item.path.parts))
 
 
 # Everything random is on: flips, dropout, posterior, caption dropout, an adversarial term that starts on the way.
