@@ -320,3 +320,12 @@ def trained(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> W
     code, output = processes.run(workshop.folder, *((stage, "tiny.toml") for stage in stages))
     assert code == 0, output
     return workshop
+
+
+@pytest.fixture
+def diffusers_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers computes in float32 whatever it is given; under this fixture its own code runs in float64."""
+    import torch
+
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(np, "float32", np.float64)
