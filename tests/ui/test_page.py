@@ -257,7 +257,7 @@ def test_another_bundle_without_text_or_previews_and_with_a_hostile_card(browser
     browser.until(lambda: browser.one("#steps").is_displayed())
     unused = "#prompt, #negative, .example, #width, #height"  # it draws one size only
     assert not [each for each in browser.all(unused) if each.is_displayed()]
-    browser.write("#steps input[type=number]", "40")
+    browser.write("#steps input[type=number]", "100")
     browser.press("#draw")
     browser.until(lambda: int(browser.one("#live progress").get_attribute("value")) > 0)
     assert not browser.all("#live img")
