@@ -37,8 +37,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The room that takes longest comes first, so that no process is left alone with it at the end."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
+    """The longest files come first, so that no process is left alone with one at the end: training, browsers."""
+    items.sort(key=lambda item: {"training", "ui", "web"}.isdisjoint(item.path.parts))
 
 
 # Everything random is on: flips, dropout, posterior, caption dropout, an adversarial term that starts on the way.
@@ -320,3 +320,12 @@ def trained(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> W
     code, output = processes.run(workshop.folder, *((stage, "tiny.toml") for stage in stages))
     assert code == 0, output
     return workshop
+
+
+@pytest.fixture
+def diffusers_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers computes in float32 whatever it is given; under this fixture its own code runs in float64."""
+    import torch
+
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(np, "float32", np.float64)

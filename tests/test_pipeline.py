@@ -17,6 +17,7 @@ from ldmkit.cli.export import onnx
 from ldmkit.errors import LdmkitError
 from ldmkit.run.folder import Part, newest_finished_run, recipe_of_run
 from ldmkit.run.parts import PARTS, PartSpec, stage_names
+from tests.conftest import new_workshop
 
 ALL = {"captions", "vae", "latents", "text", "unet", "t2i", "bundle"}
 FROM_VAE = ALL - {"captions", "text"}
@@ -59,6 +60,16 @@ def made(workshop: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The workshop with every part made, by fakes."""
     monkeypatch.setattr(PartSpec, "load", fake)
     workshop.pipeline().run()
+    return workshop
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """As `made`, once for all. Read only."""
+    workshop = new_workshop(tmp_path_factory.mktemp("looked-at"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartSpec, "load", fake)
+        workshop.pipeline().run()
     return workshop
 
 
@@ -115,13 +126,13 @@ def not_done(workshop: Any, *overrides: str) -> set[str]:
         *((f"vae.{key}=7", set()) for key in ("eval_every", "sample_every", "keep_checkpoints")),
     ],
 )
-def test_what_a_change_makes_stale(made: Any, override: str, stale: set[str]) -> None:
-    assert not_done(made) == set()
-    assert not_done(made, override) == stale
+def test_what_a_change_makes_stale(looked_at: Any, override: str, stale: set[str]) -> None:
+    assert not_done(looked_at) == set()
+    assert not_done(looked_at, override) == stale
 
 
-def test_reasons(made: Any) -> None:
-    states = made.pipeline("vae.learning_rate=0.5", "t2i.steps=9").states()
+def test_reasons(looked_at: Any) -> None:
+    states = looked_at.pipeline("vae.learning_rate=0.5", "t2i.steps=9").states()
     assert states["vae"].reason == "vae.learning_rate: 0.01 -> 0.5"
     assert states["latents"].reason == "vae changed"
     assert "t2i.steps: 8 -> 9" in states["t2i"].reason

@@ -24,13 +24,6 @@ DIFFUSERS_NAME = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine"
 DIFFUSERS_PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-@pytest.fixture
-def diffusers_in_double(monkeypatch):
-    """diffusers computes in float32 whatever it is given; under this fixture its own code runs in float64."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(np, "float32", np.float64)
-
-
 # diffusers hands torch tensors to numpy in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -107,7 +108,6 @@ class Forger:
     def __init__(self, client: httpx.Client, server: Server) -> None:
         self.client = client
         self.server = server
-        self._sessions = 0
 
     def number(self, handler: str) -> int:
         """Number of the event that calls `Page.handler`."""
@@ -122,8 +122,7 @@ class Forger:
 
     def join(self, **changes: Any) -> tuple[httpx.Response, str]:
         """Asks for a drawing with `changes` to DEFAULTS, in a new session; the response, and the session."""
-        self._sessions += 1
-        session = f"forged-{self._sessions}"
+        session = f"forged-{uuid4().hex}"
         data = list((DEFAULTS | changes).values())
         return self.post("queue/join", data=data, fn_index=self.number("draw"), session_hash=session), session
 

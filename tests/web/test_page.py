@@ -180,7 +180,7 @@ def test_it_works_below_a_path_and_asks_nobody_else(
 
 
 def test_stop_keeps_what_is_finished(visitor: Visitor, address: str) -> None:
-    visitor.open(f"{address}#{urlencode(CAT | {'count': 16, 'steps': 40})}")
+    visitor.open(f"{address}#{urlencode(CAT | {'count': 16, 'steps': 20})}")
     visitor.ready()
     visitor.press_draw()
     visitor.until(lambda: visitor.js("return document.querySelectorAll('#pictures img').length") >= 4)
@@ -198,7 +198,8 @@ def test_previews_show_while_it_draws(visitor: Visitor, address: str) -> None:
         "return canvas ? Array.from(canvas.getContext('2d').getImageData(0, 0, 8, 8).data) : []"
     )
     visitor.until(lambda: len(set(visitor.js(code))) > 20)
-    visitor.until(lambda: "drawn" in visitor.text("status"))
+    visitor.js("document.getElementById('stop').click()")
+    visitor.until(lambda: visitor.text("status").startswith("Stopped"))
 
 
 def test_keys_alone_are_enough_and_everything_has_a_name(
