@@ -82,7 +82,7 @@ def write_page(
     drawn: dict[tuple[str, bool], str] = {}
     tasks = sorted(wanted | {(key, True) for key in sheet})
     with ThreadPoolExecutor(4) as pool:
-        images = pool.map(lambda task: _picture(check.index.folder, *task, data), tasks)
+        images = pool.map(lambda task: _picture(check.index.folder / task[0], task[1], data), tasks)
         for task, image in zip(tasks, images, strict=True):
             drawn[task] = image
             progress(len(drawn), len(tasks))
@@ -132,10 +132,10 @@ def _sheet(keys: list[str], drawn: Mapping[tuple[str, bool], str], data: Data) -
     return f'<h2 id="crops">Crops, every so many pictures: {how}</h2>\n<div class="sheet">{figures}</div>\n'
 
 
-def _picture(folder: Path, key: str, cropped: bool, data: Data) -> str:
+def _picture(path: Path, cropped: bool, data: Data) -> str:
     """An `img` that holds its picture; nothing where the file is gone by now."""
     try:
-        image = _small(folder / key)
+        image = _small(path)
     except (LdmkitError, OSError):
         return ""
     width, height = data.shapes[data.bucket(*image.size)]
@@ -150,12 +150,12 @@ def _picture(folder: Path, key: str, cropped: bool, data: Data) -> str:
         pale.paste(image.crop((left, top, left + across, top + down)), (left, top))
         image = pale
     scale = THUMB / max(image.size)
-    shape = tuple(max(1, round(side * scale)) for side in image.size)
-    image = image.resize(shape, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     source = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{source}" width="{shape[0]}" height="{shape[1]}" alt="{_text(key)}">'
+    return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="">'
 
 
 def _small(path: Path) -> Image.Image:

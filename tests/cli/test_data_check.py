@@ -97,7 +97,7 @@ def test_a_run_decodes_nothing_that_was_checked(
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(pictures, "_measure", never)
-    sets = ["data.path=pictures", "data.group_duplicates=true", f"data.exclude={told['exclude']}"]
+    sets = ["data.path=pictures", "data.max_bad=0.2", "data.group_duplicates=true", f"data.exclude={told['exclude']}"]
     recipe = load_recipe(find_recipe("photos-64"), sets)
     index = Pipeline(recipe, registry=Registry.load(), reporter=Reporter(quiet=True)).index
     assert len(index) == 8, "the list to exclude is followed"
