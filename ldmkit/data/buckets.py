@@ -41,7 +41,7 @@ def describe(index: PictureIndex, data: Data, *, batch_size: int) -> list[str]:
             continue
         less, more = sides.min(axis=1), sides.max(axis=1)
         kept = f"{1 - (less / more).mean():.1%} of their pixels cropped" if data.crop == "center" else "none cropped"
-        told = f"{width}x{height}: {len(sides)} pictures, {kept}, {(less < 1).sum()} enlarged"
+        told = f"{width}x{height}: {len(sides)} picture{'s' * (len(sides) > 1)}, {kept}, {(less < 1).sum()} enlarged"
         few = "; fewer than a batch, in which each comes several times" if len(sides) < batch_size else ""
         lines.append(told + few)
     if lines[0].endswith("no picture"):

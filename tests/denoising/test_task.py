@@ -113,7 +113,9 @@ def test_held_out_loss_by_timestep(averaged: bool, num_held_out: int, repeats: i
     x0 = np.random.default_rng(0).standard_normal((num_held_out, 1, 2, 4, 4))
     made = task(workshop)
     made.held_out = np.arange(num_held_out)[::-1].copy()
-    made.latents = SimpleNamespace(batch=lambda indices, *_: torch.from_numpy(x0[indices, 0]).float())  # type: ignore[assignment]
+    made.latents = SimpleNamespace(  # type: ignore[assignment]
+        batch=lambda indices, *_: torch.from_numpy(x0[indices, 0]).float(), buckets=np.zeros(num_held_out, int)
+    )
     made.conditioning = SimpleNamespace(batch=lambda indices, step: (torch.from_numpy(indices),))  # type: ignore[assignment]
     raw, average = Picky(0.01), Picky(0.001)
     made.modules = {"model": raw}

@@ -101,7 +101,7 @@ def test_what_buckets_crop_is_told(tmp_path: Path) -> None:
     for number, size in enumerate([(40, 20), (24, 16), (12, 12)]):
         Image.new("RGB", size, (number, 0, 0)).save(tmp_path / f"{number}.png")
     assert describe(scan(tmp_path), data, batch_size=2) == [
-        "16x16: 1 pictures, 0.0% of their pixels cropped, 1 enlarged; fewer than a batch, in which each comes several "
+        "16x16: 1 picture, 0.0% of their pixels cropped, 1 enlarged; fewer than a batch, in which each comes several "
         "times",
         "24x16: 2 pictures, 12.5% of their pixels cropped, 0 enlarged",
         "8x32: no picture",
