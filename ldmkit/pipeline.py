@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from ldmkit.atomic import check_writable, no_room, sweep
@@ -23,6 +23,7 @@ from ldmkit.run.decide import Plan, Step, lacking
 from ldmkit.run.files import read_record, write_sealed
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status, locked
+from ldmkit.run.grow import kept
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
 from ldmkit.run.pretrained import find_source, identity
@@ -129,8 +130,8 @@ class Pipeline:
     def _starts(self) -> dict[str, Start]:
         return {**kept_starts(self.run_dir), **self._given}
 
-    def parts(self) -> RunParts:
-        """Every part with the inputs that it would be made from now."""
+    def parts(self, *, anew: bool = False) -> RunParts:
+        """Every part with the inputs that it would be made from now; `anew`: no autoencoder outlives its pictures."""
         frozen = False
         if self.recipe.t2i is not None:
             encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
@@ -145,6 +146,7 @@ class Pipeline:
             frozen=frozen,
             pretrained=identity(pretrained, self.run_dir) if pretrained else "",
             starts={part: start.sha256 for part, start in self._starts().items()},
+            kept=partial(kept, index=self.index, most_new=0.0 if anew else self.recipe.data.grow),
         )
 
     def states(self, stages: Sequence[str] | None = None) -> dict[str, Status]:
@@ -163,7 +165,7 @@ class Pipeline:
         """What `run` would do about each part of these stages."""
         if not self._can_look():
             return {name: Step("make", status.reason) for name, status in self.states(stages).items()}
-        return self._plan(self.parts(), stages, forced=None, fresh=fresh).steps
+        return self._plan(self.parts(anew=fresh), stages, forced=None, fresh=fresh).steps
 
     def _plan(self, parts: RunParts, stages: Sequence[str], *, forced: str | None, fresh: bool) -> Plan:
         return Plan(parts, self._specs(stages), forced=forced, fresh=fresh, alone=len(stages) == 1)
@@ -211,7 +213,7 @@ class Pipeline:
                     raise
                 self._keep_starts()
             self._barrier()
-            parts = self.parts()
+            parts = self.parts(anew=fresh or forced == "train-vae")
             plan = self._plan(parts, stages, forced=forced, fresh=fresh)
             for step in plan.steps.values():
                 if step.action == "stop":
@@ -331,6 +333,7 @@ class Pipeline:
             "make": "not made yet",
             "resume": "interrupted, resuming" + (f" ({step.reason})" if step.reason else ""),
             "renew": f"asked for again; {replaced}" if step.asked else f"out of date ({step.reason}); {replaced}",
+            "extend": f"out of date ({step.reason}); {replaced}",
             "go on": f"goes on {step.reason}",
             "restore": f"damaged ({step.reason})",
             "remake": f"damaged ({step.reason})",
@@ -346,7 +349,7 @@ class Pipeline:
         if self._main:
             if step.action == "remake":
                 part.discard()
-            part.begin(anew=step.action == "renew" and part.bundle is None)
+            part.begin(anew=step.action in ("renew", "extend") and part.bundle is None, extend=step.action == "extend")
         self._barrier()
         if self._main or spec.trained:
             workspace = Workspace(

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ldmkit.atomic import sweep, write_atomic, write_json
+from ldmkit.caches.earlier import EarlierLatents
 from ldmkit.caches.quality import LatentMoments, held_out_quality
 from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
@@ -19,6 +20,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
 from ldmkit.run.files import check
+from ldmkit.run.grow import write_contents
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
@@ -36,6 +38,8 @@ CPU_PIXELS = 2**18
 def encode_latents(workspace: Workspace) -> dict[str, float]:
     """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
 
+    Those of pictures that did not change are taken over from the latents before a change to the pictures.
+
     `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
     in shards, and a next run resumes after the last whole one. `statistics.json` holds each channel's mean and std of
     z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
@@ -46,25 +50,36 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     pictures = prepared_pictures(workspace.index, recipe.data, workspace.run_dir, workspace.reporter)
     device = processes().device
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    contents = [entry.sha256 for entry in workspace.index.entries]
+    write_contents(folder, workspace.index)
     size = recipe.data.size // autoencoder.downsample
     copies, channels = (2 if recipe.data.flip else 1), autoencoder.latent_channels
     whole = (np.dtype(recipe.latents.dtype), (len(pictures), copies, channels, size, size))
     encoder = _Encoder(autoencoder, device, workspace.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // recipe.data.size**2))
+    earlier = EarlierLatents(workspace.parts["latents"], workspace.reporter)
     with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.done
         if 0 < first < len(pictures):
             workspace.reporter.line(f"encode latents: resuming after picture {first} of {len(pictures)}")
         batches = [range(i, min(i + batch, len(pictures))) for i in range(first, len(pictures), batch)]
-        loaded = picture_batches(pictures, recipe.data, batches)
+        new = [[i for i in own if contents[i] not in earlier.rows] for own in batches]
+        loaded = picture_batches(pictures, recipe.data, [own for own in new if own])
+        if earlier.rows:
+            count = sum(map(len, new))
+            workspace.reporter.line(f"encode latents: {len(pictures) - first - count} taken over, {count} to encode")
         with workspace.reporter.bar("encode", len(pictures), first) as bar:
             clock = Clock()
             for number, own in enumerate(batches, 1):
-                with clock.waiting():
-                    pixels = next(loaded)
-                encoded = [encoder(pixels.flip(-1) if copy else pixels) for copy in range(copies)]
-                mean, std = (np.stack(copy, axis=1) for copy in zip(*encoded, strict=True))  # (B, F, C, h, w)
+                mean, std = np.empty((2, len(own), *whole[1][1:]), dtype=np.float32)  # (B, F, C, h, w) each
+                at = [i - own.start for i in new[number - 1]]
+                earlier.fill(mean, std, [contents[i] for i in own])
+                if at:
+                    with clock.waiting():
+                        pixels = next(loaded)
+                    for copy in range(copies):
+                        mean[at, copy], std[at, copy] = encoder(pixels.flip(-1) if copy else pixels)
                 moments.add(mean, std)
                 shards.append(mean=mean, std=std)
                 if number % -(-SHARD // batch) == 0 or own.stop == len(pictures) or signals.number:

@@ -42,6 +42,14 @@ class Data(Section):
     flip: bool = Field(True, description="use each picture's mirror image as well")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the pictures never trained on")
     max_bad: float = Field(0.1, ge=0, le=1, description="largest share of unreadable pictures before a run stops")
+    grow: float = no_result(
+        0.5,
+        ge=0,
+        le=1,
+        description="where pictures were added, changed or taken away: largest share of them that a finished "
+        "autoencoder may not have been trained with to be kept, so that these alone are encoded; 0: it is always "
+        "trained anew",
+    )
     num_workers: int = no_result(
         2, ge=0, le=64, description="processes that decode pictures; 0: none beside the main one"
     )

@@ -8,11 +8,12 @@ from typing import Literal
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import Depth, read_record
 from ldmkit.run.folder import Part, Status, read_metrics, weights_of
+from ldmkit.run.grow import extends
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PARTS, PartSpec, needed
 from ldmkit.run.progress import newest_state
 
-Action = Literal["keep", "make", "resume", "go on", "restore", "remake", "renew", "take back", "open", "stop"]
+Action = Literal["keep", "make", "resume", "go on", "restore", "remake", "renew", "extend", "take back", "open", "stop"]
 _STATES: dict[Action, str] = {
     "keep": "done",
     "make": "missing",
@@ -21,6 +22,7 @@ _STATES: dict[Action, str] = {
     "restore": "damaged",
     "remake": "damaged",
     "renew": "stale",
+    "extend": "stale",
     "take back": "set aside",
     "open": "depends",
     "stop": "blocked",
@@ -60,6 +62,8 @@ def decide(spec: PartSpec, part: Part, status: Status, *, forced: bool, fresh: b
     if state == "missing":
         return Step("make", reason)
     if state == "stale":
+        if not fresh and not spec.trained and extends(part):
+            return Step("extend", f"{reason}; what is unchanged is taken over")
         return Step("renew", reason)
     if state == "interrupted":
         return Step("resume", reason)

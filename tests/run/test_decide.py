@@ -18,9 +18,10 @@ from ldmkit.cli import train as command
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import read_record, write_sealed
 from ldmkit.run.folder import Part
+from ldmkit.run.grow import write_contents
 from ldmkit.run.parts import PARTS, PartSpec, stage_names
 
-SEEN = {"resume": "go on", "restore": "go on"}
+SEEN = {"resume": "go on", "restore": "go on", "extend": "renew"}
 """how a part's folder shows what was done, where several things show alike"""
 
 
@@ -35,6 +36,8 @@ def fake(spec: PartSpec) -> Callable[[Any], dict[str, Any]]:
             entry = {"size": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
             manifest = {"files": {"unet.onnx": entry}, "fingerprint": part.fingerprint}
             (part.bundle / "manifest.json").write_text(json.dumps(manifest))
+        if "pictures" in part.inputs or spec.name == "latents":
+            write_contents(part.folder, workspace.index)
         if not (part.folder / "identity").exists():
             (part.folder / "identity").write_text(uuid4().hex)
         if spec.name == "captions" and not (part.folder / "captions.jsonl").exists():
@@ -138,10 +141,11 @@ def interrupted(part: str, steps: int) -> Callable[[Any], None]:
     return interrupt
 
 
-def repaint(made: Any) -> None:
-    picture = Image.open(made.folder / "pictures" / "03.png").convert("RGB")
-    picture.putpixel((2, 2), (1, 2, 3))
-    picture.save(made.folder / "pictures" / "03.png")
+def repaint(made: Any, number: int = 3, name: str = "03") -> None:
+    """Another content for a picture, or a new one by that name."""
+    picture = Image.open(made.folder / "pictures" / f"{number:02d}.png").convert("RGB")
+    picture.putpixel((2, 2), (1, 2, len(name)))
+    picture.save(made.folder / "pictures" / f"{name}.png")
 
 
 def together(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -179,12 +183,29 @@ KINDS: dict[str, tuple[list[str], Callable[[Any], None] | None, str]] = {
     "cache": (["latents.dtype='float16'"], None, "latents renew, unet renew"),
     "opset": (["export.opset=19"], None, "t2i keep, bundle renew"),
     "sampler": (["sampler.steps=7"], None, "bundle keep"),
-    "fewer pictures": (["data.num_pictures=15"], None, "captions renew, vae renew"),
-    "picture": ([], repaint, "vae renew, captions renew"),
+    "fewer pictures": (["data.num_pictures=15"], None, "captions extend, vae keep, latents extend, unet renew"),
+    "pictures added": (
+        [],
+        lambda made: [repaint(made, number, f"new-{number}") for number in range(8)],
+        "captions extend, vae keep, latents extend, text renew, unet renew, t2i renew, bundle renew",
+    ),
+    "mostly other pictures": (
+        [],
+        lambda made: [repaint(made, number, f"new-{number}-{again}") for number in range(20) for again in (0, 1)],
+        "captions extend, vae renew, latents renew",
+    ),
+    "no picture may be new": (["data.grow=0.0"], lambda made: repaint(made), "vae renew, captions extend"),
+    "picture": ([], lambda made: repaint(made), "vae keep, captions extend, latents extend, unet renew"),
+    "picture and network": (["vae.dropout=0.0"], lambda made: repaint(made), "vae renew, latents renew"),
+    "picture and damage": (
+        [],
+        lambda made: (repaint(made), cut(f"{RUN}/vae/ema.safetensors")(made)),
+        "vae restore, latents extend",
+    ),
     "caption": (
         [],
         lambda made: (made.folder / "pictures" / "03.txt").write_text("a cat in a hat"),
-        "captions renew, text open",
+        "captions extend, text open",
     ),
     "caption touched": ([], lambda made: os.utime(made.folder / "pictures" / "03.txt", ns=(0, 0)), "captions keep"),
     "part removed": ([], gone(f"{RUN}/unet"), "unet make, bundle open"),
