@@ -38,6 +38,8 @@ class Status:
     """`changed`: trained by another recipe, whose weights this one trains on; `damaged`: not what was written"""
     reason: str = ""
     """of one that is done: what else is no longer there"""
+    whole: bool = True
+    """whether each file that lies there is what was written"""
 
 
 class Part:
@@ -80,7 +82,7 @@ class Part:
         try:
             record = read_record(self.folder)
         except LdmkitError:
-            return Status("damaged", f"{RECORD} is damaged")
+            return Status("damaged", f"{RECORD} is damaged", whole=False)
         if record is None:
             return Status("missing")
         made_of = record.get("made_of", {})
@@ -97,9 +99,8 @@ class Part:
         found = list(changes(self.folder, record, depth))
         told = [f"{name} {what}" for name, what, read in found if read] or [f"{name} {what}" for name, what, _ in found]
         more = f", and {len(told) - 1} more" if len(told) > 1 else ""
-        return Status(
-            "damaged" if any(change.read for change in found) else "done", told[0] + more if told else self.note
-        )
+        damaged = any(change.read for change in found)
+        return Status("damaged" if damaged else "done", told[0] + more if told else self.note, whole=not found)
 
     def _bundle(self, depth: Depth) -> Status:
         assert self.bundle is not None
@@ -112,7 +113,9 @@ class Part:
         if other:
             return Status("missing", f"{self.bundle} holds another bundle")
         found = list(changes(self.bundle, {"files": files}, depth))
-        return Status("missing", f"{self.bundle / found[0].name} {found[0].what}") if found else Status("done")
+        if found:
+            return Status("missing", f"{self.bundle / found[0].name} {found[0].what}", whole=False)
+        return Status("done")
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether what was trained from these inputs can be trained on from this part's."""

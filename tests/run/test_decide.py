@@ -36,7 +36,7 @@ def fake(spec: PartSpec) -> Callable[[Any], dict[str, Any]]:
             entry = {"size": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
             manifest = {"files": {"unet.onnx": entry}, "fingerprint": part.fingerprint}
             (part.bundle / "manifest.json").write_text(json.dumps(manifest))
-        if "pictures" in part.inputs or spec.name == "latents":
+        if spec.name in ("captions", "vae", "latents"):
             write_contents(part.folder, workspace.index)
         if not (part.folder / "identity").exists():
             (part.folder / "identity").write_text(uuid4().hex)
@@ -345,3 +345,20 @@ def test_captions_that_are_missing_are_told_before_hours_of_training(made: Any) 
     with pytest.raises(LdmkitError, match=message):
         made.pipeline("vae.channels=[8,8]").run()
     assert look(made) == before
+
+
+@pytest.mark.parametrize("path", [f"{RUN}/t2i/metrics.jsonl", f"{RUN}/latents/mean.npy", None])
+def test_deep_status_ends_with_1_where_anything_is_damaged(
+    path: str | None, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made.folder)
+    made.pipeline().states()  # the pictures are where they are now
+    if path:
+        edit(path)(made)
+    else:
+        repaint(made)  # what is out of date is not damaged
+    options = ["tiny.toml", "--set", "export.path=nowhere"]
+    assert CliRunner().invoke(command.status, options).exit_code == 0
+    left = CliRunner().invoke(command.status, [*options, "--deep", "--json"])
+    assert left.exit_code == (1 if path else 0), left.output
+    assert json.loads(left.output)["parts"]

@@ -91,7 +91,7 @@ def test_what_is_new_alone_is_encoded(grown: Any, processes: Any) -> None:
 def test_killed_while_it_takes_over(grown: Any, processes: Any) -> None:
     """The next one still knows what it takes over; a damaged cache is told of, and computed again."""
     code, output = processes.run(
-        grown.folder, ("caption", "tiny.toml"), ("encode", "tiny.toml"), strike=12, at="latents"
+        grown.folder, ("caption", "tiny.toml"), ("encode", "tiny.toml"), strike=24, at="latents"
     )
     assert code == -signal.SIGKILL, output
     assert (read_record(grown.run / "latents") or {})["state"] == "running"
