@@ -1,6 +1,7 @@
 """From a recipe to a bundle: which parts of a run are there, which are stale and why, and what makes them. No torch."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from ldmkit.data.pictures import PictureIndex, remembered, scan
 from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.recipe.training import Training
-from ldmkit.report import Reporter, duration
+from ldmkit.report import Reporter, duration, megabytes
 from ldmkit.run import gate
 from ldmkit.run.decide import Plan, Step, lacking
 from ldmkit.run.files import read_record, write_sealed
@@ -168,7 +169,9 @@ class Pipeline:
         return self._plan(self.parts(anew=fresh), stages, forced=None, fresh=fresh).steps
 
     def _plan(self, parts: RunParts, stages: Sequence[str], *, forced: str | None, fresh: bool) -> Plan:
-        return Plan(parts, self._specs(stages), forced=forced, fresh=fresh, alone=len(stages) == 1)
+        alone = len(stages) == 1
+        begun = [] if self.checkpoint is None else [name for name in ("unet", "t2i") if name in parts]
+        return Plan(parts, self._specs(stages), forced=forced, fresh=fresh, alone=alone, begun=begun)
 
     # --- doing it ------------------------------------------------------------------------------------------
 
@@ -251,6 +254,11 @@ class Pipeline:
         if "text" in made and self.recipe.caption.missing == "error" and parts["captions"].status().state == "done":
             captions = read_captions(parts["captions"].folder / "captions.jsonl")
             require_captions(captions, [entry.key for entry in self.index.entries])
+        if {"vae", "text"} <= made and parts.frozen:  # files that have to be there, or to be fetched
+            encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+            encoder.load_module(encoder.build_tokenizer([]))
+        if "latents" in made and not self.recipe.vae.pretrained:
+            self._require_room()
         for name in made:
             section = getattr(self.recipe, name, None)
             if isinstance(section, Training):
@@ -259,6 +267,18 @@ class Pipeline:
                     from ldmkit.training.device import resolve_precision
 
                     resolve_precision(section.precision)
+
+    def _require_room(self) -> None:
+        """Raises LdmkitError where the disk cannot hold the latents."""
+        recipe, vae = self.recipe, self.recipe.vae
+        side = recipe.data.size // (vae.patch_size * 2 ** (len(vae.channels) - 1))
+        copies, width = (2 if recipe.data.flip else 1), (2 if recipe.latents.dtype == "float16" else 4)
+        needed = 2 * width * len(self.index) * copies * vae.latent_channels * side**2  # mean and std
+        if (free := shutil.disk_usage(self.run_dir).free) < needed:
+            raise LdmkitError(
+                f"{self.run_dir}: the latents of {len(self.index)} pictures need {megabytes(needed)} and "
+                f"{megabytes(free)} are free; make room and run the same command again"
+            )
 
     def _announce(self) -> None:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""

@@ -1,6 +1,6 @@
 """What a run does about each of its parts, told before it is done. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,9 +93,17 @@ class Plan:
     """The steps of a command, in order, as they follow from what lies in the run's folder now."""
 
     def __init__(
-        self, parts: RunParts, specs: Sequence[PartSpec], *, forced: str | None, fresh: bool, alone: bool
+        self,
+        parts: RunParts,
+        specs: Sequence[PartSpec],
+        *,
+        forced: str | None,
+        fresh: bool,
+        alone: bool,
+        begun: Collection[str] = (),
     ) -> None:
-        """`forced` names a stage to run again from nothing; see `decide`."""
+        """`forced` names a stage to run again from nothing; see `decide`. `begun`: parts that need not be finished."""
+        self._begun = begun
         self.specs = specs
         self._forced, self._fresh, self._alone = forced, fresh, alone
         self._hashed: dict[tuple[str, str, tuple[tuple[str, str], ...]], Status] = {}
@@ -118,6 +126,8 @@ class Plan:
     def status(self, part: Part) -> Status:
         """The part's status, its files hashed where another part is made from them."""
         depth: Depth = "hash" if part.name in self.hashed else "size"
+        if part.name in self._begun and part.status().state == "interrupted":
+            return Status("done", "by one of its checkpoints")
         if depth == "size":
             return part.status()
         key = (part.name, part.fingerprint, tuple(sorted(part.made_of.items())))

@@ -362,3 +362,24 @@ def test_deep_status_ends_with_1_where_anything_is_damaged(
     left = CliRunner().invoke(command.status, [*options, "--deep", "--json"])
     assert left.exit_code == (1 if path else 0), left.output
     assert json.loads(left.output)["parts"]
+
+
+def test_a_disk_without_room_for_the_latents_is_told_before_the_autoencoder_trains(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = look(made)
+    usage = shutil.disk_usage(made.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=40_000))  # 2 x 20 x 2 x 2 x 8 x 8 floats
+    with pytest.raises(LdmkitError, match=r"latents of 20 pictures need 0\.039 MiB and 0\.038 MiB are free"):
+        made.pipeline("vae.dropout=0.0").run()
+    assert look(made) == before
+
+
+def test_a_checkpoint_of_an_interrupted_run_is_exported(made: Any) -> None:
+    interrupted("unet", 3)(made)
+    pipeline = made.pipeline()
+    assert pipeline.steps(("export",))["bundle"].action == "stop"
+    pipeline.checkpoint = "3"
+    pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
+    assert (made.folder / "other" / "manifest.json").is_file()
+    assert made.pipeline().states()["unet"].state == "interrupted"
