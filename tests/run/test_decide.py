@@ -378,7 +378,8 @@ def test_a_disk_without_room_for_the_latents_is_told_before_the_autoencoder_trai
 def test_a_checkpoint_of_an_interrupted_run_is_exported(made: Any) -> None:
     interrupted("unet", 3)(made)
     pipeline = made.pipeline()
-    assert pipeline.steps(("export",))["bundle"].action == "stop"
+    with pytest.raises(LdmkitError, match="unet: interrupted, and bundle is made from it"):
+        pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
     pipeline.checkpoint = "3"
     pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
     assert (made.folder / "other" / "manifest.json").is_file()
