@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -36,14 +36,19 @@ TINY = tuple(_TINY.split())
 
 
 def start(
-    folder: Path, *words: str, overrides: Iterable[str] = (), checkout: Path = REPOSITORY, own_group: bool = False
+    folder: Path,
+    *words: str,
+    overrides: Iterable[str] = (),
+    checkout: Path = REPOSITORY,
+    own_group: bool = False,
+    env: Mapping[str, str] = {},
 ) -> subprocess.Popen[str]:
     """`ldmkit WORDS --set OVERRIDE ...` in `folder`, by the code of `checkout`; stdout and stderr are one pipe."""
     settings = [word for override in overrides for word in ("--set", override)]
     return subprocess.Popen(
         [sys.executable, "-m", "ldmkit", *words, *settings],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'plugins'}"},
+        env={**os.environ, "PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'plugins'}", **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from ldmkit.atomic import check_writable, no_room, sweep
@@ -16,11 +17,12 @@ from ldmkit.recipe import Recipe, check_components
 from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
-from ldmkit.run.dataset import Dataset
+from ldmkit.run.dataset import Dataset, require_room
 from ldmkit.run.decide import Plan, Step, lacking
 from ldmkit.run.files import write_sealed
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status, locked
+from ldmkit.run.grow import kept
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
 from ldmkit.run.pretrained import find_source, identity
@@ -89,8 +91,8 @@ class Pipeline:
     def _starts(self) -> dict[str, Start]:
         return {**kept_starts(self.run_dir), **self._given}
 
-    def parts(self) -> RunParts:
-        """Every part with the inputs that it would be made from now."""
+    def parts(self, *, anew: bool = False) -> RunParts:
+        """Every part with the inputs that it would be made from now; `anew`: no autoencoder outlives its pictures."""
         frozen = False
         if self.recipe.t2i is not None:
             encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
@@ -105,6 +107,7 @@ class Pipeline:
             frozen=frozen,
             pretrained=identity(pretrained, self.run_dir) if pretrained else "",
             starts={part: start.sha256 for part, start in self._starts().items()},
+            kept=partial(kept, index=self.index, most_new=0.0 if anew else self.recipe.data.grow),
         )
 
     def states(self, stages: Sequence[str] | None = None) -> dict[str, Status]:
@@ -119,10 +122,12 @@ class Pipeline:
         """What `run` would do about each part of these stages."""
         if not self.dataset.known:
             return {name: Step("make", status.reason) for name, status in self.states(stages).items()}
-        return self._plan(self.parts(), stages, forced=None, fresh=fresh).steps
+        return self._plan(self.parts(anew=fresh), stages, forced=None, fresh=fresh).steps
 
     def _plan(self, parts: RunParts, stages: Sequence[str], *, forced: str | None, fresh: bool) -> Plan:
-        return Plan(parts, self._specs(stages), forced=forced, fresh=fresh, alone=len(stages) == 1)
+        alone = len(stages) == 1
+        begun = [] if self.checkpoint is None else [name for name in ("unet", "t2i") if name in parts]
+        return Plan(parts, self._specs(stages), forced=forced, fresh=fresh, alone=alone, begun=begun)
 
     # --- doing it ------------------------------------------------------------------------------------------
 
@@ -171,7 +176,7 @@ class Pipeline:
                     raise
                 self._keep_starts()
             self._launch.wait()
-            parts = self.parts()
+            parts = self.parts(anew=fresh or forced == "train-vae")
             plan = self._plan(parts, stages, forced=forced, fresh=fresh)
             for step in plan.steps.values():
                 if step.action == "stop":
@@ -211,6 +216,11 @@ class Pipeline:
             share = None if caption.missing == "error" else 1.0 if self._ignore_gate else caption.max_missing
             captions = read_captions(parts["captions"].folder / "captions.jsonl")
             require_captions(captions, [entry.key for entry in self.index.entries], share)
+        if {"vae", "text"} <= made and parts.frozen:  # files that have to be there, or to be fetched
+            encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
+            encoder.load_module(encoder.build_tokenizer([]))
+        if "latents" in made and not self.recipe.vae.pretrained:
+            require_room(self.recipe, self.index, self.run_dir)
         for name in made:
             section = getattr(self.recipe, name, None)
             if isinstance(section, Training):
@@ -267,6 +277,7 @@ class Pipeline:
             "make": "not made yet",
             "resume": "interrupted, resuming" + (f" ({step.reason})" if step.reason else ""),
             "renew": f"asked for again; {replaced}" if step.asked else f"out of date ({step.reason}); {replaced}",
+            "extend": f"out of date ({step.reason}); {replaced}",
             "go on": f"goes on {step.reason}",
             "restore": f"damaged ({step.reason})",
             "remake": f"damaged ({step.reason})",
@@ -282,7 +293,7 @@ class Pipeline:
         if self._launch.is_first:
             if step.action == "remake":
                 part.discard()
-            part.begin(anew=step.action == "renew" and part.bundle is None)
+            part.begin(anew=step.action in ("renew", "extend") and part.bundle is None, extend=step.action == "extend")
         self._launch.wait()
         if self._launch.is_first or spec.trained:
             workspace = Workspace(

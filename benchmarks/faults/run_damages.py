@@ -71,12 +71,21 @@ def uses(pipeline: Pipeline) -> Iterator[Callable[[], object]]:
     for part in PARTS.values():
         yield lambda part=part: (check(folder / part / "metrics.jsonl"), read_metrics(folder / part / "metrics.jsonl"))
     yield lambda: Bundle.load(pipeline.bundle_dir).verify()
+    yield partial(plan, pipeline, "encode")
     yield lambda: pipeline.steps(("caption", "train-vae", "encode", "train-unet", "train-t2i", "export"))
+
+
+def plan(pipeline: Pipeline, stage: str) -> None:
+    """As the stage itself begins. Raises LdmkitError where it would stop."""
+    for step in pipeline.steps((stage,)).values():
+        if step.action == "stop":
+            raise LdmkitError(step.reason)
 
 
 def refused(pipeline: Pipeline, file: Path) -> bool:
     """Whether whoever reads the damaged file says so, in a message; of a part without a record, that it is not done."""
-    names = (file.name, f"{file.parent}: not finished") if file.name == "record.json" else (file.name,)
+    undone = (f"{file.parent}: not finished", f"{file.parent}: missing") if file.name == "record.json" else ()
+    names = (file.name, *undone)
     found = ""
     for use in uses(pipeline):
         try:

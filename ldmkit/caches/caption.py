@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ldmkit.atomic import write_atomic
+from ldmkit.caches.earlier import EarlierCaptions
 from ldmkit.components.protocols import Captioner, Picture
 from ldmkit.data.captions import captioners, read_captions
 from ldmkit.report import printable
+from ldmkit.run.grow import write_contents
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
 
@@ -21,11 +23,15 @@ SHOWN = 10
 
 
 def caption(workspace: Workspace) -> dict[str, Any]:
-    """Captions every picture that a run before this one did not; returns counts by captioner."""
+    """Captions every picture that a run before this one did not; returns counts by captioner.
+
+    Captions beside the pictures come first, then those of before a change to the pictures, then the captioner.
+    """
     recipe = workspace.recipe
     path = workspace.folder("captions") / "captions.jsonl"
     pictures = workspace.index.pictures()
-    done = captioners(path)
+    done, reporter = captioners(path), workspace.reporter
+    write_contents(path.parent, workspace.index)
     if path.exists():  # a line that a kill cut short must not swallow the next one
         write_atomic(path, b"".join(line + b"\n" for line in path.read_bytes().split(b"\n") if _whole(line)))
     waiting = [picture for picture in pictures if picture.key not in done]
@@ -35,13 +41,14 @@ def caption(workspace: Workspace) -> dict[str, Any]:
     if recipe.caption.keep_existing and recipe.caption.use != "sidecar":
         asked.append(("sidecar", {}, workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")))
     options = {key: value for key, value in table.items() if key != "use"}
+    asked.append((recipe.caption.use, options, EarlierCaptions(workspace.parts["captions"], workspace.index, reporter)))
     asked.append((recipe.caption.use, options, workspace.registry.build("captioner", table, where="[caption]")))
 
     left = len(waiting)
     with (
         path.open("a", encoding="utf-8") as file,
         StopSignals("caption") as signals,
-        workspace.reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
+        reporter.bar("caption", len(pictures), len(pictures) - len(waiting)) as bar,
     ):
         for rows in _captioned(waiting, asked):
             file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -54,11 +61,11 @@ def caption(workspace: Workspace) -> dict[str, Any]:
     for _, _, captioner in asked:
         remarks: list[str] = getattr(captioner, "remarks", list)()
         for line in remarks[:SHOWN]:
-            workspace.reporter.line(f"caption: {line}")
+            reporter.line(f"caption: {line}")
         if len(remarks) > SHOWN:
-            workspace.reporter.line(f"caption: and {len(remarks) - SHOWN} more remarks")
+            reporter.line(f"caption: and {len(remarks) - SHOWN} more remarks")
     for key, text in [*read_captions(path).items()][:3]:
-        workspace.reporter.line(f"caption: {printable(key)}: {printable(text)}")
+        reporter.line(f"caption: {printable(key)}: {printable(text)}")
     return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
 
 

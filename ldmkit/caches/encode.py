@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ldmkit.atomic import sweep, write_atomic, write_json
+from ldmkit.caches.earlier import EarlierLatents
 from ldmkit.caches.quality import LatentMoments, held_out_quality
 from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
@@ -21,6 +22,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.report import Reporter
 from ldmkit.run.files import check
+from ldmkit.run.grow import write_contents
 from ldmkit.run.networks import BUCKETS, load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
@@ -38,6 +40,8 @@ CPU_PIXELS = 2**18
 def encode_latents(workspace: Workspace) -> dict[str, float]:
     """Writes mean and std of every picture's posterior, plain and mirrored, their statistics and their quality.
 
+    Those of pictures that did not change are taken over from the latents before a change to the pictures.
+
     `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
     in shards, and a next run resumes after the last whole one. With buckets they are flat, bucket by bucket, and
     `buckets.json` has the latents' `shapes` (h, w), the bucket of each picture, and the `trained` sizes: width and
@@ -53,6 +57,8 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     shapes = [
         (height // autoencoder.downsample, width // autoencoder.downsample) for width, height in recipe.data.shapes
     ]
+    contents = [entry.sha256 for entry in workspace.index.entries]
+    write_contents(folder, workspace.index)
     copies, channels, buckets = (2 if recipe.data.flip else 1), autoencoder.latent_channels, workspace.buckets()
     order = np.argsort(buckets, kind="stable")
     num_places = int(np.prod(shapes, axis=1)[buckets].sum())
@@ -64,20 +70,29 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     encoder = _Encoder(autoencoder, device, workspace.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // math.prod(recipe.data.shapes[0])))
     whole = (np.dtype(recipe.latents.dtype), rows)
+    earlier = EarlierLatents(workspace.parts["latents"], workspace.reporter)
     with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
         moments = LatentMoments(channels, shards.memory.get("moments"))
         first = shards.memory.get("pictures", shards.done)
         if 0 < first < len(pictures):
             workspace.reporter.line(f"encode latents: resuming after picture {first} of {len(pictures)}")
         batches = [order[first:][places] for places in of_one_bucket(buckets[order[first:]], batch)]
-        loaded = picture_batches(pictures, recipe.data, batches)
+        new = [[k for k, i in enumerate(own) if contents[i] not in earlier.rows] for own in batches]
+        loaded = picture_batches(pictures, recipe.data, [own[at] for own, at in zip(batches, new, strict=True) if at])
+        if earlier.rows:
+            count = sum(map(len, new))
+            workspace.reporter.line(f"encode latents: {len(pictures) - first - count} taken over, {count} to encode")
         with workspace.reporter.bar("encode", len(pictures), first) as bar:
             clock, done = Clock(), first
-            for number, own in enumerate(batches, 1):
-                with clock.waiting():
-                    pixels = next(loaded)
-                encoded = [encoder(pixels.flip(-1) if copy else pixels) for copy in range(copies)]
-                mean, std = (np.stack(copy, axis=1) for copy in zip(*encoded, strict=True))  # (B, F, C, h, w)
+            for number, (own, at) in enumerate(zip(batches, new, strict=True), 1):
+                shape = (len(own), copies, channels, *shapes[buckets[own[0]]])
+                mean, std = np.empty((2, *shape), dtype=np.float32)  # (B, F, C, h, w) each
+                earlier.fill(mean, std, [contents[i] for i in own])
+                if at:
+                    with clock.waiting():
+                        pixels = next(loaded)
+                    for copy in range(copies):
+                        mean[at, copy], std[at, copy] = encoder(pixels.flip(-1) if copy else pixels)
                 moments.add(mean, std)
                 if recipe.data.buckets:
                     mean, std = mean.ravel(), std.ravel()

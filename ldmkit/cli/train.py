@@ -123,7 +123,10 @@ def stage_command(name: str) -> click.Command:
 @click.option("--deep", is_flag=True, help="Hash every file of the run, its bundle and the pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(recipe: str, overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
-    """Show which parts of RECIPE's run are done, interrupted, missing, stale, changed or damaged, and why."""
+    """Show which parts of RECIPE's run are done, interrupted, missing, stale, changed or damaged, and why.
+
+    With --deep the exit code is 1 where anything is damaged.
+    """
     pipeline = open_pipeline(recipe, overrides, looks=True)
     pipeline.dataset.remembers, pipeline.dataset.closely = True, deep
     others: list[str] = []
@@ -143,6 +146,8 @@ def status(recipe: str, overrides: tuple[str, ...], deep: bool, as_json: bool) -
         _print_states(pipeline, states)
         for line in others:
             tell(f"  {line}")
+    if deep and (others or not all(found.whole for found in states.values())):
+        sys.exit(1)
 
 
 def _look(pipeline: "Pipeline") -> None:

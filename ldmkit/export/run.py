@@ -1,6 +1,7 @@
 """Stage `export`: a finished run -> the bundle in `exports/<recipe>/`."""
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ldmkit.caches.sets import TextSet
 from ldmkit.export.bundle import NUM_PREVIEW, export_bundle
 from ldmkit.export.model import model_of
 from ldmkit.export.preview_map import fit_latent_rgb
-from ldmkit.run.files import check
+from ldmkit.run.files import check, read_record
 from ldmkit.run.first_weights import kept_starts
 from ldmkit.run.folder import read_metrics
 from ldmkit.run.networks import load_networks
@@ -32,7 +33,10 @@ def export_run(workspace: Workspace) -> dict[str, Any]:
         recipe.export,
         recipe=recipe.published(),
         fingerprint=part.fingerprint,
-        notes={**_notes(workspace), **({"checkpoints": dict(networks.steps)} if networks.steps else {})},
+        notes={
+            **_notes(workspace, networks.steps),
+            **({"checkpoints": dict(networks.steps)} if networks.steps else {}),
+        },
         preview_prompts=_preview_prompts(workspace),
         progress=workspace.reporter.line,
     )
@@ -55,14 +59,17 @@ def _preview_prompts(workspace: Workspace) -> list[str]:
     return []
 
 
-def _notes(workspace: Workspace) -> dict[str, Any]:
-    """How the run was made: seconds and last held-out metrics of each stage, versions, the machine's kind."""
+def _notes(workspace: Workspace, steps: Mapping[str, int]) -> dict[str, Any]:
+    """How the run was made: seconds and last held-out metrics of each stage, versions, the machine's kind.
+
+    Of a part in `steps`, which need not be finished, as they were at that step.
+    """
     stages: dict[str, dict[str, Any]] = {}
     starts = kept_starts(workspace.run_dir)
     for name in trained_parts():
         if name not in workspace.parts:
             continue
-        record = workspace.parts[name].record()
+        record = (read_record(workspace.folder(name)) or {}) if name in steps else workspace.parts[name].record()
         if name == "vae" and workspace.recipe.vae.pretrained:
             stages[name] = {"pretrained": workspace.recipe.published()["vae"]["pretrained"]}
             if not workspace.recipe.vae.tune_decoder_steps:
@@ -70,8 +77,15 @@ def _notes(workspace: Workspace) -> dict[str, Any]:
         # The log's seconds go on from those before an interruption; the record's are of the last session alone.
         log = workspace.folder(name) / "metrics.jsonl"
         check(log)
-        seconds = read_metrics(log)[-1]["seconds"]
-        stages[name] = stages.get(name, {}) | {"seconds": seconds, "held_out": record["facts"]}
+        last: dict[str, Any] = {}
+        for row in read_metrics(log):
+            if name not in steps or row["step"] <= steps[name]:
+                last |= row
+        held_out = {key: value for key, value in last.items() if key.startswith("held_out")}
+        stages[name] = stages.get(name, {}) | {
+            "seconds": last.get("seconds", 0.0),
+            "held_out": held_out if name in steps else record["facts"],
+        }
         if history := record.get("history"):
             stages[name]["history"] = history
         if start := starts.get(name):

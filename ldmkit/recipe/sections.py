@@ -62,6 +62,14 @@ class Data(Section):
     exclude: str = no_result(
         "", description="list of pictures to leave out, lines of JSON as `ldmkit data check` writes them; empty: none"
     )
+    grow: float = no_result(
+        0.5,
+        ge=0,
+        le=1,
+        description="where pictures were added, changed or taken away: largest share of them that a finished "
+        "autoencoder may not have been trained with to be kept, so that these alone are encoded; 0: it is always "
+        "trained anew",
+    )
     num_workers: int = no_result(
         2, ge=0, le=64, description="processes that decode pictures; 0: none beside the main one"
     )

@@ -66,14 +66,7 @@ def save_checkpoint(
     the bytes that were to be written. Raises LdmkitError where it cannot be written whole, as where the disk is full,
     or does not read back; older ones are then untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-    free = shutil.disk_usage(folder).free
-    if free < (least := needed * 1.05 + 2**20):
-        raise LdmkitError(
-            f"{folder}: a checkpoint needs {megabytes(least)} and {megabytes(free)} are free; "
-            "make room and run the same command again"
-        )
+    require_room(folder, sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values()))
     target = folder / f"step_{step:08d}"
     with new_folder(target, durable=True) as temporary:
         hashes = {}
@@ -86,6 +79,17 @@ def save_checkpoint(
         raise LdmkitError(f"{target}: {reason} already: the disk does not give back what was written to it")
     prune(folder, keep)
     return target
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raises LdmkitError where the disk has no room for a checkpoint of these bytes of tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < (least := needed * 1.05 + 2**20):
+        raise LdmkitError(
+            f"{folder}: a checkpoint needs {megabytes(least)} and {megabytes(free)} are free; "
+            "make room and run the same command again"
+        )
 
 
 def prune(folder: Path, keep: Keep) -> None:

@@ -1,16 +1,21 @@
 """The pictures and captions of a run: fetched or drawn where they are not there, looked at once, remembered."""
 
+import shutil
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from ldmkit.data.buckets import buckets_of
 from ldmkit.data.captions import caption_content_hash, caption_files_hash
 from ldmkit.data.checked import scan_data
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, remembered
 from ldmkit.errors import LdmkitError
+from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Data
-from ldmkit.report import Reporter
+from ldmkit.report import Reporter, megabytes
 from ldmkit.run.files import read_record
 
 
@@ -62,3 +67,16 @@ class Dataset:
             now = caption_content_hash(folder)
             return str(recorded) if now == then else found if found != recorded else now
         return found
+
+
+def require_room(recipe: Recipe, index: PictureIndex, run_dir: Path) -> None:
+    """Raises LdmkitError where the disk cannot hold the latents of an autoencoder that is to be trained."""
+    vae, pixels = recipe.vae, np.prod(recipe.data.shapes, axis=1)[buckets_of(index, recipe.data)].sum()
+    places = int(pixels) // (vae.patch_size * 2 ** (len(vae.channels) - 1)) ** 2
+    copies, width = (2 if recipe.data.flip else 1), (2 if recipe.latents.dtype == "float16" else 4)
+    needed = 2 * width * copies * vae.latent_channels * places  # mean and std
+    if (free := shutil.disk_usage(run_dir).free) < needed:
+        raise LdmkitError(
+            f"{run_dir}: the latents of {len(index)} pictures need {megabytes(needed)} and {megabytes(free)} are free; "
+            "make room and run the same command again"
+        )

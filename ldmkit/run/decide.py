@@ -1,6 +1,6 @@
 """What a run does about each of its parts, told before it is done. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,11 +8,12 @@ from typing import Literal
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import Depth, read_record
 from ldmkit.run.folder import Part, Status, read_metrics, weights_of
+from ldmkit.run.grow import extends
 from ldmkit.run.inputs import RunParts
 from ldmkit.run.parts import PARTS, PartSpec, needed
 from ldmkit.run.progress import newest_state
 
-Action = Literal["keep", "make", "resume", "go on", "restore", "remake", "renew", "take back", "open", "stop"]
+Action = Literal["keep", "make", "resume", "go on", "restore", "remake", "renew", "extend", "take back", "open", "stop"]
 _STATES: dict[Action, str] = {
     "keep": "done",
     "make": "missing",
@@ -21,6 +22,7 @@ _STATES: dict[Action, str] = {
     "restore": "damaged",
     "remake": "damaged",
     "renew": "stale",
+    "extend": "stale",
     "take back": "set aside",
     "open": "depends",
     "stop": "blocked",
@@ -60,6 +62,8 @@ def decide(spec: PartSpec, part: Part, status: Status, *, forced: bool, fresh: b
     if state == "missing":
         return Step("make", reason)
     if state == "stale":
+        if not fresh and not spec.trained and extends(part):
+            return Step("extend", f"{reason}; what is unchanged is taken over")
         return Step("renew", reason)
     if state == "interrupted":
         return Step("resume", reason)
@@ -89,9 +93,17 @@ class Plan:
     """The steps of a command, in order, as they follow from what lies in the run's folder now."""
 
     def __init__(
-        self, parts: RunParts, specs: Sequence[PartSpec], *, forced: str | None, fresh: bool, alone: bool
+        self,
+        parts: RunParts,
+        specs: Sequence[PartSpec],
+        *,
+        forced: str | None,
+        fresh: bool,
+        alone: bool,
+        begun: Collection[str] = (),
     ) -> None:
-        """`forced` names a stage to run again from nothing; see `decide`."""
+        """`forced` names a stage to run again from nothing; see `decide`. `begun`: parts that need not be finished."""
+        self._begun = begun
         self.specs = specs
         self._forced, self._fresh, self._alone = forced, fresh, alone
         self._hashed: dict[tuple[str, str, tuple[tuple[str, str], ...]], Status] = {}
@@ -114,6 +126,8 @@ class Plan:
     def status(self, part: Part) -> Status:
         """The part's status, its files hashed where another part is made from them."""
         depth: Depth = "hash" if part.name in self.hashed else "size"
+        if part.name in self._begun and part.status().state == "interrupted":
+            return Status("done", "by one of its checkpoints")
         if depth == "size":
             return part.status()
         key = (part.name, part.fingerprint, tuple(sorted(part.made_of.items())))

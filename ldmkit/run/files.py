@@ -14,6 +14,8 @@ from ldmkit.errors import LdmkitError
 from ldmkit.run.parts import PARTS
 
 RECORD = "record.json"
+CONTENTS = "contents.json"
+"""{key: SHA-256} of the pictures that a part is made from, in the index's order"""
 SEAL = "seal"
 _SMALL = 1 << 20
 """bytes up to which a file is hashed even where size alone is looked at: it takes no time"""
@@ -21,7 +23,7 @@ _SHOWN = ("loss.png",)
 """of a part's own files those that nothing reads; so it is with all in its subfolders, but for checkpoints, which have
 a manifest of their own"""
 _RECORD_KEYS = {"inputs", "fingerprint", "made_of", "state", "seconds", "finished", "weights", "facts"}
-_RECORD_KEYS |= {"files", "history", "caption_content", SEAL}
+_RECORD_KEYS |= {"earlier", "files", "history", "caption_content", SEAL}
 
 Depth = Literal["size", "hash"]
 

@@ -38,6 +38,8 @@ class Status:
     """`changed`: trained by another recipe, whose weights this one trains on; `damaged`: not what was written"""
     reason: str = ""
     """of one that is done: what else is no longer there"""
+    whole: bool = True
+    """whether each file that lies there is what was written"""
 
 
 class Part:
@@ -52,12 +54,14 @@ class Part:
         *,
         bundle: Path | None = None,
         goes_on: Collection[str] = (),
+        note: str = "",
     ) -> None:
         """`made_of`: SHA-256 of the weights of each trained part before this one, as far as they are known.
 
         They stand beside the inputs: a part that was trained again from the same inputs, on another machine say, may
         be another one, and what was made of the old one is then stale. `bundle`: where the files of a bundle lie, whose
-        record alone is in `folder`. `goes_on`: keys of `inputs[name]` by whose change training goes on.
+        record alone is in `folder`. `goes_on`: keys of `inputs[name]` by whose change training goes on. `note`: what is
+        to be said of the part where it is done.
         """
         self.folder = folder
         self.name = name
@@ -67,6 +71,9 @@ class Part:
         self.inputs: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **inputs}))
         self.fingerprint = fingerprint(self.inputs)
         self.goes_on = goes_on
+        self.note = note
+        self.earlier: Path | None = None
+        """of a part that is being made: an earlier one, set aside, whose rows it takes over where they are the same"""
         self.history: list[dict[str, Any]] = []
         """of a trained part: `step` from which it was trained by another recipe, and what that `changed`"""
 
@@ -75,7 +82,7 @@ class Part:
         try:
             record = read_record(self.folder)
         except LdmkitError:
-            return Status("damaged", f"{RECORD} is damaged")
+            return Status("damaged", f"{RECORD} is damaged", whole=False)
         if record is None:
             return Status("missing")
         made_of = record.get("made_of", {})
@@ -92,7 +99,8 @@ class Part:
         found = list(changes(self.folder, record, depth))
         told = [f"{name} {what}" for name, what, read in found if read] or [f"{name} {what}" for name, what, _ in found]
         more = f", and {len(told) - 1} more" if len(told) > 1 else ""
-        return Status("damaged" if any(change.read for change in found) else "done", told[0] + more if told else "")
+        damaged = any(change.read for change in found)
+        return Status("damaged" if damaged else "done", told[0] + more if told else self.note, whole=not found)
 
     def _bundle(self, depth: Depth) -> Status:
         assert self.bundle is not None
@@ -105,7 +113,9 @@ class Part:
         if other:
             return Status("missing", f"{self.bundle} holds another bundle")
         found = list(changes(self.bundle, {"files": files}, depth))
-        return Status("missing", f"{self.bundle / found[0].name} {found[0].what}") if found else Status("done")
+        if found:
+            return Status("missing", f"{self.bundle / found[0].name} {found[0].what}", whole=False)
+        return Status("done")
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether what was trained from these inputs can be trained on from this part's."""
@@ -132,14 +142,23 @@ class Part:
         newest = newest_state(self.folder)
         return newest is not None and self._takes_up(newest["inputs"])
 
-    def begin(self, *, anew: bool = False) -> None:
-        """Marks the part as being made; a stale one, or any where it is made `anew`, is set aside, never deleted."""
+    def begin(self, *, anew: bool = False, extend: bool = False) -> None:
+        """Marks the part as being made; a stale one, or any where it is made `anew`, is set aside, never deleted.
+
+        With `extend` what was set aside becomes `earlier`, which an interrupted one still knows.
+        """
         status = self.status()
         filled = self.folder.is_dir() and any(self.folder.iterdir())
+        earlier = ""
         if filled and (anew or status.state in ("stale", "missing")):
-            self.set_aside()
+            aside = self.set_aside()
+            earlier = aside.name if extend else ""
+        elif status.state == "interrupted":
+            earlier = (read_record(self.folder) or {}).get("earlier", "")
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_sealed(self.folder / RECORD, {**self._record(), "state": "running"})
+        self.earlier = self.folder.parent / "stale" / earlier if earlier else None
+        known = {"earlier": earlier} if earlier else {}
+        write_sealed(self.folder / RECORD, {**self._record(), "state": "running", **known})
 
     def discard(self) -> None:
         """Removes the folder of a cache that is no longer what was written."""
@@ -193,15 +212,14 @@ class Part:
             )
         return read_record(self.folder) or {}
 
-    def set_aside(self) -> None:
-        """Moves the folder to `stale/` of the run: nothing that was trained is deleted."""
+    def set_aside(self) -> Path:
+        """Moves the folder to `stale/` of the run: nothing that was trained is deleted; returns where it lies there."""
         aside = self.folder.parent / "stale"
         aside.mkdir(exist_ok=True)
         for count in range(1, 10_000):
             target = aside / f"{self.name}-{count}"
             if not target.exists():
-                self.folder.rename(target)
-                return
+                return self.folder.rename(target)
         raise LdmkitError(f"{aside}: too many parts set aside; remove what is not needed")
 
 

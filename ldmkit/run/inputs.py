@@ -1,7 +1,7 @@
 """The parts of a run with what each would be made from now, as the table of parts says. No torch."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.recipe import Recipe
 from ldmkit.run.files import read_record
 from ldmkit.run.folder import Part, weights_of
+from ldmkit.run.grow import Kept
 from ldmkit.run.parts import PARTS, PartSpec, behind, needed, parts_of
 
 
@@ -28,12 +29,14 @@ class RunParts(dict[str, Part]):
         frozen: bool,
         starts: Mapping[str, str],
         pretrained: str = "",
+        kept: Callable[[Path, Mapping[str, Any]], Kept | None] = lambda *_: None,
     ) -> None:
         """`pictures`: hash of the data set; `caption_files`: of the captions beside it.
 
         `frozen`: whether the text encoder is, so that its states are cached. `starts`: SHA-256 of the weights that a
         part's network starts from, where they are not random. `pretrained`: which autoencoder is used in place of one
-        that is trained here, where the recipe names one.
+        that is trained here, where the recipe names one. `kept`: whether the one in a folder outlives a change to the
+        pictures, see `ldmkit.run.grow`.
         """
         super().__init__()
         self.recipe = recipe
@@ -44,6 +47,9 @@ class RunParts(dict[str, Part]):
         self.frozen = frozen
         self.starts = starts
         self.pretrained = pretrained
+        self.grown = False
+        """whether the autoencoder was trained before the pictures changed, and is kept"""
+        self._kept = kept
         self.weights: dict[str, str] = {}
         """SHA-256 of trained parts' weights as they are going to be, where these are only thought of"""
         self._captions: str | None = None
@@ -82,7 +88,12 @@ class RunParts(dict[str, Part]):
         made_of = {name: weights for name, weights in trained.items() if weights}
         bundle = self.bundle_dir if spec.name == "bundle" else None
         goes_on = getattr(self.recipe, spec.name).goes_on_keys() if spec.trained else ()
-        return Part(self.run_dir / spec.name, spec.name, inputs, made_of, bundle=bundle, goes_on=goes_on)
+        note = ""
+        if spec.name == "vae" and (kept := self._kept(self.run_dir / "vae", inputs)):
+            self.grown, inputs["pictures"], note = True, kept.pictures, kept.note
+            # By epochs its last checkpoint would be trained on with these pictures, and not only taken up.
+            goes_on = () if self.recipe.vae.epochs else goes_on
+        return Part(self.run_dir / spec.name, spec.name, inputs, made_of, bundle=bundle, goes_on=goes_on, note=note)
 
     def section(self, name: str, *keys: str) -> dict[str, Any]:
         """The section's keys that affect the result, or `keys` among them."""

@@ -67,15 +67,17 @@ def load_networks(recipe: Recipe, registry: Registry, run_dir: Path, *, checkpoi
     """The networks of a finished run, averaged where there is an average, on the CPU.
 
     `checkpoint`: of the U-Nets that have it, the weights of this step, or of the `best` one; see `chosen_weights`.
+    Those need not be finished.
 
     Raises LdmkitError where a part of it is not finished, or a file is not what was written.
     """
-    for part in needed(PARTS["bundle"], recipe):
-        if not is_finished(run_dir / part):
-            raise LdmkitError(f"{run_dir / part}: not finished; `ldmkit train` with the run's recipe resumes it")
-    autoencoder = load_autoencoder(recipe, run_dir / "vae")
     unets = [name for name in UNETS if getattr(recipe, name) is not None]
     chosen = {} if checkpoint is None else _chosen(run_dir, unets, checkpoint)
+    for part in needed(PARTS["bundle"], recipe):
+        if part not in chosen and not is_finished(run_dir / part):
+            lacking = "not finished" if checkpoint is None else f"not finished, and without checkpoint {checkpoint}"
+            raise LdmkitError(f"{run_dir / part}: {lacking}; `ldmkit train` with the run's recipe resumes it")
+    autoencoder = load_autoencoder(recipe, run_dir / "vae")
     weights = {
         name: load_weights(chosen[name][0]) if name in chosen else trained_weights(run_dir / name) for name in unets
     }
@@ -158,7 +160,8 @@ def read_pretrained(recipe: Recipe) -> tuple[dict[str, Any], Autoencoder]:
     name = recipe.vae.pretrained
     source = find_source(name)
     config, network = read(source.form, source.files, key=f'vae.pretrained = "{name}"')
-    return {**config, "pretrained": {"name": name, "sha256": source.sha256()}}, network
+    commit = {"commit": source.commit} if source.commit else {}
+    return {**config, "pretrained": {"name": name, **commit, "sha256": source.sha256()}}, network
 
 
 def autoencoder_config(recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Inputs(Protocol):
     caption_files: str
     frozen: bool
     pretrained: str
+    grown: bool
 
     def __getitem__(self, name: str, /) -> Made: ...
     def section(self, name: str, *keys: str) -> dict[str, Any]: ...
@@ -100,7 +101,9 @@ def _latents(run: Inputs) -> dict[str, Any]:
     cache = {"dtype": run.recipe.latents.dtype, "layout": LAYOUT}
     if run.pretrained:  # whose encoder is never trained; a trained autoencoder stands for its pictures as well
         return {"pretrained": run.pretrained, "pictures": run.pictures, "latents": cache, "data": run.data()}
-    return {"vae": run["vae"].fingerprint, "latents": cache, "data": run.data()}
+    # One that outlives a change to the pictures does not stand for these.
+    pictures = {"pictures": run.pictures} if run.grown else {}
+    return {"vae": run["vae"].fingerprint, **pictures, "latents": cache, "data": run.data()}
 
 
 def _text(run: Inputs) -> dict[str, Any]:

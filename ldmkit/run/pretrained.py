@@ -37,6 +37,12 @@ class Source:
     files: tuple[Path, ...]
     """config.json and the weights; of TAESD's form the encoder's weights and the decoder's, or both in one"""
 
+    @property
+    def commit(self) -> str | None:
+        """Of the hub's repository, whatever the recipe asked for: in its cache a snapshot's folder has that name."""
+        folders = self.files[0].parents if self.name.startswith(HUB) else ()
+        return next((each.name for each in folders if each.parent.name == "snapshots"), None)
+
     def sha256(self) -> str:
         """Of all its files."""
         hashes = []

@@ -12,7 +12,8 @@ from ldmkit.components.registry import Registry
 from ldmkit.diffusion.process import NoiseSchedule, make_schedule, noised_to
 from ldmkit.errors import LdmkitError
 from ldmkit.runtime.backend import Backend
-from ldmkit.runtime.manifest import UNET_T2I
+from ldmkit.runtime.manifest import UNET_T2I, Manifest
+from ldmkit.runtime.memory import check_memory
 from ldmkit.runtime.request import DrawRequest, PictureRequest, stripped
 
 MAX_LATENT_SIZE = 512
@@ -55,6 +56,8 @@ def resolve(backend: Backend, request: DrawRequest) -> DrawSettings:
             "another scale"
         )
     width, height, latent_size = check_size(backend, request.size)
+    if isinstance(backend.manifest, Manifest) and request.size not in (None, (backend.manifest.picture_size,) * 2):
+        check_memory(backend.manifest, latent_size, text=any([negative, *request.prompts]))
     schedule: NoiseSchedule = make_schedule(**backend.manifest.schedule.model_dump())
     schedule.grid(steps)  # raises where it has fewer timesteps
     chosen = {"use": request.sampler} if isinstance(request.sampler, str) else dict(request.sampler or {})

@@ -14,6 +14,7 @@ from ldmkit.run.checkpoint import (
     flatten_optimizer,
     load_newest,
     prune,
+    require_room,
     restore_optimizer,
     save_checkpoint,
 )
@@ -98,6 +99,15 @@ class Checkpoints:
         self.best = state.get("best")
         now = {key: value for key, value in environment(self.engine.precision).items() if key in state}
         return state["step"], state["seconds"], differences({key: state[key] for key in now}, now)
+
+    def require_room(self) -> None:
+        """Before the first step. Raises LdmkitError where the disk has no room for a checkpoint."""
+        modules = [*self.task.modules.values(), *(average.module for average in self.task.emas.values())]
+        tensors = [tensor for module in modules for tensor in module.state_dict().values()]
+        # Adam keeps two moments of each weight that it trains.
+        groups = [group for each in self.engine.optimizers.values() for group in each.param_groups]
+        tensors += 2 * [weight for group in groups for weight in group["params"]]
+        require_room(self.folder, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
     def mixes(self, start: int) -> bool:
         """Whether what follows is another result than the recipe's alone: no mere addition of steps at a constant rate.

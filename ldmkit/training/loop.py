@@ -29,6 +29,8 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
     checkpoints = Checkpoints(part, engine, task)
     with engine.processes.main_process_first():  # who also sets damaged ones aside
         start, seconds, differences = checkpoints.resume()
+        if engine.processes.is_main_process and start < num_steps:
+            checkpoints.require_room()
     if start:
         changed = f" with {'; '.join(checkpoints.changed)}" if checkpoints.changed else ""
         if checkpoints.mixes(start):

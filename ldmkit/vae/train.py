@@ -18,6 +18,7 @@ from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.models.pretrained import build
 from ldmkit.recipe.sections import size_misfits
 from ldmkit.run.checkpoint import save_weights
+from ldmkit.run.grow import write_contents
 from ldmkit.run.networks import read_pretrained
 from ldmkit.run.pretrained import CONFIG
 from ldmkit.run.workspace import Workspace
@@ -51,6 +52,8 @@ def train_vae(workspace: Workspace) -> Metrics:
             save_weights(folder / "model.safetensors", network.state_dict())
             return {}
         network.encoder.requires_grad_(False)
+    if workspace.parts["vae"].inputs["pictures"] == workspace.index.hash:  # else a kept one comes from its checkpoint
+        write_contents(folder, workspace.index)
     engine = Engine(
         "vae", recipe.vae, num_samples=len(split[0]), seed=recipe.seed, buckets=workspace.buckets()[split[0]]
     )

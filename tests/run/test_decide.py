@@ -18,9 +18,10 @@ from ldmkit.cli import train as command
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import read_record, write_sealed
 from ldmkit.run.folder import Part
+from ldmkit.run.grow import write_contents
 from ldmkit.run.parts import PARTS, PartSpec, stage_names
 
-SEEN = {"resume": "go on", "restore": "go on"}
+SEEN = {"resume": "go on", "restore": "go on", "extend": "renew"}
 """how a part's folder shows what was done, where several things show alike"""
 
 
@@ -35,6 +36,8 @@ def fake(spec: PartSpec) -> Callable[[Any], dict[str, Any]]:
             entry = {"size": 5, "sha256": hashlib.sha256(b"graph").hexdigest()}
             manifest = {"files": {"unet.onnx": entry}, "fingerprint": part.fingerprint}
             (part.bundle / "manifest.json").write_text(json.dumps(manifest))
+        if spec.name in ("captions", "vae", "latents"):
+            write_contents(part.folder, workspace.index)
         if not (part.folder / "identity").exists():
             (part.folder / "identity").write_text(uuid4().hex)
         if spec.name == "captions" and not (part.folder / "captions.jsonl").exists():
@@ -138,10 +141,11 @@ def interrupted(part: str, steps: int) -> Callable[[Any], None]:
     return interrupt
 
 
-def repaint(made: Any) -> None:
-    picture = Image.open(made.folder / "pictures" / "03.png").convert("RGB")
-    picture.putpixel((2, 2), (1, 2, 3))
-    picture.save(made.folder / "pictures" / "03.png")
+def repaint(made: Any, number: int = 3, name: str = "03") -> None:
+    """Another content for a picture, or a new one by that name."""
+    picture = Image.open(made.folder / "pictures" / f"{number:02d}.png").convert("RGB")
+    picture.putpixel((2, 2), (1, 2, len(name)))
+    picture.save(made.folder / "pictures" / f"{name}.png")
 
 
 def together(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -179,12 +183,29 @@ KINDS: dict[str, tuple[list[str], Callable[[Any], None] | None, str]] = {
     "cache": (["latents.dtype='float16'"], None, "latents renew, unet renew"),
     "opset": (["export.opset=19"], None, "t2i keep, bundle renew"),
     "sampler": (["sampler.steps=7"], None, "bundle keep"),
-    "fewer pictures": (["data.num_pictures=15"], None, "captions renew, vae renew"),
-    "picture": ([], repaint, "vae renew, captions renew"),
+    "fewer pictures": (["data.num_pictures=15"], None, "captions extend, vae keep, latents extend, unet renew"),
+    "pictures added": (
+        [],
+        lambda made: [repaint(made, number, f"new-{number}") for number in range(8)],
+        "captions extend, vae keep, latents extend, text renew, unet renew, t2i renew, bundle renew",
+    ),
+    "mostly other pictures": (
+        [],
+        lambda made: [repaint(made, number, f"new-{number}-{again}") for number in range(20) for again in (0, 1)],
+        "captions extend, vae renew, latents renew",
+    ),
+    "no picture may be new": (["data.grow=0.0"], lambda made: repaint(made), "vae renew, captions extend"),
+    "picture": ([], lambda made: repaint(made), "vae keep, captions extend, latents extend, unet renew"),
+    "picture and network": (["vae.dropout=0.0"], lambda made: repaint(made), "vae renew, latents renew"),
+    "picture and damage": (
+        [],
+        lambda made: (repaint(made), cut(f"{RUN}/vae/ema.safetensors")(made)),
+        "vae restore, latents extend",
+    ),
     "caption": (
         [],
         lambda made: (made.folder / "pictures" / "03.txt").write_text("a cat in a hat"),
-        "captions renew, text open",
+        "captions extend, text open",
     ),
     "caption touched": ([], lambda made: os.utime(made.folder / "pictures" / "03.txt", ns=(0, 0)), "captions keep"),
     "part removed": ([], gone(f"{RUN}/unet"), "unet make, bundle open"),
@@ -354,3 +375,42 @@ def test_what_came_and_went_is_said(made: Any, capsys: pytest.CaptureFixture[str
     pipeline.reporter.quiet = False
     pipeline.run()
     assert "data: since the pictures were last read 2 came, 1 went, 1 changed\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [f"{RUN}/t2i/metrics.jsonl", f"{RUN}/latents/mean.npy", None])
+def test_deep_status_ends_with_1_where_anything_is_damaged(
+    path: str | None, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made.folder)
+    made.pipeline().states()  # the pictures are where they are now
+    if path:
+        edit(path)(made)
+    else:
+        repaint(made)  # what is out of date is not damaged
+    options = ["tiny.toml", "--set", "export.path=nowhere"]
+    assert CliRunner().invoke(command.status, options).exit_code == 0
+    left = CliRunner().invoke(command.status, [*options, "--deep", "--json"])
+    assert left.exit_code == (1 if path else 0), left.output
+    assert json.loads(left.output)["parts"]
+
+
+def test_a_disk_without_room_for_the_latents_is_told_before_the_autoencoder_trains(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = look(made)
+    usage = shutil.disk_usage(made.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=40_000))  # 2 x 20 x 2 x 2 x 8 x 8 floats
+    with pytest.raises(LdmkitError, match=r"latents of 20 pictures need 0\.039 MiB and 0\.038 MiB are free"):
+        made.pipeline("vae.dropout=0.0").run()
+    assert look(made) == before
+
+
+def test_a_checkpoint_of_an_interrupted_run_is_exported(made: Any) -> None:
+    interrupted("unet", 3)(made)
+    pipeline = made.pipeline()
+    with pytest.raises(LdmkitError, match="unet: interrupted, and bundle is made from it"):
+        pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
+    pipeline.checkpoint = "3"
+    pipeline.run(("export",), forced="export", bundle_dir=made.folder / "other")
+    assert (made.folder / "other" / "manifest.json").is_file()
+    assert made.pipeline().states()["unet"].state == "interrupted"

@@ -11,6 +11,7 @@ import tomlkit
 from safetensors.torch import load_file
 
 from ldmkit.errors import LdmkitError
+from ldmkit.run.pretrained import find_source
 from ldmkit.runtime.bundle import Bundle
 
 
@@ -104,3 +105,18 @@ def test_sizes_are_checked_against_the_autoencoder(shared: Any, tmp_path: Path) 
     shutil.copytree(shared.folder, workshop.folder, copy_function=shutil.copy2)
     with pytest.raises(LdmkitError, match="size = 15 must be a multiple of 2, by which the pretrained autoencoder"):
         workshop.pipeline("data.size=15").run(("train-vae",), forced="train-vae")
+
+
+def test_the_hubs_commit_is_known_although_the_recipe_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's cache as its client lays it out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--owner--tiny", "0123456789abcdef0123456789abcdef01234567"
+    (snapshot := repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (snapshot / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    (snapshot / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    assert find_source("hub:owner/tiny").commit == commit
+    assert find_source(str(snapshot)).commit is None
