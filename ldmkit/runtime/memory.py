@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ldmkit.errors import LdmkitError
-from ldmkit.runtime.manifest import Manifest, sides
+from ldmkit.runtime.manifest import Manifest
 
 _BYTES = 4
 """of a float32"""
@@ -30,7 +30,7 @@ def check_memory(manifest: Manifest, latent_size: tuple[int, int], *, text: bool
     have, latent = total_memory(), manifest.latent
     if have is None or (need := least_memory(recipe, latent_size, text=text)) <= have:
         return
-    factor, step = sides(manifest.picture_size)[1] // latent.height, latent.multiple or 1
+    factor, step = manifest.factor, latent.multiple or 1
     side = max(latent_size)
     while side > step and least_memory(recipe, (side, side), text=text) > have:
         side -= step
