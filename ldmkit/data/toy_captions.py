@@ -174,7 +174,8 @@ def _sentence(cat: ToyCat, names: Sequence[str], rng: Random) -> str:
     if rng.random() < 0.12:
         found["whose"].append(pick(rng, DOINGS))
     subject = f"{pick(rng, OPENINGS)} {noun}".strip()
-    before, after = [], shuffled(rng, found["whose"])
+    before: list[str] = []
+    after = shuffled(rng, found["whose"])
     for place in found["place"]:
         (before if rng.random() < 0.25 else after).append(place)
     tags = found["tag"]
