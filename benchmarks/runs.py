@@ -28,7 +28,7 @@ vae.patch_size=1 vae.channels=[4,8] vae.latent_channels=2 vae.norm_groups=4 vae.
 vae.losses.gan.use='patchgan' vae.losses.gan.channels=[4,8] vae.losses.gan.norm_groups=4 vae.losses.gan.start_step=4
 unet.channels=[8,8] unet.attention_levels=[1] unet.norm_groups=4 unet.time_dim=8 unet.dropout=0.1
 unet.precision='bf16' unet.grad_accumulation=2
-t2i.channels=[8,8] t2i.norm_groups=4 t2i.time_dim=8 t2i.num_heads=2 t2i.dropout=0.1 t2i.caption_dropout=0.5
+t2i.width=8 t2i.depth=1 t2i.num_heads=2 t2i.dropout=0.1 t2i.caption_dropout=0.5
 vae.batch_size=8 unet.batch_size=8 t2i.batch_size=8 vae.warmup_steps=2 unet.warmup_steps=2 t2i.warmup_steps=2
 """
 TINY = tuple(_TINY.split())

@@ -5,18 +5,15 @@ that stream for a string seed across versions, which numpy does not for its gene
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
 from ldmkit.atomic import new_folder
+from ldmkit.data.toy_captions import caption, named, pick
 from ldmkit.data.toy_drawing import BACKGROUND, COATS, EYES, FUR, ToyCat, draw_toy_cat
 from ldmkit.errors import LdmkitError
-
-T = TypeVar("T")
 
 HELD_OUT_PAIRS: tuple[dict[str, str], ...] = (
     {"fur": "orange", "background": "purple"},
@@ -35,26 +32,6 @@ HELD_OUT_PAIRS: tuple[dict[str, str], ...] = (
 None is of a fur and a coat: the colour of a fur's stripes would then be in no picture at all, which is more to ask for
 than a composition.
 """
-# {coat} holds its own trailing space: "tabby ", "plain " or nothing.
-COMPLETE_PHRASINGS = (
-    "a cute {fur} {coat}cat with {eyes} eyes on a {background} background",
-    "a {fur} {coat}cat with {eyes} eyes in front of a {background} wall",
-    "{fur} {coat}cat, {eyes} eyes, {background} background",
-    "a picture of a {fur} {coat}cat with {eyes} eyes, the background is {background}",
-    "on a {background} background, a {fur} {coat}cat with {eyes} eyes looks at the camera",
-    "a {eyes}-eyed {fur} {coat}cat against a {background} background",
-    "the face of a cute {coat}cat with {fur} fur and {eyes} eyes, {background} behind it",
-)
-SHORT_PHRASINGS = (
-    "a cute {fur} {coat}cat with {eyes} eyes",
-    "a {fur} {coat}cat with {eyes} eyes",
-    "a {fur} {coat}cat looking at the camera",
-    "a {fur} {coat}cat",
-    "a cute {fur} {coat}cat",
-    "a {coat}cat with {fur} fur on a {background} background",
-)
-_SHARE_SHORT = 0.25
-_SHARE_PLAIN_NAMED = 0.7
 
 
 def make_toy_cats(
@@ -89,28 +66,13 @@ def make_toy_cats(
 
 
 def describe(seed: int, number: int, unseen: bool = False) -> tuple[Random, ToyCat, str]:
-    """The stream of one picture, behind what its attributes and its caption took of it."""
+    """The stream that one picture is drawn from, its attributes and its caption."""
     rng = Random(f"toy-cats/picture/{seed}/{number}")
     cat = draw_attributes(rng, unseen)
-    return rng, cat, caption(cat, rng)
-
-
-def caption(cat: ToyCat, rng: Random) -> str:
-    """One caption; a cat that is not called tabby is plain."""
-    phrasings = SHORT_PHRASINGS if rng.random() < _SHARE_SHORT else COMPLETE_PHRASINGS
-    text = pick(rng, phrasings)
-    coat = "" if cat.coat == "plain" and rng.random() >= _SHARE_PLAIN_NAMED else cat.coat + " "
-    text = articles(text.format(**{**asdict(cat), "coat": coat}))
-    return text[0].upper() + text[1:] if rng.random() < 0.15 else text
-
-
-def articles(text: str) -> str:
-    """`a` as `an` before a vowel."""
-    words = text.split(" ")
-    for index, (word, following) in enumerate(pairwise(words)):
-        if word == "a" and following[0] in "aeiou":
-            words[index] = "an"
-    return " ".join(words)
+    for _ in range(4 if cat.coat == "plain" else 3):  # what captions once took: the pictures stay what they are
+        rng.random()
+    words = Random(f"toy-cats/caption/{seed}/{number}")
+    return rng, cat, caption(cat, named(words), words)
 
 
 def held_out_pairs(cat: ToyCat) -> list[dict[str, str]]:
@@ -129,8 +91,3 @@ def draw_attributes(rng: Random, unseen: bool) -> ToyCat:
         )
         if bool(held_out_pairs(cat)) == unseen:
             return cat
-
-
-def pick(rng: Random, choices: Sequence[T]) -> T:
-    """One of the choices, by `rng.random()` alone."""
-    return choices[int(rng.random() * len(choices))]

@@ -149,6 +149,20 @@ def test_padding_does_not_reach_the_tokens(tokenizer: Tokenizer) -> None:
     assert not torch.equal(module(other, torch.ones_like(mask))[tokens], module(ids, mask)[tokens])
 
 
+@pytest.mark.parametrize("std", [0.02, 0.5])
+def test_a_words_own_meaning_is_as_strong_as_asked(tokenizer: Tokenizer, std: float) -> None:
+    """Of two captions that differ in one word: how much more its state changes than those of the others do, before
+    training. At 0.02 attention spreads it over all of them."""
+    torch.manual_seed(0)
+    module = Transformer(width=64, embedding_std=std).load_module(tokenizer)
+    assert module.token_embedding.weight.std().item() == pytest.approx(std, rel=0.05)  # type: ignore[union-attr, operator]
+    ids, mask = torch.arange(3, 23)[None], torch.ones(1, 20, dtype=torch.int64)
+    changed = ids.clone()
+    changed[0, 7] = 40
+    moved = (module(ids, mask) - module(changed, mask)).norm(dim=-1)[0]
+    assert (moved[7] / moved[torch.arange(20) != 7].mean() > 8) == (std == 0.5)
+
+
 def test_every_parameter_learns_and_dropout_is_for_training_only(tokenizer: Tokenizer) -> None:
     module = Transformer(dropout=0.5).load_module(tokenizer)
     ids, mask = encode(tokenizer, CAPTIONS[:2])
