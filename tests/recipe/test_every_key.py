@@ -109,6 +109,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "timesteps": ["normal"],
     "velocity_floor": [0, 1.1],
     "logit_mean": [-5.5, 5.5],
+    "embedding_std": [0, 2.1],
     "time_dim": [0, 1],
     "num_heads": [0],
     "caption_dropout": [-0.1, 1.1],
