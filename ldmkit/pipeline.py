@@ -14,6 +14,8 @@ from ldmkit.components.registry import Registry
 from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, remembered, scan
+from ldmkit.data.remote import address
+from ldmkit.data.sources import is_there
 from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.recipe.training import Training
@@ -74,17 +76,18 @@ class Pipeline:
         data = self.recipe.data
         folder = Path(data.path)
         cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
-        if self.remembers and not folder.exists() and cache is not None:
+        if self.remembers and not is_there(folder) and cache is not None:
             index = remembered(cache, folder, max_pictures=data.num_pictures)
             if index is not None:
                 return index
-        if not folder.exists() and data.source != "folder":
+        if data.source != "folder" and address(folder) is None and not is_there(folder):
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
         with self.reporter.counter("reading pictures") as progress:
             return scan(
                 folder,
+                follow_links=data.follow_links,
                 max_pictures=data.num_pictures,
                 max_bad=data.max_bad,
                 index_cache=cache,
@@ -95,15 +98,16 @@ class Pipeline:
     @cached_property
     def _caption_files(self) -> str:
         """Of names, sizes and times; where these differ from the record's and the contents do not, the record's."""
-        folder, record = Path(self.recipe.data.path), {}
+        record = {}
         with suppress(LdmkitError):
             record = read_record(self.run_dir / "captions") or {}
         recorded = record.get("inputs", {}).get("caption_files")
-        if recorded and not folder.exists():
-            return str(recorded)
-        found = caption_files_hash(folder)
+        source = self.index.source
+        if source is None:  # the pictures are only remembered
+            return str(recorded or "")
+        found = caption_files_hash(source)
         if (then := record.get("caption_content")) and (found != recorded or self.closely):
-            now = caption_content_hash(folder)
+            now = caption_content_hash(source)
             return str(recorded) if now == then else found if found != recorded else now
         return found
 
@@ -157,7 +161,7 @@ class Pipeline:
 
     def _can_look(self) -> bool:
         seen = self.remembers and (self.run_dir / "pictures.json").is_file()
-        return seen or Path(self.recipe.data.path).exists()
+        return seen or is_there(Path(self.recipe.data.path))
 
     def steps(self, stages: Sequence[str], *, fresh: bool = False) -> dict[str, Step]:
         """What `run` would do about each part of these stages."""
@@ -262,8 +266,7 @@ class Pipeline:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
         if not self._announced:
             self._announced = True
-            folder = Path(self.recipe.data.path).absolute()
-            self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
+            self.reporter.line(f"reads {self.index.folder}; writes {self.run_dir} and {self.bundle_dir}")
             for line in self.index.summary(MAX_REMARKS):
                 self.reporter.line(f"data: {line}")
 
@@ -362,8 +365,8 @@ class Pipeline:
                 facts = spec.load()(workspace)
             if self._main:
                 content = {}
-                if spec.name == "captions":
-                    content = {"caption_content": caption_content_hash(Path(self.recipe.data.path))}
+                if spec.name == "captions" and self.index.source is not None:
+                    content = {"caption_content": caption_content_hash(self.index.source)}
                 part.finish(time.monotonic() - began, facts=facts, **content)
                 values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()]
                 took = duration(time.monotonic() - began)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ldmkit.cli.data_export import export
 from ldmkit.report import tell
 
 
@@ -50,3 +51,6 @@ def check(folder: Path, as_json: bool) -> None:
         return
     tell(f"{len(index)} pictures; sizes: {', '.join(f'{s} ({n})' for s, n in sizes.most_common(5))}")
     tell(*index.summary())
+
+
+data.add_command(export)

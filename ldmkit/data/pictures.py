@@ -5,19 +5,20 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ldmkit.atomic import write_atomic
 from ldmkit.components.protocols import Picture
-from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, load_picture, measure, one_large
+from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, measure, one_large
 from ldmkit.data.kinds import HEAD, kind
-from ldmkit.data.listing import list_files
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
@@ -56,6 +57,8 @@ class PictureIndex:
     """(key, reason) of each file that has a picture's ending and is left out"""
     unread: tuple[str, ...] = ()
     """what was not looked at, for a person: files by ending, those that begin like a picture, system folders"""
+    source: Source | None = field(default=None, compare=False, repr=False)
+    """what holds them; None where they are only remembered"""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -71,11 +74,8 @@ class PictureIndex:
 
     def pictures(self) -> list[Picture]:
         """The same pictures in the same order, to be decoded when needed; they pickle, for loader processes."""
-        paths = [self.folder / entry.key for entry in self.entries]
-        return [
-            Picture(path, entry.key, partial(load_picture, path))
-            for path, entry in zip(paths, self.entries, strict=True)
-        ]
+        source = self.source or Source(self.folder)
+        return [source.picture(entry.key) for entry in self.entries]
 
     def split(self, held_out: float, seed: int = 0) -> tuple[list[int], list[int]]:
         """Indices to train on and indices held out, about `held_out` of all.
@@ -121,6 +121,9 @@ class PictureIndex:
     def summary(self, limit: int | None = None) -> list[str]:
         """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
         lines = []
+        archives = self.source.archives if self.source else {}
+        if prefixes := [prefix for prefix in archives if prefix]:
+            lines.append(f"{len(prefixes)} archives and tables read: {', '.join(map(printable, prefixes[:limit]))}")
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
         for title, found in (("left out", rejected), ("not read", self.unread), ("remarks", self.remarks())):
             if found:
@@ -132,27 +135,26 @@ class PictureIndex:
 def scan(
     folder: Path,
     *,
+    follow_links: Sequence[str] = (),
     max_pictures: int | None = None,
     max_bad: float = 0.1,
     index_cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     closely: bool = False,
 ) -> PictureIndex:
-    """Decode every picture of `folder` and its subfolders; with `index_cache` only files whose size or time changed.
+    """Decode every picture of `folder`, its subfolders and archives, or of an archive; with `index_cache` only files
+    whose size or time changed.
 
     Left unread: hidden files and folders, files without a picture's ending, recycle bins and the like; the index says
-    so of all but the hidden. Symbolic links are not followed.
+    so of all but the hidden. Symbolic links are followed into the folders of `follow_links` alone, relative to
+    `folder`. What lies in an archive and beside it as well is left out of the archive.
     `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
     `closely` hashes files of unchanged size and time as well.
     Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow the user's own link
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
-    all_files, rejected, unread = list_files(folder)
-    files = all_files
-    files = _sample(files, max_pictures)
+    source = Source(folder, follow_links, progress)
+    folder, all_files, rejected, unread = source.path, source.files, list(source.rejected), source.unread
+    files = _sample(all_files, max_pictures)
     if not files and not rejected:
         there = "".join(f"\n  not read: {line}" for line in unread[:5])
         raise LdmkitError(
@@ -167,11 +169,11 @@ def scan(
         if (row := cached.get(key)) is not None
         and row["size"] == size
         and row["mtime_ns"] == mtime_ns
-        and not (closely and "sha256" in row and _sha256(folder / key) != row["sha256"])
+        and not (closely and "sha256" in row and _sha256(source, key) != row["sha256"])
     }
     unknown = [key for key in files if key not in known]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        measured = pool.map(lambda key: _measure(folder / key, *files[key]), unknown)
+        measured = pool.map(lambda key: _measure(source, key, *files[key]), unknown)
         for count, (key, row) in enumerate(zip(unknown, measured, strict=True), 1):
             known[key] = row
             if progress is not None:
@@ -180,9 +182,9 @@ def scan(
     if index_cache is not None and kept != cached:
         _write_cache(index_cache, folder, kept)
 
-    entries = _entries(known, files)
+    entries, copies = _without_copies(_entries(known, files), source)
     rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
-    index = PictureIndex(folder, entries, tuple(sorted(rejected)), unread)
+    index = PictureIndex(folder, entries, tuple(sorted(rejected)), (*unread, *copies), source)
     total = len(entries) + len(rejected)
     if not entries or len(rejected) > max_bad * total:
         shown = "".join(f"\n  {printable(key)}: {reason}" for key, reason in index.rejected[:5])
@@ -211,21 +213,32 @@ def _entries(rows: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> tuple[E
     return tuple(Entry(key=key, **rows[key]) for key in keys if "reason" not in rows[key])
 
 
-def _sha256(file: Path) -> str | None:
+def _without_copies(entries: tuple[Entry, ...], source: Source) -> tuple[tuple[Entry, ...], list[str]]:
+    """Without those in a folder's archives that lie in the folder as files too, as in a backup; and what to say."""
+    if source.folder is None or not source.archives:
+        return entries, []
+    inside = [source.archive_of(entry.key) for entry in entries]
+    files = {entry.sha256 for entry, prefix in zip(entries, inside, strict=True) if not prefix}
+    total = Counter(prefix for prefix in inside if prefix)
+    copies = Counter(p for entry, p in zip(entries, inside, strict=True) if p and entry.sha256 in files)
+    kept = tuple(e for e, p in zip(entries, inside, strict=True) if not p or e.sha256 not in files)
+    said = "copies of files beside the archive; left out"
+    return kept, [f"{printable(prefix)}: {copies[prefix]} of {total[prefix]} pictures are {said}" for prefix in copies]
+
+
+def _sha256(source: Source, key: str) -> str | None:
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return hashlib.sha256(source.read(key, MAX_BYTES)).hexdigest()
     except OSError:
         return None
 
 
-def _measure(path: Path, size: int, mtime_ns: int) -> dict[str, Any]:
+def _measure(source: Source, key: str, size: int, mtime_ns: int) -> dict[str, Any]:
     """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
     row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
     try:
         with one_large if size > LARGE_BYTES else nullcontext():
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+            data = source.read(key, MAX_BYTES)
             (width, height), note = measure(data)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}

@@ -97,6 +97,7 @@ class Subject:
         data = recipe.data
         index = scan(
             Path(data.path),
+            follow_links=data.follow_links,
             max_pictures=data.num_pictures,
             max_bad=data.max_bad,
             index_cache=run_dir / "pictures.json",

@@ -24,7 +24,13 @@ class Data(Section):
     path: str = Field(
         "data/pictures",
         min_length=1,
-        description="folder of pictures, searched with its subfolders; relative to where ldmkit is started",
+        description="folder of pictures, searched with its subfolders and archives (.zip, .tar), or such an archive; "
+        "relative to where ldmkit is started",
+    )
+    follow_links: tuple[str, ...] = later(
+        (),
+        description="folders into which symbolic links are followed, relative to `path` (`.`: within it); a link to "
+        "anywhere else is left out and named",
     )
     source: str = Field(
         "folder",

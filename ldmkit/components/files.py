@@ -1,0 +1,61 @@
+"""The files of a folder, as captioners and the list of pictures see them."""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from ldmkit.errors import LdmkitError
+
+
+class Folder:
+    """A folder's files by key; symbolic links are followed into `roots` alone, and in a hub cache to its blobs."""
+
+    def __init__(self, path: Path, roots: Sequence[Path] = ()) -> None:
+        self.path = path
+        self.roots = tuple(os.path.realpath(root) for root in roots)
+        # The Hugging Face hub's cache: datasets--OWNER--NAME/snapshots/COMMIT/a.jpg -> ../../blobs/SHA256
+        for parent in Path(os.path.abspath(path), "_").parents:  # noqa: PTH100 - Path.resolve would follow links
+            if parent.name == "snapshots" and re.match("(datasets|models|spaces)--", parent.parent.name):
+                self.roots += (os.path.realpath(parent.parent / "blobs"),)
+
+    @cached_property
+    def _real(self) -> str:
+        return os.path.realpath(self.path)
+
+    def leads_out(self, key: str) -> bool:
+        """Whether a link on the way to this file leads to where none may lead."""
+        real = os.path.realpath(self.path / key)
+        if real == os.path.join(self._real, *key.split("/")):  # noqa: PTH118 - no link among them
+            return False
+        return not any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self.roots)
+
+    def names(self, folder: str) -> list[str]:
+        """Of the files and links right in this folder, "" being the whole; empty where there is no such folder."""
+        try:
+            with os.scandir(self.path / folder) as found:
+                return [e.name for e in found if e.is_symlink() or e.is_file(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, key: str, most: int) -> bytes:
+        """At most `most` + 1 bytes. Raises LdmkitError for a link that is not followed, OSError where it is no file."""
+        path = self.path / key
+        if self.leads_out(key):
+            raise LdmkitError(
+                f"{path}: a symbolic link, which is not followed; put the file itself there, remove it, or name the "
+                "folder it leads to in data.follow_links"
+            )
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a regular file")
+        with path.open("rb") as file:
+            return file.read(most + 1)
+
+    def walk(self) -> Iterator[str]:
+        """Keys of all files and links, those of hidden folders too."""
+        for path in self.path.rglob("*"):
+            if path.is_symlink() or path.is_file():
+                yield path.relative_to(self.path).as_posix()
