@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -61,6 +62,8 @@ class Source:
                 self._mount(f"{shard.relative_to(self.path).as_posix()}/", _open(shard), listing)
         else:
             what = "is neither a folder nor an archive" if self.path.exists() else "does not exist"
+            if re.search(r"[\a\b\f\n\r\t\v]", str(path)):
+                what += " (in double quotes TOML reads \\n and \\t as a line's end and a tab; use single quotes)"
             raise LdmkitError(f"data.path: {self.path} {what}; name a folder of pictures with --set data.path=DIR")
         self.files = dict(sorted(listing.files.items()))
         """{key of a picture: (size, mtime_ns)}, ordered by key"""

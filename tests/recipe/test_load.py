@@ -49,6 +49,10 @@ def test_one_mistake_is_one_line(cats: Path) -> None:
     [
         ("[vae\n", "not valid TOML: "),
         ("a = 1\na = 2\n", "not valid TOML: "),
+        ("[data]\npath = \u201cdata/photos\u201d", "quotes are ' or \""),
+        ('[data]\npath = "C:\\Users\\me"', "put a path of Windows in single quotes"),
+        ("[data]\nflip = True", "write true or false"),
+        ("data:\n  path: pics", "this looks like YAML"),
         pytest.param("seed = " + "1" * 5000, "not valid TOML: ", id="long number"),
         pytest.param("seed = " + "[" * 5000, "not valid TOML: ", id="deep list"),
         ("", "the section [vae] is missing"),
@@ -264,3 +268,11 @@ def test_a_home_that_is_nobodys(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(LdmkitError, match=r"~nosuchuser/x\.py: no such plugin file"):
         Registry.load(RecipeFile.read(path, ["plugins=['~nosuchuser/x.py']"]).plugin_files())
+
+
+def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    data = type(load_recipe("toy-cats").data)
+    assert data(path="~/photos").path == str(tmp_path / "photos")
+    assert data(path="a~/b").path == "a~/b"
