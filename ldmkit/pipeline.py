@@ -14,7 +14,7 @@ from ldmkit.components.registry import Registry
 from ldmkit.data.captions import caption_content_hash, caption_files_hash, read_captions, require_captions
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, remembered, scan
-from ldmkit.data.remote import address
+from ldmkit.data.remote import address, fetched
 from ldmkit.data.sources import is_there
 from ldmkit.errors import Interrupted, LdmkitError, UsageError, lost_process
 from ldmkit.recipe import Recipe, check_components
@@ -84,6 +84,10 @@ class Pipeline:
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=data.size, progress=progress)
+        if (remote := address(folder)) and not is_there(folder):
+            self.reporter.line(f"data: getting {remote}")
+            with self.reporter.counter("getting files") as progress:
+                fetched(remote, progress)
         with self.reporter.counter("reading pictures") as progress:
             return scan(
                 folder,

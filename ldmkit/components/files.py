@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Folder:
         """Whether a link on the way to this file leads to where none may lead."""
         real = os.path.realpath(self.path / key)
         if real == os.path.join(self._real, *key.split("/")):  # noqa: PTH118 - no link among them
-            return False
+            return Path(real).is_symlink()  # one that leads to itself
         return not any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self.roots)
 
     def names(self, folder: str) -> list[str]:
@@ -55,7 +56,25 @@ class Folder:
             return file.read(most + 1)
 
     def walk(self) -> Iterator[str]:
-        """Keys of all files and links, those of hidden folders too."""
-        for path in self.path.rglob("*"):
-            if path.is_symlink() or path.is_file():
-                yield path.relative_to(self.path).as_posix()
+        """Keys of all files, and of links that are not followed; those of hidden folders too."""
+        waiting, links, read = [""], list[str](), set[str]()
+        while waiting or links:
+            if not waiting:  # links last and in order, so that a folder goes by its own name where it has one
+                links.sort(reverse=True)
+                waiting.append(links.pop())
+            prefix = waiting.pop()
+            real = os.path.realpath(self.path / prefix)
+            if real in read:
+                continue
+            read.add(real)
+            with suppress(PermissionError), os.scandir(self.path / prefix) as found:
+                for entry in found:
+                    key, is_link = prefix + entry.name, entry.is_symlink()
+                    if is_link and (self.leads_out(key) or not os.path.isdir(entry.path)):  # noqa: PTH112 - of a loop false
+                        yield key
+                    elif is_link:
+                        links.append(f"{key}/")
+                    elif entry.is_dir():
+                        waiting.append(f"{key}/")
+                    elif entry.is_file():
+                        yield key

@@ -32,8 +32,10 @@ _METHODS = {0: "stored", 8: "deflate", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")
 _PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # Beside their own error zipfile and tarfile let through those of what they read by.
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error)
-_BROKEN += (NotImplementedError, EOFError, ValueError, OverflowError)
+_BROKEN: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, EOFError, ValueError, OverflowError),
+)
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -108,9 +110,9 @@ def open_archive(path: Path) -> Archive:
             if path.suffix.lower() in _PACKED:  # which cannot be read from the middle
                 archive.path = made_once("tars", path, lambda unpacked: _unpack(path, unpacked))
             _tar(archive)
-    except OSError as error:
-        raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except _BROKEN as error:
+    except (OSError, *_BROKEN) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without a number it is gzip's or bzip2's word
+            raise LdmkitError(f"{path}: cannot be read: {error.strerror}") from error
         kind = "zip" if path.name.lower().endswith(".zip") else "tar"
         raise LdmkitError(f"{path}: not a {kind} archive that can be read: {str(error).rstrip('.')}") from error
     return archive
@@ -201,7 +203,7 @@ def _tar(archive: Archive) -> None:
     with tarfile.open(archive.path, "r:", encoding="utf-8", errors="surrogateescape") as opened:
         try:
             while (info := opened.next()) is not None:
-                opened.members = []  # or it keeps them all
+                opened.members = []  # type: ignore[attr-defined] # or it keeps them all
                 if info.isdir():
                     continue
                 reason = None

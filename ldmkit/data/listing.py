@@ -79,8 +79,10 @@ class Listing:
                 wanted = ending in SUFFIXES or is_container(entry.name)
                 try:
                     status = entry.stat()
-                except OSError:
-                    status = None
+                except OSError as error:
+                    status, gone = None, "a symbolic link to nothing"
+                    if not entry.is_symlink():
+                        gone = f"cannot be read ({error.strerror})"
                 is_folder = status is not None and stat.S_ISDIR(status.st_mode)
                 if entry.name.startswith("."):
                     continue
@@ -88,7 +90,7 @@ class Listing:
                     self._leave(key)
                 elif status is None or (entry.is_symlink() and folder.leads_out(key)):
                     if wanted or is_folder or (status is None and ending not in _BESIDE):
-                        self.rejected.append((key, _why(folder, key) if status else "a symbolic link to nothing"))
+                        self.rejected.append((key, _why(folder, key) if status else gone))
                     elif ending not in _BESIDE:
                         self._endings[Path(entry.name).suffix or "no ending"] += 1
                 elif is_folder:

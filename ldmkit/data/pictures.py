@@ -121,9 +121,10 @@ class PictureIndex:
     def summary(self, limit: int | None = None) -> list[str]:
         """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
         lines = []
-        archives = self.source.archives if self.source else {}
-        if prefixes := [prefix for prefix in archives if prefix]:
-            lines.append(f"{len(prefixes)} archives and tables read: {', '.join(map(printable, prefixes[:limit]))}")
+        if self.source and (prefixes := [prefix for prefix in self.source.archives if prefix]):
+            found = Counter(self.source.archive_of(entry.key) for entry in self.entries)
+            named = [f"{printable(prefix[:-1])} ({found[prefix]})" for prefix in prefixes[:limit]]
+            lines.append(f"archives and tables read: {', '.join(named)}{', ...' if len(prefixes) > len(named) else ''}")
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
         for title, found in (("left out", rejected), ("not read", self.unread), ("remarks", self.remarks())):
             if found:
@@ -152,7 +153,7 @@ def scan(
     `closely` hashes files of unchanged size and time as well.
     Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable.
     """
-    source = Source(folder, follow_links, progress)
+    source = Source(folder, follow_links)
     folder, all_files, rejected, unread = source.path, source.files, list(source.rejected), source.unread
     files = _sample(all_files, max_pictures)
     if not files and not rejected:

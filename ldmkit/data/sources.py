@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -26,15 +26,10 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 class Source:
     """The files of a data set by key. An archive in a folder is a folder of its name: `cats.zip/a.jpg`."""
 
-    def __init__(
-        self,
-        path: Path,
-        follow_links: Sequence[str] = (),
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, follow_links: Sequence[str] = ()) -> None:
         """Lists it, fetched where it is remote. Raises LdmkitError naming data.path where it cannot be read."""
         if name := address(path):
-            path = fetched(name, progress)
+            path = fetched(name)
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow the user's own link
         self.folder: Folder | None = None
         self.archives: dict[str, Archive] = {}
@@ -148,7 +143,7 @@ def is_there(path: Path) -> bool:
     """Whether it can be looked at: a remote one is fetched already."""
     if name := address(path):
         return cached(name) is not None
-    return path.exists() or ("{" in path.name and Path(expanded(str(path))[0]).exists())
+    return path.exists() or ("{" in str(path) and Path(expanded(str(path))[0]).exists())
 
 
 def _is_container(name: str) -> bool:

@@ -62,6 +62,8 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path):
         (b"%PDF-1.7", "PDF"),
         (b"\xff\x0a\0\0", "JPEG XL; convert it"),
         (b"8BPS\0\1", "Photoshop document"),
+        (b"Rar!\x1a\x07", "RAR archive; unpack it"),
+        (b"\x28\xb5\x2f\xfd\0", "Zstandard file"),
     ],
 )
 def test_what_is_no_picture_is_called_what_it_is(data, said, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import RecipeFile, find_recipe, load_recipe
+from ldmkit.recipe.sections import Data
 from ldmkit.recipe.template import to_toml
 
 
@@ -273,6 +274,5 @@ def test_a_home_that_is_nobodys(tmp_path: Path) -> None:
 def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    data = type(load_recipe("toy-cats").data)
-    assert data(path="~/photos").path == str(tmp_path / "photos")
-    assert data(path="a~/b").path == "a~/b"
+    assert Data(path="~/photos").path == str(tmp_path / "photos")
+    assert Data(path="a~/b").path == "a~/b"
