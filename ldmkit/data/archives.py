@@ -33,7 +33,7 @@ _ZIP_HEADER = struct.Struct("<4s5H3I2H")
 _PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # Beside their own error zipfile and tarfile let through those of what they read by.
 _BROKEN: tuple[type[Exception], ...] = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
     *(NotImplementedError, EOFError, ValueError, OverflowError),
 )
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -110,7 +110,7 @@ def open_archive(path: Path) -> Archive:
             if path.suffix.lower() in _PACKED:  # which cannot be read from the middle
                 archive.path = made_once("tars", path, lambda unpacked: _unpack(path, unpacked))
             _tar(archive)
-    except (OSError, *_BROKEN) as error:
+    except _BROKEN as error:
         if isinstance(error, OSError) and error.errno is not None:  # without a number it is gzip's or bzip2's word
             raise LdmkitError(f"{path}: cannot be read: {error.strerror}") from error
         kind = "zip" if path.name.lower().endswith(".zip") else "tar"

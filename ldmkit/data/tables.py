@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldmkit.data.archives import Archive, open_archive, write_tar
+from ldmkit.data.archives import MAX_RATIO, Archive, open_archive, write_tar
 from ldmkit.data.cache import made_once
 from ldmkit.data.kinds import HEAD, kind
 from ldmkit.errors import LdmkitError
@@ -52,7 +52,8 @@ def open_table(path: Path) -> Archive:
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of each picture and of its row's other columns."""
-    columns, number = list[str](), 0
+    columns, number, written = list[str](), 0, 0
+    most = MAX_RATIO * path.stat().st_size
     for batch in _batches(path):
         columns = columns or _picture_columns(batch, path)
         column = columns[0]
@@ -60,6 +61,9 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             value = row.pop(column)
             data = value.get("bytes") if isinstance(value, dict) else value
             data = data or b""  # as where a table only names files: an empty one is refused with the others
+            written += len(data)
+            if written > most:
+                raise LdmkitError(f"{path}: would unpack to more than {MAX_RATIO} times its size")
             others = {key: cell for key, cell in row.items() if isinstance(cell, str | int | float | None)}
             yield f"{number:08}.{_ending(data)}", data
             yield f"{number:08}.json", json.dumps(others).encode()
@@ -74,6 +78,9 @@ def _batches(path: Path) -> "Iterator[pa.RecordBatch]":
 
     if path.suffix.lower() == ".parquet":
         with parquet.ParquetFile(path) as table:
+            groups = (table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups))
+            if max(groups, default=0) > MAX_RATIO * path.stat().st_size:  # which pyarrow takes at once
+                raise LdmkitError(f"{path}: would unpack to more than {MAX_RATIO} times its size")
             yield from table.iter_batches(batch_size=_BATCH)
         return
     with pa.memory_map(str(path)) as file:

@@ -208,6 +208,7 @@ class Recipe(Section):
         """As JSON values that others may read: pictures and plugins without where they lie on this machine."""
         table = self.model_dump(mode="json")
         table["data"]["path"] = Path(self.data.path).name
+        table["data"]["follow_links"] = [Path(folder).name for folder in self.data.follow_links]
         table["plugins"] = [Path(plugin).name for plugin in self.plugins]
         if not self.vae.pretrained.startswith("hub:"):
             table["vae"]["pretrained"] = Path(self.vae.pretrained).name

@@ -1,5 +1,6 @@
 """Pictures kept at the working size: the very pixels that decoding gives, each content decoded once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,14 @@ def test_disk_budget(album: Album) -> None:
     assert [path.stat().st_size for path in album.run.rglob("pixels.bin")] == [2 * row]
     assert (album.pixels(cache_gb=0.0) == album.straight()).all()
     assert len(album.decoded) >= 6
+
+
+def test_pictures_of_an_archive_are_prepared_as_those_of_its_folder(album: Album) -> None:
+    expected = album.straight()
+    album.folder = Path(shutil.make_archive(str(album.folder), "zip", album.folder))
+    assert (album.pixels() == expected).all()
+    (album.run / "prepared").rename(album.run / "as it was")
+    assert (album.pixels() == expected).all()
+    (pixels,) = album.run.glob("prepared/*/pixels.bin")
+    pixels.write_bytes(bytes(pixels.stat().st_size))  # each row's checksum is wrong now
+    assert (album.pixels() == expected).all()

@@ -71,6 +71,13 @@ def test_what_a_table_does_not_give_is_said(table):
     assert "not a table that can be read" in index.rejected[0][1]
 
 
+def test_bombs(table):
+    for cells in ([bytes(30_000_000)], [picture("red") + bytes(4000)] * 10_000):
+        parquet.write_table(pa.table({"image": [picture("red"), *cells]}), table, compression="zstd")
+        with pytest.raises(LdmkitError, match=r"parquet: would unpack to more than 200 times its size"):
+            scan(table)
+
+
 def test_save_to_disk(tmp_path):
     datasets = pytest.importorskip("datasets")
     images = [Image.open(io.BytesIO(picture(color))) for color in COLORS]
