@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         data, start = server.files[path], 0
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        tag = f'"{server.version}"'
+        tag = f'"{zlib.crc32(path.encode())}-{server.version}"'  # the hub's client keeps contents by it
         if asked and self.headers.get("If-Range", tag) == tag:
             start = int(asked[1])
         self.send_response(206 if start else 200)

@@ -115,7 +115,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "tolerance": [0, -1],
     "opset": [17, 21],
 }
-ANYTHING = {"model", "name", "plugins", "pretrained"}  # text of any kind
+ANYTHING = {"follow_links", "model", "name", "plugins", "pretrained"}  # text of any kind
 FRACTIONS = {
     "held_out",
     "max_bad",
