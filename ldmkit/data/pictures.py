@@ -122,8 +122,8 @@ class PictureIndex:
         """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
         lines = []
         if self.source and (prefixes := [prefix for prefix in self.source.archives if prefix]):
-            found = Counter(self.source.archive_of(entry.key) for entry in self.entries)
-            named = [f"{printable(prefix[:-1])} ({found[prefix]})" for prefix in prefixes[:limit]]
+            held = Counter(self.source.archive_of(entry.key) for entry in self.entries)
+            named = [f"{printable(prefix[:-1])} ({held[prefix]})" for prefix in prefixes[:limit]]
             lines.append(f"archives and tables read: {', '.join(named)}{', ...' if len(prefixes) > len(named) else ''}")
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
         for title, found in (("left out", rejected), ("not read", self.unread), ("remarks", self.remarks())):

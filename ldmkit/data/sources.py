@@ -59,6 +59,8 @@ class Source:
             what = "is neither a folder nor an archive" if self.path.exists() else "does not exist"
             if re.search(r"[\a\b\f\n\r\t\v]", str(path)):
                 what += " (in double quotes TOML reads \\n and \\t as a line's end and a tab; use single quotes)"
+            if str(path).startswith("~"):
+                what += " (a shell reads ~ as the home folder, a recipe does not: write the whole path)"
             raise LdmkitError(f"data.path: {self.path} {what}; name a folder of pictures with --set data.path=DIR")
         self.files = dict(sorted(listing.files.items()))
         """{key of a picture: (size, mtime_ns)}, ordered by key"""

@@ -1,11 +1,10 @@
 """The recipe: every key with its unit, its range and what it means. Imports neither torch nor any plugin."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ldmkit.recipe.training import (
     T2I,
@@ -58,11 +57,6 @@ class Data(Section):
         description="GB of disk for pictures much larger than `size`, which are decoded once and kept at that size in "
         "the run's folder; 0: decoded at each draw",
     )
-
-    @field_validator("path")
-    @classmethod
-    def _in_home(cls, path: str) -> str:
-        return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises for a user that is not there
 
 
 class Caption(Component):

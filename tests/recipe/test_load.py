@@ -10,7 +10,6 @@ import pytest
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import RecipeFile, find_recipe, load_recipe
-from ldmkit.recipe.sections import Data
 from ldmkit.recipe.template import to_toml
 
 
@@ -269,10 +268,3 @@ def test_a_home_that_is_nobodys(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(LdmkitError, match=r"~nosuchuser/x\.py: no such plugin file"):
         Registry.load(RecipeFile.read(path, ["plugins=['~nosuchuser/x.py']"]).plugin_files())
-
-
-def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert Data(path="~/photos").path == str(tmp_path / "photos")
-    assert Data(path="a~/b").path == "a~/b"
