@@ -46,8 +46,9 @@ def expanded(pattern: str) -> list[str]:
 def cached(name: str) -> Path | None:
     """The folder that a data set was fetched to; None where it is not there whole."""
     with suppress(OSError, ValueError, KeyError):
-        folder = Path(json.loads(_mark(name).read_bytes())["folder"])
-        return folder if folder.is_dir() else None
+        record = json.loads(_mark(name).read_bytes())
+        folder = Path(record["folder"])
+        return folder if folder.is_dir() and all((folder / file).is_file() for file in record["files"]) else None
     return None
 
 
@@ -56,7 +57,8 @@ def fetched(name: str, progress: Callable[[int, int], None] | None = None) -> Pa
     folder = cached(name)
     if folder is None:
         folder = _from_hub(name) if name.startswith("hf://") else _shards(name, progress)
-        write_json(_mark(name), {"folder": str(folder), "of": name})
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
+        write_json(_mark(name), {"folder": str(folder), "files": files, "of": name})
     return folder
 
 

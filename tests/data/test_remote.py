@@ -131,6 +131,8 @@ def test_shards_over_http_go_on_where_they_broke(server):
     server.files = {}
     assert is_there(path)
     assert scan(path) == index  # from the cache
+    (index.folder / "cats-010.tar").unlink()
+    assert not is_there(path)
 
 
 def test_what_has_come_is_kept_and_a_changed_file_is_fetched_anew(server):
