@@ -6,7 +6,6 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 
 from ldmkit.errors import LdmkitError
@@ -18,21 +17,26 @@ class Folder:
     def __init__(self, path: Path, roots: Sequence[Path] = ()) -> None:
         self.path = path
         self.roots = tuple(os.path.realpath(root) for root in roots)
+        self._led_out: dict[str, bool] = {}
         # The Hugging Face hub's cache: datasets--OWNER--NAME/snapshots/COMMIT/a.jpg -> ../../blobs/SHA256
         for parent in Path(os.path.abspath(path), "_").parents:  # noqa: PTH100 - Path.resolve would follow links
             if parent.name == "snapshots" and re.match("(datasets|models|spaces)--", parent.parent.name):
                 self.roots += (os.path.realpath(parent.parent / "blobs"),)
 
-    @cached_property
-    def _real(self) -> str:
-        return os.path.realpath(self.path)
-
     def leads_out(self, key: str) -> bool:
         """Whether a link on the way to this file leads to where none may lead."""
-        real = os.path.realpath(self.path / key)
-        if real == os.path.join(self._real, *key.split("/")):  # noqa: PTH118 - no link among them
-            return Path(real).is_symlink()  # one that leads to itself
-        return not any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self.roots)
+        path, (folder, _, _) = self.path / key, key.rpartition("/")
+        if folder not in self._led_out:  # once a folder: each file of a large one is asked for
+            real = os.path.realpath(path.parent)
+            plain = os.path.join(os.path.realpath(self.path), *folder.split("/")).rstrip(os.sep)  # noqa: PTH118
+            self._led_out[folder] = real != plain and not self._in_roots(real)
+        if not path.is_symlink():
+            return self._led_out[folder]
+        real = os.path.realpath(path)
+        return Path(real).is_symlink() or not self._in_roots(real)  # the first: one that leads to itself
+
+    def _in_roots(self, real: str) -> bool:
+        return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self.roots)
 
     def names(self, folder: str) -> list[str]:
         """Of the files and links right in this folder, "" being the whole; empty where there is no such folder."""
