@@ -4,6 +4,8 @@ import mmap
 import os
 import shutil
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
@@ -16,7 +18,7 @@ from PIL import Image
 from ldmkit.atomic import no_room
 from ldmkit.components.protocols import Picture
 from ldmkit.data.batches import uint8_batches
-from ldmkit.data.decode import PIXELS_VERSION, load_picture
+from ldmkit.data.decode import PIXELS_VERSION
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.recipe.sections import Data
 from ldmkit.report import Reporter
@@ -59,13 +61,13 @@ class Store:
             files.append(file)
         return files[0], files[1]
 
-    def load(self, row: int, path: Path) -> Image.Image:
-        """The picture, square and of the working size; decoded from `path` anew where the disk changed its row."""
+    def load(self, row: int, anew: Callable[[], Image.Image]) -> Image.Image:
+        """The picture, square and of the working size; decoded `anew` where the disk changed its row."""
         pixels = _mapped(self.file, len(self.records) * self.row_bytes)[
             row * self.row_bytes : (row + 1) * self.row_bytes
         ]
         if zlib.crc32(pixels) != self.records["crc32"][row]:
-            return load_picture(path)
+            return anew()
         return Image.frombytes("RGB", (self.size, self.size), pixels)
 
 
@@ -99,7 +101,7 @@ def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: 
         row = rows.get(index.entries[i].sha256)
         if row is not None:
             old = pictures[i]
-            pictures[i] = Picture(old.path, old.key, partial(store.load, row, old.path))
+            pictures[i] = replace(old, load=partial(store.load, row, old.load))
     return pictures
 
 
