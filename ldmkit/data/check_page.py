@@ -149,12 +149,12 @@ def _picture(files: Source, key: str, cropped: bool, data: Data) -> str:
         pale.paste(image.crop((left, top, left + side, top + side)), (left, top))
         image = pale
     scale = THUMB / max(image.size)
-    shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(shape, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     source = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{source}" width="{shape[0]}" height="{shape[1]}" alt="{_text(key)}">'
+    return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="">'
 
 
 def _small(data: bytes, name: str) -> Image.Image:

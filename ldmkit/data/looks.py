@@ -100,7 +100,7 @@ def _roots(root: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.in
 
 def _pairs(hashes: Sequence[str]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """(i, j) with i < j of hashes that are alike, a block of i after the other, ordered by i."""
-    packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
+    packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(-1, _BITS * _BITS // 8)
     signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
     # In a mirrored picture the odd horizontal frequencies change their sign, and but for the median their bits.
     even, odd = np.ascontiguousarray(signs[:, ::2]), np.ascontiguousarray(signs[:, 1::2])

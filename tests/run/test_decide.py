@@ -345,6 +345,7 @@ def test_most_captions_missing_stops_where_single_ones_do_not(made: Any) -> None
 
 def test_what_came_and_went_is_said(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made.folder / "pictures"
+    assert made.pipeline().index.news == "", "they were read elsewhere"
     (folder / "03.png").unlink()
     (folder / "04.png").write_bytes((folder / "05.png").read_bytes())
     for name in ("new 1.png", "new 2.png"):
