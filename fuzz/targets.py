@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tarfile
 import tempfile
 import tomllib
 import zipfile
@@ -25,6 +26,7 @@ from ldmkit.components.registry import Registry
 from ldmkit.data.captions import captions_hash, read_captions
 from ldmkit.data.decode import DecodeError, decode, measure, prepare
 from ldmkit.data.fetch import unzip
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import RecipeFile
 from ldmkit.recipe.template import to_toml
@@ -202,6 +204,38 @@ def archive(data: bytes) -> None:
         assert path.resolve().is_relative_to(target.resolve())
 
 
+def in_place(data: bytes) -> None:
+    """A member is read whole, or refused with a reason; its key leads nowhere."""
+    path = folder() / ("set.zip" if data.startswith(b"PK") else "set.tar")
+    path.write_bytes(data)
+    try:
+        found = Source(path)
+    except LdmkitError as error:
+        assert path.name in str(error)
+        return
+    for key in found.walk():
+        assert not key.startswith("/")
+        assert ".." not in key.split("/")
+        try:
+            assert len(found.read(key, 50)) <= 51
+        except OSError as error:
+            assert error.strerror
+        found.picture(key)
+
+
+def _tars() -> list[bytes]:
+    found = []
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form) as opened:
+            for name in ("cats/ü.png", "long/" * 30 + "a.png", "cats/ü.txt"):
+                info = tarfile.TarInfo(name)
+                info.size = 63
+                opened.addfile(info, io.BytesIO(b"picture" * 9))
+        found.append(buffer.getvalue())
+    return found
+
+
 def _pictures() -> list[bytes]:
     rng = np.random.default_rng(0)
     rgb = Image.fromarray(np.kron(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8), np.ones((5, 5, 1), np.uint8)))
@@ -266,6 +300,7 @@ def _targets() -> dict[str, Target]:
         "captions": Target(spoilt([rows, table, b"a cat\n"]), captions),
         "picture": Target(spoilt(_pictures()), picture),
         "archive": Target(spoilt(_zips()), archive),
+        "in place": Target(spoilt(_zips() + _tars()), in_place),
     }
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # what type checkers read in place of `_HOMES`; `as` is their
     from ldmkit.components.protocols import Captioner as Captioner
     from ldmkit.components.protocols import Denoise as Denoise
     from ldmkit.components.protocols import DiscriminatorLoss as DiscriminatorLoss
+    from ldmkit.components.protocols import Files as Files
     from ldmkit.components.protocols import Loss as Loss
     from ldmkit.components.protocols import Picture as Picture
     from ldmkit.components.protocols import PromptReader as PromptReader
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 
 # Looked up on first use, so that `ldmkit --help` imports neither pluggy nor torch.
 _PROTOCOLS = (
-    *("AdversarialLoss", "Captioner", "Denoise", "DiscriminatorLoss", "Loss", "Picture"),
+    *("AdversarialLoss", "Captioner", "Denoise", "DiscriminatorLoss", "Files", "Loss", "Picture"),
     *("PromptReader", "Reconstruction", "Sampler", "Schedule", "TextEncoder"),
 )
 _HOMES = {

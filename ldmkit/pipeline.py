@@ -234,8 +234,7 @@ class Pipeline:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
         if not self._announced:
             self._announced = True
-            folder = Path(self.recipe.data.path).absolute()
-            self.reporter.line(f"reads {folder}; writes {self.run_dir} and {self.bundle_dir}")
+            self.reporter.line(f"reads {self.index.folder}; writes {self.run_dir} and {self.bundle_dir}")
             if self.index.news:
                 self.reporter.line(f"data: since the pictures were last read {self.index.news}")
             for line in self.index.summary(MAX_REMARKS):
@@ -309,8 +308,8 @@ class Pipeline:
                 facts = spec.load()(workspace)
             if self._launch.is_first:
                 content = {}
-                if spec.name == "captions":
-                    content = {"caption_content": caption_content_hash(Path(self.recipe.data.path))}
+                if spec.name == "captions" and self.index.source is not None:
+                    content = {"caption_content": caption_content_hash(self.index.source)}
                 part.finish(time.monotonic() - began, facts=facts, **content)
                 values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()]
                 took = duration(time.monotonic() - began)

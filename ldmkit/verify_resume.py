@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmkit.components.registry import Registry
+from ldmkit.data.sources import is_there
 from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
@@ -57,7 +58,7 @@ def cut(recipe: Recipe, *, steps: int, pictures: Path, scratch: Path) -> Recipe:
     # A captioner takes long, and its words change nothing here.
     caption = recipe.caption if recipe.caption.use == "sidecar" else type(recipe.caption)(use="filename")
     data = {"path": str(pictures), "num_pictures": PICTURES}
-    if not pictures.exists():
+    if not is_there(pictures):
         data |= {"path": str(scratch / "pictures"), "source": "toy-cats"}
     return recipe.model_copy(
         update={

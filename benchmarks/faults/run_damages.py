@@ -54,7 +54,7 @@ def damage(path: Path, kind: str, rng: random.Random) -> None:
 def told(open_run: Callable[[], Pipeline], *, deep: bool) -> list[str]:
     """What `ldmkit status` has to say, `--deep` or not."""
     pipeline = open_run()
-    pipeline.remembers, pipeline.closely = True, deep
+    pipeline.dataset.remembers, pipeline.dataset.closely = True, deep
     others = list(other_damages(pipeline)) if deep else []
     return [*others, *(f"{name} {status.state} {status.reason}" for name, status in pipeline.states().items())]
 

@@ -27,7 +27,7 @@ def other_damages(pipeline: "Pipeline") -> Iterator[str]:
     then = remembered(cache, Path(pipeline.recipe.data.path)) if cache.is_file() else None
     if then is None:
         yield f"{cache} is gone or damaged; the pictures are read again"
-    elif then.folder.is_dir():
+    elif then.folder.exists():
         seen = {entry.key: entry for entry in then.entries}
         for now in pipeline.index.entries:
             old = seen.get(now.key)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ldmkit.cli.common import set_option
+from ldmkit.cli.data_export import export
 from ldmkit.report import tell
 
 if TYPE_CHECKING:
@@ -57,15 +58,13 @@ def check(source: str, overrides: tuple[str, ...], as_json: bool, files: bool, t
     Exit code 1 where more than data.max_bad of them cannot be used. Beside what is printed there is a page with the
     worst of each kind, and a list of pictures to exclude; what was read need not be decoded again by `train`.
     """
-    from dataclasses import replace
-
     from ldmkit.atomic import check_writable
     from ldmkit.data.check import as_json as json_of
     from ldmkit.data.check import check_pictures
     from ldmkit.data.check_captions import check_captions
     from ldmkit.data.check_page import write_page
-    from ldmkit.data.checked import CACHE, checked_folder, quarantine, read_excluded, write_excluded
-    from ldmkit.data.pictures import require_usable, scan
+    from ldmkit.data.checked import checked_folder, quarantine, scan_data, write_excluded
+    from ldmkit.data.pictures import require_usable
     from ldmkit.report import Reporter
 
     recipe, registry = _open(source, overrides)
@@ -73,15 +72,7 @@ def check(source: str, overrides: tuple[str, ...], as_json: bool, files: bool, t
     check_writable(out)
     reporter = Reporter(err=True)
     with reporter.counter("reading pictures") as progress:
-        index = scan(
-            Path(recipe.data.path),
-            max_pictures=recipe.data.num_pictures,
-            max_bad=None,
-            index_cache=out / CACHE,
-            looks=True,
-            excluded=read_excluded(recipe.data.exclude),
-            progress=progress,
-        )
+        index = scan_data(recipe.data, checking=True, progress=progress)
     found = check_pictures(index, recipe.data, recipe.seed)
     captions = check_captions(found, recipe, registry)
     reasons, listed, page = found.dispensable(), out / "exclude.jsonl", out / "page.html"
@@ -96,13 +87,13 @@ def check(source: str, overrides: tuple[str, ...], as_json: bool, files: bool, t
     else:
         sizes = ", ".join(f"{size} ({number})" for size, number in _sizes(index).most_common(5))
         tell(f"{len(index)} pictures; sizes: {sizes}" if len(index) else "no picture that can be used", *found.facts)
-        tell(*found.lines(every=files), *replace(index, entries=(), rejected=()).summary())
+        tell(*found.lines(every=files), *index.summary(findings=False))
         tell(f"the worst of each kind, and how they are cropped: {page}")
         if reasons:
             tell(f"{len(reasons)} that one could do without: {listed}; --set data.exclude={listed} leaves them out")
     if to is not None:
         moving = dict(index.rejected) | reasons
-        tell(f"{quarantine(index.folder, moving, to, _captions_of(index, moving))} files moved to {to}", err=as_json)
+        tell(f"{quarantine(index.files, moving, to, _captions_of(index, moving))} files moved to {to}", err=as_json)
     require_usable(index, recipe.data.max_bad)
 
 
@@ -138,6 +129,11 @@ def _captions_of(index: "PictureIndex", moving: Mapping[str, str]) -> dict[str, 
     beside: dict[str, list[str]] = {}
     for key in moving:
         stem = str(PurePosixPath(key).with_suffix(""))
-        names = [f"{base}{ending}" for base in (key, *({stem} - staying)) for ending in (".txt", ".caption")]
+        own = {stem} - staying
+        names = [f"{base}{ending}" for base in (key, *own) for ending in (".txt", ".caption")]
+        names += [f"{base}.json" for base in own]
         beside[key] = [name for name in names if (index.folder / name).is_file()]
     return beside
+
+
+data.add_command(export)

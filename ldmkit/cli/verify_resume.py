@@ -36,12 +36,13 @@ def verify_resume(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LdmkitError("ldmkit verify-resume checks one process; start it without a launcher")
     from ldmkit.cli.recipe import open_recipe
+    from ldmkit.data.sources import located
     from ldmkit.verify_resume import ResumeCheck, cut
 
     checked, _ = open_recipe(recipe, overrides)
     with TemporaryDirectory(prefix="ldmkit-verify-") as name:
         scratch = Path(name).resolve()
-        short = cut(checked, steps=steps, pictures=Path(checked.data.path).absolute(), scratch=scratch)
+        short = cut(checked, steps=steps, pictures=located(Path(checked.data.path)), scratch=scratch)
         check = ResumeCheck(short, scratch, seed=seed)
         stages = (only,) if only else STAGES
         verdicts = [check.check(stage, kills=kills, tell=partial(tell, err=True)) for stage in stages]

@@ -3,10 +3,12 @@
 Arrays are `Any` here: torch tensors while training, numpy arrays in the runtime.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from ldmkit.components.files import Folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,16 +19,44 @@ if TYPE_CHECKING:
 Array = Any
 
 
+class Files(Protocol):
+    """The files of a data set, in a folder or an archive, by key: the path from `path`, `/`-separated."""
+
+    @property
+    def path(self) -> Path:
+        """What data.path names."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Of the files right in this folder, "" being the whole."""
+        ...
+
+    def read(self, key: str, most: int) -> bytes:
+        """At most `most` + 1 bytes. Raises LdmkitError for a link that is not followed, OSError where it cannot."""
+        ...
+
+    def walk(self) -> Iterator[str]:
+        """Keys of all files."""
+        ...
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture of the data set, decoded only when asked for."""
 
     path: Path
-    """absolute path of the file"""
+    """absolute path of the file; of an archive's member the archive's path and the member's"""
     key: str
     """its path relative to the data folder, with ending, `/`-separated: the picture's identity"""
     load: Callable[[], "Image.Image"]
     """decodes the whole file to sRGB: EXIF applied, alpha composited, 16-bit scaled"""
+    source: Files | None = None
+    """the files it lies among; None: those of the folder that `key` is relative to"""
+
+    @property
+    def files(self) -> Files:
+        """The files it lies among."""
+        return self.source or Folder(self.path.parents[len(PurePosixPath(self.key).parts) - 1])
 
 
 @dataclass(frozen=True)

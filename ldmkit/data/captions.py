@@ -3,14 +3,12 @@
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
-
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -57,25 +55,22 @@ def captions_hash(path: Path) -> str:
     return hashlib.sha256(json.dumps(sorted(read_captions(path).items())).encode()).hexdigest()
 
 
-def caption_files_hash(folder: Path) -> str:
+def caption_files_hash(source: Source) -> str:
     """SHA-256 over names, sizes and times of the files that captions are read from beside the pictures."""
-    status = [(p, p.lstat()) for p in _caption_files(folder)]  # of a link itself: where it leads is not looked at
-    rows = [(p.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns) for p, found in status]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(source.caption_files()).encode()).hexdigest()
 
 
-def caption_content_hash(folder: Path) -> str:
-    """The same over names and contents, which a copy of the folder keeps."""
+def caption_content_hash(source: Source) -> str:
+    """The same over names and contents, which a copy of the data set keeps."""
     digest = hashlib.sha256()
-    for path in _caption_files(folder):
-        found = path.lstat()
-        digest.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes() if stat.S_ISREG(found.st_mode) else b"").digest())
+    for key, size, _ in source.caption_files():
+        digest.update(os.fsencode(key) + b"\0")
+        try:
+            content = source.read(key, size)
+        except (OSError, LdmkitError):  # no regular file, or a link: where it leads is not looked at
+            content = b""
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
-
-
-def _caption_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".txt", ".caption") or p.name in METADATA)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,7 @@ TITLES = {
     "names": "names that clash",
     "caption_unreadable": "captions that cannot be read",
     "caption_missing": "without a caption",
-    "caption_orphaned": "captions without a picture",
+    "caption_orphaned": "captions that no picture takes",
     "caption_repeated": "captions that several pictures share",
     "caption_cut": "captions too long for the text encoder",
     "caption_boilerplate": "captions that begin alike",

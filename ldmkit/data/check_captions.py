@@ -3,9 +3,10 @@
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ldmkit.components.protocols import Files
 from ldmkit.data.check import Check, Finding
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
@@ -62,8 +63,8 @@ def _read(check: Check, captioner: Any, use: str) -> dict[str, str]:
                 unreadable += [Finding(file, reason) for file in files or [picture.key]]
             continue
         if text is None:
-            other = picture.path.with_suffix(".json")
-            unread = f"; {other.name} is not read" if other.is_file() else ""
+            other = PurePosixPath(picture.key).with_suffix(".json")
+            unread = f"; {other.name} has none that is read" if _is_there(picture.files, str(other)) else ""
             missing.append(Finding(picture.key, f"no caption beside it{unread}"))
         else:
             captions[picture.key] = text
@@ -75,6 +76,13 @@ def _read(check: Check, captioner: Any, use: str) -> dict[str, str]:
     orphans = [line.partition(": ") for line in getattr(captioner, "remarks", list)()]
     check.add("caption_orphaned", (Finding(_inside(Path(file), check.index.folder), why) for file, _, why in orphans))
     return captions
+
+
+def _is_there(files: Files, key: str) -> bool:
+    try:
+        return bool(files.read(key, 0))
+    except (LdmkitError, OSError):
+        return False
 
 
 def _inside(file: Path, folder: Path) -> str:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ldmkit.atomic import write_atomic
 from ldmkit.data.check import TITLES, Check, Finding
-from ldmkit.data.decode import FORMATS, load_picture, prepare, turn_of
+from ldmkit.data.decode import FORMATS, MAX_BYTES, load_bytes, prepare, turn_of
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Data
 from ldmkit.report import printable
@@ -81,8 +82,9 @@ def write_page(
     sheet = [entry.key for entry in check.index.entries][:: -(-len(good) // SHEET) or 1]
     drawn: dict[tuple[str, bool], str] = {}
     tasks = sorted(wanted | {(key, True) for key in sheet})
+    files = check.index.files
     with ThreadPoolExecutor(4) as pool:
-        images = pool.map(lambda task: _picture(check.index.folder / task[0], task[1], data), tasks)
+        images = pool.map(lambda task: _picture(files, task[0], task[1], data), tasks)
         for task, image in zip(tasks, images, strict=True):
             drawn[task] = image
             progress(len(drawn), len(tasks))
@@ -132,10 +134,10 @@ def _sheet(keys: list[str], drawn: Mapping[tuple[str, bool], str], data: Data) -
     return f'<h2 id="crops">Crops, every so many pictures: {how}</h2>\n<div class="sheet">{figures}</div>\n'
 
 
-def _picture(path: Path, cropped: bool, data: Data) -> str:
+def _picture(files: Source, key: str, cropped: bool, data: Data) -> str:
     """An `img` that holds its picture; nothing where the file is gone by now."""
     try:
-        image = _small(path)
+        image = _small(files.read(key, MAX_BYTES), key)
     except (LdmkitError, OSError):
         return ""
     width, height = data.shapes[data.bucket(*image.size)]
@@ -158,11 +160,11 @@ def _picture(path: Path, cropped: bool, data: Data) -> str:
     return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="">'
 
 
-def _small(path: Path) -> Image.Image:
+def _small(data: bytes, name: str) -> Image.Image:
     """Upright; a JPEG is reduced while it is decoded, since nobody judges its colours by a thumbnail."""
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
-            return load_picture(path)
+            return load_bytes(data, name)
         image.draft(image.mode, (2 * THUMB, 2 * THUMB))
         turn, rgb = turn_of(image, set()), image.convert("RGB")
         return rgb if turn is None else rgb.transpose(turn)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ldmkit.atomic import write_atomic
 from ldmkit.data.pictures import PictureIndex, scan
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Data
 from ldmkit.report import printable
@@ -26,17 +27,23 @@ def scan_data(
     data: Data,
     *,
     index_cache: Path | None = None,
+    checking: bool = False,
     progress: Callable[[int, int], None] | None = None,
     closely: bool = False,
 ) -> PictureIndex:
-    """The pictures of a recipe, as `scan` reads them; of what `data check` has read none is decoded again."""
+    """The pictures of a recipe, as `scan` reads them; of what `data check` has read none is decoded again.
+
+    `checking`: as `data check` reads them, with their looks, however many cannot be used, and with its own cache.
+    """
+    checked = checked_folder(data.path) / CACHE
     return scan(
         Path(data.path),
+        follow_links=data.follow_links,
         max_pictures=data.num_pictures,
-        max_bad=data.max_bad,
-        index_cache=index_cache,
-        also=checked_folder(data.path) / CACHE,
-        looks=data.group_duplicates,
+        max_bad=None if checking else data.max_bad,
+        index_cache=checked if checking else index_cache,
+        also=None if checking else checked,
+        looks=checking or data.group_duplicates,
         excluded=read_excluded(data.exclude),
         progress=progress,
         closely=closely,
@@ -71,12 +78,17 @@ def write_excluded(file: Path, reasons: Mapping[str, str]) -> None:
     write_atomic(file, "".join(rows).encode("ascii"))
 
 
-def quarantine(folder: Path, reasons: Mapping[str, str], to: Path, captions: Mapping[str, list[str]]) -> int:
-    """Moves these files of `folder` to the same place below `to`, each with its `captions`, and lists them there.
+def quarantine(files: Source, reasons: Mapping[str, str], to: Path, captions: Mapping[str, list[str]]) -> int:
+    """Moves these files of a folder to the same place below `to`, each with its `captions`, and lists them there.
 
     The list, `moved.jsonl`, comes first: a move that is stopped half-way is known by it. Returns how many there were.
-    Raises LdmkitError, before anything is moved, where `to` lies inside `folder` or holds a file of the same name.
+    Raises LdmkitError, before anything is moved, where `to` lies inside the folder or holds a file of the same name, or
+    where one of them lies in an archive or in a cache of what was fetched.
     """
+    folder = files.path
+    if files.remote or (apart := [key for key in reasons if files.in_archive(key)]):
+        where = f"{folder}, which is a cache" if files.remote else f"an archive: {printable(apart[0]) or folder}"
+        raise LdmkitError(f"--quarantine {to}: nothing is moved out of {where}; leave them out with data.exclude")
     if Path(os.path.abspath(to)).is_relative_to(os.path.abspath(folder)):  # noqa: PTH100 - as `scan`
         raise LdmkitError(f"--quarantine {to}: lies inside {folder}, where it would be read again; name another folder")
     moves = {key: [key, *captions.get(key, [])] for key in reasons if os.path.lexists(folder / key)}

@@ -84,10 +84,15 @@ def load_picture(path: Path) -> Image.Image:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return load_bytes(data, str(path))
+
+
+def load_bytes(data: bytes, name: str) -> Image.Image:
+    """As `load_picture`, of a file's bytes; `name` is for the error."""
     try:
         return decode(data)[0]
     except DecodeError as error:
-        raise LdmkitError(f"{path}: {error}") from error
+        raise LdmkitError(f"{name}: {error}") from error
 
 
 def decode(data: bytes) -> tuple[Image.Image, str | None]:

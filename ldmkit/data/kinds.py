@@ -21,6 +21,10 @@ _OTHERS = (
     (b"<html", "HTML page"),
     (b"%pdf", "PDF"),
     (b"pk\x03\x04", "zip archive; unpack it"),
+    (b"rar!", "RAR archive; unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "7z archive; unpack it"),
+    (b"\x1f\x8b", "gzip file; unpack it"),
+    (b"(\xb5/\xfd", "Zstandard file; unpack it"),
     (b"par1", "Parquet file; unpack its pictures"),
     (b"arrow1", "Arrow file; unpack its pictures"),
 )

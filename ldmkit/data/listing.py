@@ -1,11 +1,15 @@
-"""Which files of a folder are to be read as pictures, and what else lies there."""
+"""Which files of a folder and its archives are to be read as pictures, and what else lies there."""
 
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
 
+from ldmkit.components.files import Folder
+from ldmkit.data.archives import Archive
 from ldmkit.data.decode import SUFFIXES
 from ldmkit.data.kinds import HEAD, kind
 from ldmkit.errors import LdmkitError
@@ -17,70 +21,116 @@ _NOT_THE_USERS = frozenset({"@eadir", "#recycle", "#snapshot", "$recycle.bin", "
 _BESIDE = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".db", ".ini", ".md", ".toml"})
 
 
-def list_files(
-    folder: Path,
-) -> tuple[dict[str, tuple[int, int]], list[tuple[str, str]], tuple[str, ...]]:
-    """({key: (size, mtime_ns)} ordered by key, [(key, reason)] of what is not a regular file, lines on the unread)."""
-    files: dict[str, tuple[int, int]] = {}
-    rejected, like_pictures, left = [], [], []
-    endings: Counter[str] = Counter()
-    for entry, key in _walk(folder):
-        if entry.is_dir(follow_symlinks=False):
-            left.append(f"{printable(key)}: a system's folder of thumbnails or of what was thrown away")
-        elif Path(entry.name).suffix.lower() in SUFFIXES or _links_to_folder(entry):
-            status = entry.stat(follow_symlinks=False)
-            if entry.is_symlink():
-                rejected.append((key, "a symbolic link, which is not followed"))
-            elif stat.S_ISREG(status.st_mode):
-                files[key] = (status.st_size, status.st_mtime_ns)
-            else:  # opening a named pipe would wait for ever
-                rejected.append((key, "not a regular file"))
-        elif Path(entry.name).suffix.lower() not in _BESIDE:
-            endings[Path(entry.name).suffix or "no ending"] += 1
-            name, _ = _kind(entry)
+@dataclass
+class Listing:
+    """The files of a data set, sorted as they are told."""
+
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """{key of a picture: (size, mtime_ns)}"""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of what would be a picture and cannot be read"""
+    containers: list[str] = field(default_factory=list)
+    """keys of archives and tables, not yet opened"""
+    _endings: Counter[str] = field(default_factory=Counter)
+    _like_pictures: list[str] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+
+    def add(self, key: str, size: int, mtime_ns: int, head: Callable[[], bytes]) -> None:
+        """A regular file; `head` reads its first bytes."""
+        ending = PurePosixPath(key).suffix
+        if ending.lower() in SUFFIXES:
+            self.files[key] = (size, mtime_ns)
+        elif ending.lower() not in _BESIDE:
+            self._endings[ending or "no ending"] += 1
+            name, _ = kind(head())
             if name is not None:
-                like_pictures.append(f"{printable(key)}: by its first bytes {name}")
-    counted = [f"{number} with {ending}" for ending, number in endings.most_common()]
-    return dict(sorted(files.items())), rejected, (*counted, *sorted(left), *sorted(like_pictures))
+                self._like_pictures.append(f"{printable(key)}: by its first bytes {name}")
 
+    def add_archive(self, prefix: str, archive: Archive) -> None:
+        """Its files, as if they lay in a folder of the archive's name; hidden ones and a system's are left out."""
+        self.rejected += [(prefix.rstrip("/") if key == "" else prefix + key, why) for key, why in archive.rejected]
+        self.left |= {f"{printable(prefix)}{line}" for line in archive.said}
+        for key, member in archive.members.items():
+            parts = PurePosixPath(key).parts
+            system = next((i for i, part in enumerate(parts[:-1]) if part.lower() in _NOT_THE_USERS), None)
+            if system is not None:
+                self._leave(prefix + "/".join(parts[: system + 1]))
+            elif not any(part.startswith(".") for part in parts):
+                self.add(prefix + key, member.size, archive.mtime_ns, partial(_head, archive, key))
 
-def _kind(entry: "os.DirEntry[str]") -> tuple[str | None, bool]:
-    if not entry.is_file(follow_symlinks=False):
-        return None, False
-    try:
-        with Path(entry.path).open("rb") as file:
-            return kind(file.read(HEAD))
-    except OSError:  # counted by its ending; nobody said that it is a picture
-        return None, False
+    def add_folder(self, folder: Folder, is_container: Callable[[str], bool]) -> None:
+        """What lies below a folder. A folder is read once, whichever way leads there, so that no loop is endless.
 
-
-def _walk(folder: Path) -> Iterator[tuple["os.DirEntry[str]", str]]:
-    """(directory entry, key) of each file, and of folders that are left out.
-
-    Raises LdmkitError for a folder that cannot be read: pictures would be missing without a word.
-    """
-    waiting = [""]  # not by recursion: folders may lie deeper in one another than Python calls itself
-    while waiting:
-        prefix = waiting.pop()
-        try:
-            with os.scandir(folder / prefix) as listing:
-                found = list(listing)
-        except OSError as error:
-            raise LdmkitError(
-                f"data.path: {folder / prefix} cannot be read ({error.strerror}); grant access to it, or move it away"
-            ) from error
-        for entry in found:
-            if entry.name.startswith("."):
+        Raises LdmkitError for a folder that cannot be read: pictures would be missing without a word.
+        """
+        waiting, links, read = [""], list[str](), set[str]()  # no recursion: folders may lie very deep in one another
+        while waiting or links:
+            if not waiting:  # links last and in order, so that a folder goes by its own name where it has one
+                links.sort(reverse=True)
+                waiting.append(links.pop() + "/")
+            prefix = waiting.pop()
+            real = os.path.realpath(folder.path / prefix)
+            if real in read:
+                self.left.add(f"{printable(prefix)}: leads to a folder that is read under its own name")
                 continue
-            is_folder = entry.is_dir(follow_symlinks=False)
-            if is_folder and entry.name.lower() not in _NOT_THE_USERS:
-                waiting.append(f"{prefix}{entry.name}/")
-            else:
-                yield entry, prefix + entry.name
+            read.add(real)
+            for entry in _entries(folder.path / prefix):
+                key, ending = prefix + entry.name, Path(entry.name).suffix.lower()
+                wanted = ending in SUFFIXES or is_container(entry.name)
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    status, gone = None, "a symbolic link to nothing"
+                    if not entry.is_symlink():
+                        gone = f"cannot be read ({error.strerror})"
+                is_folder = status is not None and stat.S_ISDIR(status.st_mode)
+                if entry.name.startswith("."):
+                    continue
+                if is_folder and entry.name.lower() in _NOT_THE_USERS:
+                    self._leave(key)
+                elif status is None or (entry.is_symlink() and folder.leads_out(key)):
+                    if wanted or is_folder or (status is None and ending not in _BESIDE):
+                        self.rejected.append((key, _why(folder, key) if status else gone))
+                    elif ending not in _BESIDE:
+                        self._endings[Path(entry.name).suffix or "no ending"] += 1
+                elif is_folder:
+                    (links if entry.is_symlink() else waiting).append(key if entry.is_symlink() else f"{key}/")
+                elif not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+                    if wanted:
+                        self.rejected.append((key, "not a regular file"))
+                elif is_container(entry.name):
+                    self.containers.append(key)
+                else:
+                    self.add(key, status.st_size, status.st_mtime_ns, partial(_head, folder, key))
+        self.containers.sort()
+
+    def unread(self) -> tuple[str, ...]:
+        """Lines on what was not looked at."""
+        counted = [f"{number} with {ending}" for ending, number in self._endings.most_common()]
+        return (*counted, *sorted(self.left), *sorted(self._like_pictures))
+
+    def _leave(self, key: str) -> None:
+        self.left.add(f"{printable(key)}: a system's folder of thumbnails or of what was thrown away")
 
 
-def _links_to_folder(entry: "os.DirEntry[str]") -> bool:
+def _head(files: Folder | Archive, key: str) -> bytes:
     try:
-        return entry.is_symlink() and entry.is_dir()
-    except OSError:  # a link to itself
-        return True
+        return files.read(key, HEAD - 1)
+    except OSError:  # counted by its ending; nobody said that it is a picture
+        return b""
+
+
+def _why(folder: Folder, key: str) -> str:
+    there = os.path.realpath(folder.path / key)
+    outside = f": it leads to {printable(there)}, outside of data.follow_links" if folder.roots else ""
+    return f"a symbolic link, which is not followed{outside}"
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as listing:
+            return list(listing)
+    except OSError as error:
+        raise LdmkitError(
+            f"data.path: {folder} cannot be read ({error.strerror}); grant access to it, or move it away"
+        ) from error

@@ -3,20 +3,21 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ldmkit.components.protocols import Picture
-from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, glance, load_picture, one_large
+from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, glance, one_large
 from ldmkit.data.index_cache import read_cache, write_cache
 from ldmkit.data.kinds import HEAD, kind
-from ldmkit.data.listing import list_files
 from ldmkit.data.looks import BLANK, Look, alike
+from ldmkit.data.sources import Source, archive_by_name
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
@@ -58,6 +59,8 @@ class PictureIndex:
     """what was not looked at, for a person: files by ending, those that begin like a picture, system folders"""
     news: str = field(default="", compare=False)
     """what came and went since the pictures were last read, for a person"""
+    source: Source | None = field(default=None, compare=False, repr=False)
+    """what holds them; None where they are only remembered"""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -73,11 +76,13 @@ class PictureIndex:
 
     def pictures(self) -> list[Picture]:
         """The same pictures in the same order, to be decoded when needed; they pickle, for loader processes."""
-        paths = [self.folder / entry.key for entry in self.entries]
-        return [
-            Picture(path, entry.key, partial(load_picture, path))
-            for path, entry in zip(paths, self.entries, strict=True)
-        ]
+        files = self.files
+        return [files.picture(entry.key) for entry in self.entries]
+
+    @cached_property
+    def files(self) -> Source:
+        """What holds them, opened where it was not."""
+        return self.source or Source(self.folder)
 
     @cached_property
     def alike(self) -> dict[str, str]:
@@ -135,11 +140,17 @@ class PictureIndex:
                     found.append((entry.key, remark, other))
         return found
 
-    def summary(self, limit: int | None = None) -> list[str]:
-        """Lines for a person: what is left out and why, then the remarks; at most `limit` of each."""
+    def summary(self, limit: int | None = None, *, findings: bool = True) -> list[str]:
+        """Lines for a person: what was read and what was not, `findings`: what is left out and why, and the remarks; at
+        most `limit` of each."""
         lines = []
-        rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected]
-        for title, found in (("left out", rejected), ("not read", self.unread), ("remarks", self.remarks())):
+        if self.source and (prefixes := [prefix for prefix in self.source.archives if prefix]):
+            held = Counter(self.source.archive_of(entry.key) for entry in self.entries)
+            named = [f"{printable(prefix[:-1])} ({held[prefix]})" for prefix in prefixes[:limit]]
+            lines.append(f"archives and tables read: {', '.join(named)}{', ...' if len(prefixes) > len(named) else ''}")
+        rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected if findings]
+        remarks = self.remarks() if findings else []
+        for title, found in (("left out", rejected), ("not read", self.unread), ("remarks", remarks)):
             if found:
                 lines += [f"{len(found)} {title}", *(f"  {line}" for line in found[:limit])]
                 lines += [f"  and {len(found) - limit} more"] if limit is not None and len(found) > limit else []
@@ -149,6 +160,7 @@ class PictureIndex:
 def scan(
     folder: Path,
     *,
+    follow_links: Sequence[str] = (),
     max_pictures: int | None = None,
     max_bad: float | None = 0.1,
     index_cache: Path | None = None,
@@ -158,22 +170,22 @@ def scan(
     progress: Callable[[int, int], None] | None = None,
     closely: bool = False,
 ) -> PictureIndex:
-    """Decode every picture of `folder` and its subfolders; with `index_cache` only files whose size or time changed.
+    """Decode every picture of `folder`, its subfolders and archives, or of an archive; with `index_cache` only files
+    whose size or time changed.
 
     Left unread: hidden files and folders, files without a picture's ending, recycle bins and the like; the index says
-    so of all but the hidden. Symbolic links are not followed.
+    so of all but the hidden. Symbolic links are followed into the folders of `follow_links` alone, relative to
+    `folder`. What lies in an archive and beside it as well is left out of the archive.
     `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
     `also`: another one's `index_cache`, whose results are taken too; `looks`: each picture gets its look; `excluded`:
     keys that are passed over. `closely` hashes files of unchanged size and time as well.
     Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable (None: never).
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow the user's own link
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise LdmkitError(f"data.path: {folder} {what}; name a folder of pictures with --set data.path=DIR")
-    all_files, rejected, unread = list_files(folder)
-    rejected = [(key, reason) for key, reason in rejected if key not in excluded]
-    files = _sample({key: found for key, found in all_files.items() if key not in excluded}, max_pictures)
+    source = Source(folder, follow_links)
+    folder, unread = source.path, source.unread
+    all_files = {key: found for key, found in source.files.items() if key not in excluded}
+    rejected = [(key, reason) for key, reason in source.rejected if key not in excluded]
+    files = _sample(all_files, max_pictures)
     if not files and not rejected:
         there = "".join(f"\n  not read: {line}" for line in unread[:5])
         raise LdmkitError(
@@ -188,25 +200,26 @@ def scan(
             row is not None
             and (row["size"], row["mtime_ns"]) == files[key]
             and not (looks and "sha256" in row and "look" not in row)
-            and not (closely and "sha256" in row and _sha256(folder / key) != row["sha256"])
+            and not (closely and "sha256" in row and _sha256(source, key) != row["sha256"])
         )
 
     tables = [cached, read_cache(also, folder)]
     known = {key: row for table in reversed(tables) for key in files if fits(key, row := table.get(key)) and row}
     unknown = [key for key in files if key not in known]
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        measured = pool.map(lambda key: _measure(folder / key, *files[key], looks=looks), unknown)
+        measured = pool.map(lambda key: _measure(source, key, *files[key], looks=looks), unknown)
         for count, (key, row) in enumerate(zip(unknown, measured, strict=True), 1):
             known[key] = row
             if progress is not None:
                 progress(len(files) - len(unknown) + count, len(files))
-    kept = {key: row for key, row in cached.items() if key in all_files} | known  # rows beyond this sample as well
+    kept = {key: row for key, row in cached.items() if key in source.files} | known  # rows beyond this sample as well
     if index_cache is not None and kept != cached:
         write_cache(index_cache, folder, kept)
 
-    entries = _entries(known, files)
+    entries, copies = _without_copies(_entries(known, files), source.archive_of if source.folder else lambda _: "")
     rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
-    index = PictureIndex(folder, entries, tuple(sorted(rejected)), unread, _news(cached, all_files, known))
+    news = _news(cached, source.files, known)
+    index = PictureIndex(folder, entries, tuple(sorted(rejected)), (*unread, *copies), news, source)
     if max_bad is not None:
         require_usable(index, max_bad)
     return index
@@ -234,13 +247,18 @@ def _news(
 
 
 def remembered(
-    index_cache: Path, folder: Path, *, max_pictures: int | None = None, looks: bool = False
+    index_cache: Path,
+    folder: Path,
+    *,
+    max_pictures: int | None = None,
+    looks: bool = False,
+    excluded: frozenset[str] = frozenset(),
 ) -> PictureIndex | None:
     """The pictures as `scan` last saw them, wherever they are now; None where that is not known."""
-    rows = read_cache(index_cache, None)
+    rows = {key: row for key, row in sorted(read_cache(index_cache, None).items()) if key not in excluded}
     if looks and any("sha256" in row and "look" not in row for row in rows.values()):
         return None
-    entries = _entries(rows, _sample(dict(sorted(rows.items())), max_pictures))
+    entries, _ = _without_copies(_entries(rows, _sample(rows, max_pictures)), archive_by_name)
     return PictureIndex(Path(os.path.abspath(folder)), entries, ()) if entries else None  # noqa: PTH100 - as `scan`
 
 
@@ -255,21 +273,32 @@ def _entries(rows: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> tuple[E
     return tuple(Entry(key=key, **{**row, "look": Look(*row["look"])} if "look" in row else row) for key, row in good)
 
 
-def _sha256(file: Path) -> str | None:
+def _without_copies(
+    entries: tuple[Entry, ...], archive_of: Callable[[str], str]
+) -> tuple[tuple[Entry, ...], list[str]]:
+    """Without those in a folder's archives that lie in the folder as files too, as in a backup; and what to say."""
+    inside = [archive_of(entry.key) for entry in entries]
+    files = {entry.sha256 for entry, prefix in zip(entries, inside, strict=True) if not prefix}
+    total = Counter(prefix for prefix in inside if prefix)
+    copies = Counter(p for entry, p in zip(entries, inside, strict=True) if p and entry.sha256 in files)
+    kept = tuple(e for e, p in zip(entries, inside, strict=True) if not p or e.sha256 not in files)
+    said = "copies of files beside the archive; left out"
+    return kept, [f"{printable(prefix)}: {copies[prefix]} of {total[prefix]} pictures are {said}" for prefix in copies]
+
+
+def _sha256(source: Source, key: str) -> str | None:
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return hashlib.sha256(source.read(key, MAX_BYTES)).hexdigest()
     except OSError:
         return None
 
 
-def _measure(path: Path, size: int, mtime_ns: int, *, looks: bool) -> dict[str, Any]:
+def _measure(source: Source, key: str, size: int, mtime_ns: int, *, looks: bool) -> dict[str, Any]:
     """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
     row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
     try:
         with one_large if size > LARGE_BYTES else nullcontext():
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+            data = source.read(key, MAX_BYTES)
             (width, height), note, look = glance(data, looks=looks)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}

@@ -5,7 +5,8 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
@@ -19,7 +20,7 @@ from ldmkit.atomic import no_room
 from ldmkit.components.protocols import Picture
 from ldmkit.data.batches import uint8_batches
 from ldmkit.data.buckets import of_one_bucket
-from ldmkit.data.decode import PIXELS_VERSION, load_picture
+from ldmkit.data.decode import PIXELS_VERSION
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.recipe.sections import Data
 from ldmkit.report import Reporter
@@ -64,13 +65,13 @@ class Store:
             files.append(file)
         return files[0], files[1]
 
-    def load(self, row: int, bucket: int, path: Path) -> Image.Image:
-        """The picture in its bucket's size; decoded from `path` anew where the disk changed its row."""
+    def load(self, row: int, bucket: int, anew: Callable[[], Image.Image]) -> Image.Image:
+        """The picture in its bucket's size; decoded `anew` where the disk changed its row."""
         pixels = _mapped(self.file, len(self.records) * self.row_bytes)[
             row * self.row_bytes : (row + 1) * self.row_bytes
         ]
         if zlib.crc32(pixels) != self.records["crc32"][row]:
-            return load_picture(path)
+            return anew()
         shape = self.shapes[bucket]
         return Image.frombytes("RGB", shape, pixels[: math.prod(shape) * 3])
 
@@ -109,7 +110,7 @@ def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: 
         if row is not None:
             old = pictures[i]
             bucket = data.bucket(index.entries[i].width, index.entries[i].height)
-            pictures[i] = Picture(old.path, old.key, partial(store.load, row, bucket, old.path))
+            pictures[i] = replace(old, load=partial(store.load, row, bucket, old.load))
     return pictures
 
 

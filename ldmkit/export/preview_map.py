@@ -21,7 +21,7 @@ def fit_latent_rgb(workspace: Workspace) -> LatentRgb | None:
 
     Training pictures stand in where none is held out.
     """
-    if not workspace.index.folder.is_dir():
+    if not workspace.index.folder.exists():
         workspace.reporter.line(f"{workspace.index.folder} is not there: the page will show no pictures on the way")
         return None
     train, held_out = workspace.split()

@@ -24,7 +24,6 @@ from ldmkit.caches.sets import TextSet
 from ldmkit.caches.shards import PROGRESS, read_progress
 from ldmkit.components.protocols import Captioner, TextEncoder
 from ldmkit.data.captions import captioners, read_captions
-from ldmkit.data.pictures import PictureIndex
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
@@ -61,7 +60,7 @@ def sample_of(workspace: Workspace) -> Sample:
     """A workspace whose index holds a sample of the pictures, each of them trained on and held out."""
     size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // math.prod(workspace.recipe.data.shapes[0])))
     entries = workspace.index.entries
-    index = PictureIndex(workspace.index.folder, entries[:: max(1, -(-len(entries) // size))], ())
+    index = replace(workspace.index, entries=entries[:: max(1, -(-len(entries) // size))], rejected=())
     train, held_out = (np.arange(len(side)) % len(index) for side in workspace.split())
     return Sample(**{**vars(workspace), "index": index}, sides=(train, held_out))
 
@@ -154,7 +153,7 @@ class Planner:
         probe = Probe(patience=CAPTION_SECONDS)
         try:
             with probe.measuring():
-                chosen = PictureIndex(index.folder, some, ())
+                chosen = replace(index, entries=some, rejected=())
                 caption(replace(self.workspace, recipe=recipe, index=chosen, reporter=probe))
         finally:
             line_bytes = self._caption_sample(beside)

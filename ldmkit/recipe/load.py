@@ -91,7 +91,7 @@ class RecipeFile:
         except UnicodeDecodeError as error:
             raise LdmkitError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
         except (ValueError, RecursionError) as error:  # beside TOML's own errors, a number of 5,000 digits
-            raise LdmkitError(f"{path}: not valid TOML: {error}") from None
+            raise LdmkitError(f"{path}: not valid TOML: {error}{_hint(text, str(error))}") from None
         except OSError as error:
             raise LdmkitError(f"{path}: cannot be read: {error.strerror or error}") from None
         recipe = cls(path, table)
@@ -185,6 +185,22 @@ class RecipeFile:
             if (*parts[:-1], key) not in self.overridden:
                 table.pop(key, None)
         table[parts[-1]] = value
+
+
+def _hint(text: str, said: str) -> str:
+    """What a line that is no TOML was probably meant to be."""
+    if not (at := re.search(r"line (\d+)", said)) or int(at[1]) > len(lines := text.splitlines()):
+        return ""
+    line = lines[int(at[1]) - 1]
+    for pattern, hint in (
+        ("[\u2018\u2019\u201c\u201d]", "quotes are ' or \", and no typographic ones"),
+        (r"\\", "in double quotes \\ begins an escape: put a path of Windows in single quotes, or write / in it"),
+        (r"=\s*(True|False)\b", "write true or false, in small letters"),
+        (r"^[\w\s.-]+:(\s|$)", "TOML has [section] and key = value; this looks like YAML"),
+    ):
+        if re.search(pattern, line):
+            return f"; {hint}"
+    return ""
 
 
 def _is_deep(table: Any) -> bool:

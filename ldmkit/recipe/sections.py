@@ -28,7 +28,13 @@ class Data(Section):
     path: str = Field(
         "data/pictures",
         min_length=1,
-        description="folder of pictures, searched with its subfolders; relative to where ldmkit is started",
+        description="folder of pictures, searched with its subfolders and archives (.zip, .tar), or such an archive; "
+        "relative to where ldmkit is started",
+    )
+    follow_links: tuple[str, ...] = later(
+        (),
+        description="folders into which symbolic links are followed, relative to `path` (`.`: within it); a link to "
+        "anywhere else is left out and named",
     )
     source: str = Field(
         "folder",
@@ -248,6 +254,7 @@ class Recipe(Section):
         table = self.model_dump(mode="json")
         for key in ("path", "exclude"):
             table["data"][key] = Path(table["data"][key]).name
+        table["data"]["follow_links"] = [Path(folder).name for folder in self.data.follow_links]
         table["plugins"] = [Path(plugin).name for plugin in self.plugins]
         if not self.vae.pretrained.startswith("hub:"):
             table["vae"]["pretrained"] = Path(self.vae.pretrained).name

@@ -9,9 +9,11 @@ import numpy as np
 
 from ldmkit.data.buckets import buckets_of
 from ldmkit.data.captions import caption_content_hash, caption_files_hash
-from ldmkit.data.checked import scan_data
+from ldmkit.data.checked import read_excluded, scan_data
 from ldmkit.data.fetch import fetch
 from ldmkit.data.pictures import PictureIndex, remembered
+from ldmkit.data.remote import address, fetched
+from ldmkit.data.sources import is_there
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import Recipe
 from ldmkit.recipe.sections import Data
@@ -35,18 +37,29 @@ class Dataset:
     @property
     def known(self) -> bool:
         """Whether the pictures can be looked at without fetching them."""
-        return self.folder.exists() or (self.remembers and (self.run_dir / "pictures.json").is_file())
+        return is_there(self.folder) or (self.remembers and (self.run_dir / "pictures.json").is_file())
 
     @cached_property
     def index(self) -> PictureIndex:
         """The pictures, fetched or drawn where the folder is not there, decoded once and remembered."""
         data, folder = self.data, self.folder
         cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
-        if self.remembers and not folder.exists() and cache is not None:
-            index = remembered(cache, folder, max_pictures=data.num_pictures, looks=data.group_duplicates)
+        there, remote = is_there(folder), address(folder)
+        if self.remembers and not there and cache is not None:
+            index = remembered(
+                cache,
+                folder,
+                max_pictures=data.num_pictures,
+                looks=data.group_duplicates,
+                excluded=read_excluded(data.exclude),
+            )
             if index is not None:
                 return index
-        if not folder.exists() and data.source != "folder":
+        if remote and not there:
+            self.reporter.line(f"data: getting {remote}")
+            with self.reporter.counter("getting files") as progress:
+                fetched(remote, progress)
+        elif not there and data.source != "folder":
             self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=max(data.shapes[0]), progress=progress)
@@ -56,15 +69,16 @@ class Dataset:
     @cached_property
     def caption_files(self) -> str:
         """Of names, sizes and times; where these differ from the record's and the contents do not, the record's."""
-        folder, record = self.folder, {}
+        record = {}
         with suppress(LdmkitError):
             record = read_record(self.run_dir / "captions") or {}
         recorded = record.get("inputs", {}).get("caption_files")
-        if recorded and not folder.exists():
-            return str(recorded)
-        found = caption_files_hash(folder)
+        source = self.index.source
+        if source is None:  # the pictures are only remembered
+            return str(recorded or "")
+        found = caption_files_hash(source)
         if (then := record.get("caption_content")) and (found != recorded or self.closely):
-            now = caption_content_hash(folder)
+            now = caption_content_hash(source)
             return str(recorded) if now == then else found if found != recorded else now
         return found
 

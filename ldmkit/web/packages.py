@@ -6,12 +6,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+from ldmkit.data.cache import cache_folder
 from ldmkit.errors import LdmkitError
 
 
@@ -68,7 +68,7 @@ def read_members(package: Package, names: tuple[str, ...], folder: Path | None) 
 
 
 def _kept_or_fetched(package: Package) -> bytes:
-    path = _cache() / package.archive
+    path = cache_folder("npm") / package.archive
     if path.is_file() and _is_pinned(package, data := path.read_bytes()):
         return data
     data = _fetched(package)
@@ -107,16 +107,6 @@ def _fetched(package: Package) -> bytes:
         f"{package} cannot be had from the npm registry ({reason}). Run `{COMMAND}` in a folder where npm works, and "
         "name that folder with --runtime DIR"
     )
-
-
-def _cache() -> Path:
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "ldmkit" / "npm"
 
 
 def _is_pinned(package: Package, data: bytes) -> bool:

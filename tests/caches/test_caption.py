@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ldmkit.data.captions import caption_files_hash, captioners, captions_hash, read_captions
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 
 PLUGIN = '''
@@ -158,12 +159,12 @@ def test_a_line_that_is_no_captions(line: bytes, tmp_path: Path) -> None:
 
 def test_caption_files_hash(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    found = {caption_files_hash(tmp_path)}
+    found = {caption_files_hash(Source(tmp_path))}
     for name in ("a.txt", "sub/b.caption", "metadata.jsonl"):
         (tmp_path / name).write_text("x")
-        found.add(caption_files_hash(tmp_path))
+        found.add(caption_files_hash(Source(tmp_path)))
     (tmp_path / "a.txt").write_text("xy")
-    found.add(caption_files_hash(tmp_path))
+    found.add(caption_files_hash(Source(tmp_path)))
     assert len(found) == 5
     (tmp_path / "a.png").write_text("x")
-    assert caption_files_hash(tmp_path) in found
+    assert caption_files_hash(Source(tmp_path)) in found

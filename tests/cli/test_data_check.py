@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,22 @@ def test_a_run_decodes_nothing_that_was_checked(
     assert len(index) == 8, "the list to exclude is followed"
     assert "exclude.jsonl" in recipe.published()["data"]["exclude"]
     assert "/" not in recipe.published()["data"]["exclude"]
+
+
+def test_an_archive_is_checked_as_its_folder_and_nothing_moved_out_of_it(album: Path, run: Run, tmp_path: Path) -> None:
+    of_folder = json.loads(run("data", "check", "pictures", "--json").out)
+    archive = Path(shutil.make_archive(str(album), "zip", album))
+    for path, prefix in ((archive, ""), (archive.parent / "backup", "pictures.zip/")):
+        if prefix:
+            path.mkdir()
+            archive.rename(path / archive.name)
+        told = json.loads(run("data", "check", path.name, "--json").out)
+        assert told["counts"] == of_folder["counts"]
+        assert [row["file"] for row in told["findings"]["caption_missing"]] == [f"{prefix}blank.png"]
+        page = (tmp_path / told["page"]).read_text()
+        assert page.count("<img ") == (tmp_path / of_folder["page"]).read_text().count("<img ")
+        refused = run("data", "check", path.name, "--quarantine", "aside")
+        assert refused.code == 1
+        assert f"nothing is moved out of an archive: {prefix}broken.png" in refused.err
+        assert not (tmp_path / "aside").exists()
+    assert "archives and tables read: pictures.zip (9)" in run("data", "check", "backup").out

@@ -11,6 +11,7 @@ from ldmkit_captions import Filename, Sidecar
 
 from ldmkit import Picture
 from ldmkit.data.captions import caption_files_hash, captioners, captions_hash, read_captions
+from ldmkit.data.sources import Source
 from tests.corpus.artefact import Artefact
 
 DEEP = "[" * 100_000
@@ -25,7 +26,7 @@ def _sidecar(put: Put, expected: str | None, folder: Path) -> Callable[[], Any]:
     put(folder / "pictures")
 
     def use() -> None:
-        caption_files_hash(folder / "pictures")
+        caption_files_hash(Source(folder / "pictures"))
         path = folder / "pictures" / "a.jpg"
         assert Sidecar().caption([Picture(path, path.name, lambda: None)]) == [expected]  # type: ignore[arg-type, return-value]
 

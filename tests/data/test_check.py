@@ -12,6 +12,7 @@ from ldmkit.data.check import Check, check_pictures
 from ldmkit.data.check_captions import check_captions
 from ldmkit.data.checked import quarantine, read_excluded, write_excluded
 from ldmkit.data.pictures import PictureIndex, scan
+from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.sections import Data, Recipe
 from tests.data.test_looks import photo
@@ -167,14 +168,14 @@ def test_quarantine_moves_all_or_nothing(save: Any, tmp_path: Path) -> None:
     before = sorted(folder.rglob("*"))
     reasons = {"a.png": "blank", "sub/b.png": "blurred", "gone.png": "gone"}
     with pytest.raises(LdmkitError, match="lies inside"):
-        quarantine(folder, reasons, folder / "aside", {})
+        quarantine(Source(folder), reasons, folder / "aside", {})
     (to / "sub").mkdir(parents=True)
     (to / "sub" / "b.png").touch()
     with pytest.raises(LdmkitError, match=r"holds sub/b\.png already"):
-        quarantine(folder, reasons, to, {})
+        quarantine(Source(folder), reasons, to, {})
     assert sorted(folder.rglob("*")) == before
     (to / "sub" / "b.png").unlink()
-    assert quarantine(folder, reasons, to, {"sub/b.png": ["sub/b.txt"]}) == 2
+    assert quarantine(Source(folder), reasons, to, {"sub/b.png": ["sub/b.txt"]}) == 2
     assert {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()} == {
         "a.png",
         "sub/b.png",

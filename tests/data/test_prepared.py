@@ -1,5 +1,6 @@
 """Pictures kept at the working size: the very pixels that decoding gives, each content decoded once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmkit.data import pictures as pictures_module
+from ldmkit.data import sources as sources_module
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.decode import load_picture
 from ldmkit.data.pictures import PictureIndex, scan
@@ -30,7 +31,7 @@ class Album:
         (self.folder / "copy.png").write_bytes((self.folder / "0.png").read_bytes())
         self.decoded: list[str] = []
         self.lines: list[str] = []
-        monkeypatch.setattr(pictures_module, "load_picture", self.load)
+        monkeypatch.setattr(sources_module, "load_picture", self.load)
 
     def draw(self, name: str, seed: int, size: tuple[int, int] = (48, 40)) -> None:
         noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -97,13 +98,13 @@ def test_what_a_killed_run_left_is_gone_on_with(album: Album, monkeypatch: pytes
             raise KeyboardInterrupt
         return load(path)
 
-    monkeypatch.setattr(pictures_module, "load_picture", killed)
+    monkeypatch.setattr(sources_module, "load_picture", killed)
     with pytest.raises(KeyboardInterrupt):
         album.pixels()
     (pixels,) = album.run.rglob("pixels.bin")
     with pixels.open("ab") as file:
         file.write(b"half a row")
-    monkeypatch.setattr(pictures_module, "load_picture", load)
+    monkeypatch.setattr(sources_module, "load_picture", load)
     assert (album.pixels() == expected).all()
     assert sorted(album.decoded) == ["4.png", "5.jpg", "small.png", "small.png"]
 
@@ -139,3 +140,14 @@ def test_disk_budget(album: Album) -> None:
     assert [path.stat().st_size for path in album.run.rglob("pixels.bin")] == [2 * row]
     assert (album.pixels(cache_gb=0.0) == album.straight()).all()
     assert len(album.decoded) >= 6
+
+
+def test_pictures_of_an_archive_are_prepared_as_those_of_its_folder(album: Album) -> None:
+    expected = album.straight()
+    album.folder = Path(shutil.make_archive(str(album.folder), "zip", album.folder))
+    assert (album.pixels() == expected).all()
+    (album.run / "prepared").rename(album.run / "as it was")
+    assert (album.pixels() == expected).all()
+    (pixels,) = album.run.glob("prepared/*/pixels.bin")
+    pixels.write_bytes(bytes(pixels.stat().st_size))  # each row's checksum is wrong now
+    assert (album.pixels() == expected).all()

@@ -109,6 +109,12 @@ def test_missing_or_empty_folder(tmp_path, make):
         scan(folder)
 
 
+@pytest.mark.parametrize(("path", "hint"), [("~/photos", "write the whole path"), ("C:\new", "use single quotes")])
+def test_a_path_that_a_recipe_reads_otherwise_than_meant(path, hint):
+    with pytest.raises(LdmkitError, match=hint):
+        scan(Path(path))
+
+
 def test_nothing_usable_is_an_error_whatever_max_bad(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(LdmkitError, match="1 of 1 files"):

@@ -36,7 +36,7 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path):
     for name in ("download", "tweet.jpg_large", "x.jpg?w=1024", "y.jpg?w=1024"):
         (tmp_path / name).write_bytes(picture())
     (tmp_path / "video.MOV").write_bytes(b"\0\0\0\x14ftypqt  ")
-    (tmp_path / "archive.zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "comic.cbz").write_bytes(b"PK\x03\x04")
     (tmp_path / "a.txt").write_text("a caption")
     index = scan(tmp_path)
     assert set(index.unread) == {
@@ -44,8 +44,8 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path):
         "1 with no ending",
         "1 with .jpg_large",
         "1 with .MOV",
-        "1 with .zip",
-        "archive.zip: by its first bytes zip archive; unpack it",
+        "1 with .cbz",
+        "comic.cbz: by its first bytes zip archive; unpack it",
         *(
             f"{name}: by its first bytes JPEG"
             for name in ("download", "tweet.jpg_large", "x.jpg?w=1024", "y.jpg?w=1024")
@@ -62,6 +62,8 @@ def test_files_that_are_not_read_are_counted_and_named(tmp_path):
         (b"%PDF-1.7", "PDF"),
         (b"\xff\x0a\0\0", "JPEG XL; convert it"),
         (b"8BPS\0\1", "Photoshop document"),
+        (b"Rar!\x1a\x07", "RAR archive; unpack it"),
+        (b"\x28\xb5\x2f\xfd\0", "Zstandard file"),
     ],
 )
 def test_what_is_no_picture_is_called_what_it_is(data, said, tmp_path):

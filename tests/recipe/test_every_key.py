@@ -118,7 +118,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "tolerance": [0, -1],
     "opset": [17, 21],
 }
-ANYTHING = {"exclude", "model", "name", "plugins", "pretrained"}  # text of any kind
+ANYTHING = {"exclude", "follow_links", "model", "name", "plugins", "pretrained"}  # text of any kind
 FRACTIONS = {
     "held_out",
     "max_bad",

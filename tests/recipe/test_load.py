@@ -49,6 +49,10 @@ def test_one_mistake_is_one_line(cats: Path) -> None:
     [
         ("[vae\n", "not valid TOML: "),
         ("a = 1\na = 2\n", "not valid TOML: "),
+        ("[data]\npath = \u201cdata/photos\u201d", "quotes are ' or \""),
+        ('[data]\npath = "C:\\Users\\me"', "put a path of Windows in single quotes"),
+        ("[data]\nflip = True", "write true or false"),
+        ("data:\n  path: pics", "this looks like YAML"),
         pytest.param("seed = " + "1" * 5000, "not valid TOML: ", id="long number"),
         pytest.param("seed = " + "[" * 5000, "not valid TOML: ", id="deep list"),
         ("", "the section [vae] is missing"),

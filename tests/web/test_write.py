@@ -149,7 +149,7 @@ def test_the_runtime_comes_from_a_folder(tmp_path: Path) -> None:
 def test_what_is_fetched_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, data = archive(LICENSE=b"free")
     fetched = []
-    monkeypatch.setattr(packages, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(packages, "cache_folder", lambda _: tmp_path / "cache")
     monkeypatch.setattr(packages, "_fetched", lambda which: fetched.append(which) or data)
     for _ in range(2):
         assert read_members(package, ("LICENSE",), None) == {"LICENSE": b"free"}
@@ -166,7 +166,7 @@ def test_what_is_fetched_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest
 
 def test_without_npm_the_registry_of_the_environment_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, data = archive("@somebody/small", LICENSE=b"free")
-    monkeypatch.setattr(packages, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(packages, "cache_folder", lambda _: tmp_path / "cache")
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("npm_config_registry", "NPM_CONFIG_REGISTRY"):
         monkeypatch.delenv(name, raising=False)
