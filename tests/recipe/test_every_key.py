@@ -29,6 +29,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "source": ["", "hub:a/b", "hub:a/b/c.tar", "http://a/b.zip", "toycats"],
     "num_pictures": [0, -5],
     "subject": [""],
+    "grow": [-0.1, 1.1],
     "tune_decoder_steps": [-1],
     "size": [0, 7, 2049, 100_000, [64], [64, 7], [64, 64, 64]],
     "buckets": [[64], [[64]], [[64, 7]], [[2049, 64]]],
