@@ -223,7 +223,8 @@ def _proposal(check: Check, data: Data) -> str:
     shape = tuple(max(8, round(side * scale / 8) * 8) for side in (across, down))
     if number < len(check.index) / 2 or shape in data.shapes:
         return "that loses much, and no one shape fits most: data.buckets would"
-    return f"data.size = {list(shape)} would fit {number} of them"
+    size = shape[0] if shape[0] == shape[1] else list(shape)
+    return f"data.size = {size} would fit {number} of them"
 
 
 def _form(finding: Finding) -> str:
