@@ -11,7 +11,7 @@ from itertools import product
 from random import Random
 
 from benchmarks.command import run
-from ldmkit.data.toy_cats import articles
+from ldmkit.data.toy_captions import articles
 
 SUBJECTS = ("orange", "black", "white", "grey", "brown", "black and white", "grey and white", "orange and white")
 BACKGROUNDS = ("black", "white", "grey", "green", "brown", "blue", "dark")

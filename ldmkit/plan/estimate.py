@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmkit.recipe.training import Training
+from ldmkit.run.files import CONTENTS
 
-_GROWING = {"pictures.json", "captions.json", "buckets.json"}
+_GROWING = {"pictures.json", "captions.json", "buckets.json", CONTENTS}
 """files of `latents/` and `text/` that grow with what they hold, beside the arrays"""
 
 

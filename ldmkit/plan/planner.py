@@ -32,6 +32,7 @@ from ldmkit.plan.estimate import Row, folder_bytes, grown_bytes, trained_bytes
 from ldmkit.plan.probe import Probe, available_memory, empty, measure_largest_batch, measure_steps
 from ldmkit.recipe.training import Training
 from ldmkit.run.checkpoint import save_weights
+from ldmkit.run.files import CONTENTS
 from ldmkit.run.folder import Part
 from ldmkit.run.networks import fresh_autoencoder, load_tokenizer, read_pretrained
 from ldmkit.run.parts import PartSpec, behind, needed, parts_of
@@ -157,7 +158,9 @@ class Planner:
                 caption(replace(self.workspace, recipe=recipe, index=chosen, reporter=probe))
         finally:
             line_bytes = self._caption_sample(beside)
-        yield probe.row(spec.label, left=len(waiting), unit="pictures", disk=line_bytes * (len(index) - len(done)))
+        contents = (self.workspace.folder("captions") / CONTENTS).stat().st_size / len(some) * len(index)
+        disk = line_bytes * (len(index) - len(done)) + contents
+        yield probe.row(spec.label, left=len(waiting), unit="pictures", disk=disk)
 
     def _caption_sample(self, beside: Mapping[str, str]) -> float:
         """Adds what is missing of the sample: captions from `beside`, or those found, in turn; bytes of a line."""

@@ -107,7 +107,7 @@ class Checkpoints:
         # Adam keeps two moments of each weight that it trains.
         groups = [group for each in self.engine.optimizers.values() for group in each.param_groups]
         tensors += 2 * [weight for group in groups for weight in group["params"]]
-        require_room(self.folder, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        require_room(self.part.folder, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
 
     def mixes(self, start: int) -> bool:
         """Whether what follows is another result than the recipe's alone: no mere addition of steps at a constant rate.

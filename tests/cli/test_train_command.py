@@ -107,7 +107,11 @@ def test_a_first_stage_really_runs_on_them(run: Run, pictures: Path, tmp_path: P
 def test_a_folder_without_pictures(command: tuple[str, ...], run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for folder, what in {"nowhere": "does not exist", "empty": "holds no pictures", "file": "is not a folder"}.items():
+    for folder, what in {
+        "nowhere": "does not exist",
+        "empty": "holds no pictures",
+        "file": "is neither a folder nor an archive",
+    }.items():
         left = run(command[0], "photos-64", *command[1:], "--set", f"data.path={folder}")
         assert (left.code, left.out) == (1, "")
         assert left.err.startswith(f"error: data.path: {tmp_path / folder} {what}")

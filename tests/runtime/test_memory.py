@@ -1,5 +1,6 @@
 """The least memory that a size takes, against what the networks themselves attend to."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_unet
-from ldmkit.recipe import find_recipe, load_recipe
+from ldmkit.recipe import Recipe, find_recipe, load_recipe
 from ldmkit.recipe.training import DiTTraining
 from ldmkit.runtime import memory
 from ldmkit.runtime.bundle import Bundle
@@ -51,6 +52,6 @@ def test_a_size_that_no_memory_holds_is_refused_before_a_graph_is_opened(monkeyp
         bundle.generate("a cat", size=(4096, 4096))
     assert not opened
     side = int(str(error.value).split("up to ")[1].split()[0])
-    recipe = load_recipe(find_recipe("toy-cats"), [])
+    recipe = Recipe.model_validate_json(json.dumps(bundle.manifest.recipe))
     needs = [memory.least_memory(recipe, ((side + more) // 8,) * 2, text=True) for more in (0, 32)]
     assert needs[0] <= 24 << 30 < needs[1]

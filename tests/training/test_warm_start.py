@@ -65,7 +65,7 @@ def test_first_weights_are_the_averaged_ones_of_the_other_run(trained: Any, proc
         source = load_file(trained.run / part / "ema.safetensors")
         for name in ("model", "ema", "ema_0.8"):
             assert_near(run / part / f"{name}.safetensors", source)
-    notes = _notes(cast(Any, SimpleNamespace(run_dir=run, index=SimpleNamespace(entries=()), **parts_of(run))))
+    notes = _notes(cast(Any, SimpleNamespace(run_dir=run, index=SimpleNamespace(entries=()), **parts_of(run))), {})
     assert notes["stages"]["vae"]["started_from"] == {
         "name": "tiny",
         "sha256": sha256(trained.run / "vae" / "ema.safetensors"),

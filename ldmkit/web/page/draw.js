@@ -23,11 +23,6 @@ import { SAMPLERS, numCalls, toX0 } from "./samplers.js";
 
 const BATCH_SIZE = 4;
 
-/** Width and height of the bundle's pictures.
- * @param {Manifest} manifest
- * @returns {[number, number]} */
-export const sizeOf = ({ picture_size: size }) => (typeof size === "number" ? [size, size] : size);
-
 /** The options with which a sampler is asked: the bundle's own where it is the bundle's own.
  * @param {Manifest} manifest @param {string} sampler
  * @returns {import("./samplers.js").Options} */

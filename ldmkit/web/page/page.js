@@ -1,8 +1,7 @@
 /** The page: fields, progress and pictures. All drawing is the worker's. */
 
-import { sizeOf } from "./draw.js";
 import { FileError, Files, sha256 } from "./files.js";
-import { slug } from "./png.js";
+import { sizeOf, slug } from "./png.js";
 import { SAMPLERS } from "./samplers.js";
 import { MAX_COUNT, MAX_GUIDANCE, MAX_SEED, fragmentOf, numberFrom, promptFrom, settingsFrom } from "./settings.js";
 

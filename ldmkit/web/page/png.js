@@ -59,6 +59,11 @@ export async function toPng(rgb, width, metadata) {
   );
 }
 
+/** Width and height of a bundle's pictures.
+ * @param {{ picture_size: number | [number, number] }} manifest
+ * @returns {[number, number]} */
+export const sizeOf = ({ picture_size: size }) => (typeof size === "number" ? [size, size] : size);
+
 /** The pictures row by row on white, 2 pixels apart: near to a square, in full rows where that is possible.
  * @param {Uint8Array[]} pictures @param {[number, number]} size width and height of each, in pixels
  * @returns {{ rgb: Uint8Array, width: number }} */

@@ -16,9 +16,9 @@
  *   | { type: "sheet", png: Blob, name: string } | { type: "error", words: string }} Told
  */
 
-import { draw, optionsOf, previews, psnr, sizeOf } from "./draw.js";
+import { draw, optionsOf, previews, psnr } from "./draw.js";
 import { Files } from "./files.js";
-import { pythonFloat, pythonJson, sheet, slug, toPng } from "./png.js";
+import { pythonFloat, pythonJson, sheet, sizeOf, slug, toPng } from "./png.js";
 import { TextReader } from "./text.js";
 
 class Stopped extends Error {}
