@@ -16,7 +16,7 @@ from PIL import Image
 from ldmkit import LdmkitError
 from ldmkit.data.captions import caption_content_hash, caption_files_hash
 from ldmkit.data.decode import load_picture
-from ldmkit.data.pictures import scan
+from ldmkit.data.pictures import remembered, scan
 
 
 def picture(color="red", file_format="PNG"):
@@ -109,6 +109,7 @@ def test_archives_in_a_folder_are_folders_of_their_names(method, tmp_path, folde
     assert "x.zip/: 1 of 2 pictures are copies of files beside the archive; left out" in index.unread
     assert before[0] == caption_files_hash(index.source)
     assert scan(sets, index_cache=tmp_path / "cache.json") == index
+    assert remembered(tmp_path / "cache.json", sets).hash == index.hash
     write(sets / "x.zip", {"a.png": picture("olive")})
     assert "x.zip/a.png" in [entry.key for entry in scan(sets, index_cache=tmp_path / "cache.json").entries]
 
