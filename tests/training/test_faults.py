@@ -93,7 +93,9 @@ def test_decoding_process_killed(trained: Any, exact: Any, processes: Any, tmp_p
     command = ("train-vae", "tiny.toml", "--set", "data.num_workers=1")
     code, output = processes.run(tmp_path, command)
     assert code == 1, output
-    assert re.search(r"error: a process that decodes pictures has ended: (.*\(pid(\(s\) [\d, ]+| \w+)\)|its pipe broke)", output), output
+    assert re.search(
+        r"error: a process that decodes pictures has ended: (.*\(pid(\(s\) [\d, ]+| \w+)\)|its pipe broke)", output
+    ), output
     assert "a lower data.num_workers helps" in output
     assert "Traceback" not in output
     goes_on_where_it_was_saved(part, output, command, trained, exact, processes, tmp_path)
