@@ -34,7 +34,7 @@ _PACKED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.op
 # Beside their own error zipfile and tarfile let through those of what they read by.
 _BROKEN: tuple[type[Exception], ...] = (
     *(OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
-    *(NotImplementedError, EOFError, ValueError, OverflowError),
+    *(NotImplementedError, EOFError, ValueError, OverflowError, IndexError),
 )
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -84,8 +84,10 @@ class Archive:
 
     def _add(self, name: str, member: Member, reason: str | None) -> None:
         parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
-            self.rejected.append((name or "a member without a name", "its name leads out of the archive"))
+        if not parts:
+            self.rejected.append((name or "(a member)", "has no name"))
+        elif name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
+            self.rejected.append((name, "its name leads out of the archive"))
         elif reason is not None:
             self.rejected.append(("/".join(parts), reason))
         else:
@@ -174,7 +176,7 @@ def _zip(archive: Archive) -> None:
     for info in listed:
         name = _zip_name(info).replace("\\", "/")  # as some programs of Windows write it
         mode = info.external_attr >> 16 & 0o170000
-        if info.is_dir() or name.endswith("/"):
+        if name.endswith("/"):
             continue
         reason = None
         if mode not in (0, 0o100000):

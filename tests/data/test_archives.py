@@ -123,6 +123,9 @@ def test_members_that_are_not_read_are_named(tmp_path):
         opened.writestr(link, "/etc/passwd")
         for name in ("../out.png", "/root.png", "C:/drive.png"):
             opened.writestr(name, picture())
+        nameless = zipfile.ZipInfo("x")
+        nameless.filename = "\0"  # where zipfile ends a name
+        opened.writestr(nameless, picture())
         opened.writestr("inner.zip", b"PK\x03\x04")
         opened.writestr("locked.png", picture("green"))
     data = bytearray((tmp_path / "a.zip").read_bytes())
@@ -135,6 +138,7 @@ def test_members_that_are_not_read_are_named(tmp_path):
         "lzma.png": "packed by LZMA",
         "link.png": "a link or a device",
         "locked.png": "encrypted",
+        "(a member)": "has no name",
         **dict.fromkeys(("../out.png", "/root.png", "C:/drive.png"), "its name leads out of the archive"),
     }
     assert "inner.zip: by its first bytes zip archive; unpack it" in index.unread
