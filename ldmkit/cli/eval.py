@@ -44,6 +44,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @_seed
 @_features
 @_prompts
+@click.option("--steps", type=int, help="Denoising steps. Default: the model's.")
+@click.option("--guidance", type=float, help="How closely to follow the prompts. Default: the model's.")
+@click.option("--sampler", help="One of `ldmkit plugins sampler`. Default: the model's.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Folder for the sheets."
 )
@@ -56,6 +59,9 @@ def eval(
     seed: int,
     features: str,
     prompts: Path | None,
+    steps: int | None,
+    guidance: float | None,
+    sampler: str | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -72,6 +78,7 @@ def eval(
     from ldmkit.report import Reporter
 
     subject = _open(target, features, prompts)
+    subject.draw_by(steps=steps, guidance_scale=guidance, sampler=sampler)
     reporter = Reporter(err=as_json)
     real = subject.reference(reference)
     rows = {subject.floor_name: Scores.of(*subject.floor(real, num))}

@@ -55,9 +55,10 @@ def draw_set(
     *,
     num: int,
     seed: int,
+    settings: Mapping[str, Any],
     progress: Callable[[int], Any],
 ) -> Drawn:
-    """`num` pictures of the prompts in turn, by the model's own sampler, steps and guidance.
+    """`num` pictures of the prompts in turn; `settings`: of `DrawRequest`, the model's own where they say nothing.
 
     Without prompts they are drawn unconditionally. `progress` gets the number of pictures drawn since its last call.
     """
@@ -72,7 +73,7 @@ def draw_set(
         def keep(step: Step, last: np.ndarray = last) -> None:
             last[list(step.pictures)] = step.x0  # the last call's stays
 
-        pictures += draw(backend, resolve(backend, DrawRequest(wanted)), batch_size=BATCH, on_step=keep)
+        pictures += draw(backend, resolve(backend, DrawRequest(wanted, **settings)), batch_size=BATCH, on_step=keep)
         latents.append(last)
         progress(len(wanted))
     return Drawn(pictures, asked, np.concatenate(latents), features(pictures))

@@ -31,6 +31,8 @@ from ldmkit.runtime.backend import Backend
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.runtime.generate import PromptCutWarning, to_pictures
 from ldmkit.runtime.manifest import VAE_DECODER
+from ldmkit.runtime.request import DrawRequest, PictureRequest
+from ldmkit.runtime.settings import resolve
 
 LEAST = 20
 """real pictures, below which no figure means anything"""
@@ -86,6 +88,7 @@ class Subject:
         self._real = real
         self._neighbours = neighbours
         self._features: FeatureNetwork = load_features(features, _device())
+        self._settings: dict[str, Any] = {}
 
     @classmethod
     def of_bundle(cls, folder: Path, registry: Registry, features: str) -> "Subject":
@@ -170,7 +173,20 @@ class Subject:
         with warnings.catch_warnings():
             # The model was trained on captions cut at the same place.
             warnings.simplefilter("ignore", PromptCutWarning)
-            return draw_set(self.backend, prompts, self._features, num=num, seed=seed, progress=progress)
+            return draw_set(
+                self.backend,
+                prompts,
+                self._features,
+                num=num,
+                seed=seed,
+                settings=self._settings,
+                progress=progress,
+            )
+
+    def draw_by(self, **settings: Any) -> None:
+        """Steps, guidance_scale and sampler that are not the model's own. Raises LdmkitError where it has none such."""
+        resolve(self.backend, DrawRequest([PictureRequest("", 0)], **settings))
+        self._settings = settings
 
     def prompts_right(self, drawn: Drawn) -> dict[str, Share]:
         """What the rule reads in drawn pictures."""

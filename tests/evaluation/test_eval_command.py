@@ -61,6 +61,40 @@ def test_the_shipped_bundle(real: Path, command: Any, tmp_path: Path) -> None:
         assert sheet.size == (8 * 66 - 2, 2 * 66 - 2)
 
 
+def test_drawn_otherwise_than_the_model_says(real: Path, command: Any, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a black cat\n")
+    options = ("--reference", real, "--num", 20, "--out", tmp_path, "--prompts", prompts)
+    code, _, err = command("eval", SHIPPED, *options, "--steps", 1, "--guidance", 1, "--sampler", "euler", "--seed", 5)
+    assert code == 0, err
+    code, _, err = command(
+        "generate",
+        "a black cat",
+        "--bundle",
+        SHIPPED,
+        "--steps",
+        1,
+        "--guidance",
+        1,
+        "--seed",
+        5,
+        "--sampler",
+        "euler",
+        "-n",
+        20,
+        "--out",
+        tmp_path / "drawn",
+    )
+    assert code == 0, err
+    drawn = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "drawn").glob("*.png"))]
+    best = np.asarray(Image.open(tmp_path / "eval-toy-cats-t2i.png"))[:64, :64]
+    assert any(np.array_equal(best, picture) for picture in drawn)
+    code, _, err = command("eval", SHIPPED, *options, "--sampler", "ddpmm")
+    assert code == 1
+    assert "ddpmm" in err
+    assert "there are ddim" in err
+
+
 def test_a_run_is_judged_by_its_held_out_pictures(trained: Any, command: Any, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(trained.folder)
     code, _, err = command("eval", trained.run, "--num", 20, "--out", tmp_path)
