@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldmkit import LdmkitError, Picture, hookimpl, load_pretrained
+from ldmkit import LdmkitError, Picture, hookimpl, hub_commit, load_pretrained
 
 BOILERPLATE = re.compile(
     r"(?:(?:the|this) (?:image|picture|photo|photograph) "
@@ -49,6 +49,11 @@ class Florence2:
         bool, Field(description='drop openings such as "The image shows"; "The image shows a cat." becomes "A cat."')
     ] = True
     device: Annotated[str, Field(description='torch device such as "cuda:0"; "auto": CUDA where it is')] = "auto"
+
+    @property
+    def commit(self) -> str | None:
+        """Of the hub's repository, for the run's record."""
+        return hub_commit(self.model, self.revision)
 
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
         """One caption a picture, decoded and captioned `batch_size` at a time.

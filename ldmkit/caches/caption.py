@@ -8,6 +8,7 @@ from typing import Any
 
 from ldmkit.atomic import write_atomic
 from ldmkit.caches.earlier import EarlierCaptions
+from ldmkit.components.hub import commit_of
 from ldmkit.components.protocols import Captioner, Picture
 from ldmkit.components.registry import Registry
 from ldmkit.data.captions import captioners, read_captions
@@ -68,7 +69,8 @@ def caption(workspace: Workspace) -> dict[str, Any]:
             reporter.line(f"caption: and {len(remarks) - SHOWN} more remarks")
     for key, text in [*read_captions(path).items()][:3]:
         reporter.line(f"caption: {printable(key)}: {printable(text)}")
-    return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
+    counts = Counter(name or "none" for name in captioners(path).values())
+    return {"captions": dict(counts), **(commit_of(asked[-1][2]) if counts[recipe.caption.use] else {})}
 
 
 def captions_beside(recipe: Recipe, registry: Registry) -> Captioner | None:

@@ -145,6 +145,29 @@ def test_options_reach_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert prompt == ["What does the image describe?"] * 2
 
 
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "dtype"),
+    [("auto", True, torch.bfloat16), ("cuda:0", False, torch.float16), ("cpu", True, torch.float32)],
+)
+def test_number_type_of_the_device(
+    device: str, has_bf16: bool, dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    from_pretrained = Florence2ForConditionalGeneration.from_pretrained
+
+    def spy(*names: Any, **options: Any) -> Any:
+        asked.update(options)
+        return from_pretrained(*names, **options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    monkeypatch.setattr(Florence2ForConditionalGeneration, "from_pretrained", spy)
+    monkeypatch.setattr(Florence2ForConditionalGeneration, "to", lambda self, device: self)
+    captioner = Florence2(model=str(folder), max_new_tokens=60, device=device)
+    assert captioner.caption(pictures(*CAPTIONS)) == list(STRIPPED.values()), "whatever the numbers' type"
+    assert asked["dtype"] == dtype
+
+
 def test_batch_is_halved_where_memory_runs_out(
     folder: Path, captioner: Florence2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
