@@ -84,7 +84,7 @@ def hub_commit(model: str, revision: str | None = None) -> str | None:
 def commit_of(component: object) -> dict[str, str]:
     """What a part's record keeps of a component with a published model: its attribute `commit`, where it has one."""
     commit = getattr(component, "commit", None)
-    return {"commit": commit} if commit else {}
+    return {"commit": commit} if isinstance(commit, str) else {}
 
 
 def snapshot_commit(file: Path) -> str | None:
