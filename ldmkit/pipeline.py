@@ -106,6 +106,7 @@ class Pipeline:
             caption_files=self.dataset.caption_files if self.recipe.t2i is not None else "",
             frozen=frozen,
             pretrained=identity(pretrained, self.run_dir) if pretrained else "",
+            no_result={"caption": self.registry.no_result("captioner", self.recipe.caption.table(), where="[caption]")},
             starts={part: start.sha256 for part, start in self._starts().items()},
             kept=partial(kept, index=self.index, most_new=0.0 if anew else self.recipe.data.grow),
         )

@@ -27,6 +27,8 @@ MAX_ANSWER = 2**20
 """bytes"""
 PERMANENT = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError, InvalidURL, OverflowError)
 """what an address that was never reached is not tried again for; OverflowError: a port beyond 65535"""
+SPEED: dict[str, Any] = {"json_schema_extra": {"affects_result": False}}
+"""of options by whose change what is captioned stays captioned"""
 OF_ONE_PICTURE = (400, 403, 413, 415, 422, 451)
 """codes that filters and limits of a server give to single pictures, 403 as OpenRouter's moderation"""
 
@@ -67,13 +69,14 @@ class Remote:
         "Answer with that sentence alone."
     )
     key_from: Annotated[
-        str | None, Field(min_length=1, description="environment variable that holds the key; none: no key is sent")
+        str | None,
+        Field(min_length=1, description="environment variable that holds the key; none: no key is sent", **SPEED),
     ] = None
     max_side: Annotated[int, Field(gt=0, description="pixels; larger pictures are shrunk before they are sent")] = 768
     max_tokens: Annotated[int, Field(ge=0, description="longest answer; 0: the server decides")] = 200
-    at_once: Annotated[int, Field(gt=0, le=64, description="requests at a time")] = 4
-    timeout: Annotated[float, Field(gt=0, description="seconds without a word from the server")] = 120.0
-    patience: Annotated[float, Field(ge=0, description="seconds that a picture is tried again for")] = 300.0
+    at_once: Annotated[int, Field(gt=0, le=64, description="requests at a time", **SPEED)] = 4
+    timeout: Annotated[float, Field(gt=0, description="seconds without a word from the server", **SPEED)] = 120.0
+    patience: Annotated[float, Field(ge=0, description="seconds that a picture is tried again for", **SPEED)] = 300.0
     _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
     _remarks: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 

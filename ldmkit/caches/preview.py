@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldmkit.caches.caption import at_once, captions_beside
-from ldmkit.components.protocols import Captioner, Picture
+from ldmkit.components.protocols import Captioner, Picture, TextEncoder
 from ldmkit.components.registry import Registry
+from ldmkit.data.check_captions import words_cut
 from ldmkit.data.check_page import escaped, img_of, write_html
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import LdmkitError
@@ -50,20 +51,30 @@ def preview_captions(
             bar.advance(len(batch))
     each = (time.monotonic() - started) / max(count - 1, 1)
     takes = f"{duration(each)} a picture, about {duration(each * len(pictures))} for the {len(pictures)} without one"
-    remarks: list[str] = getattr(captioner, "remarks", list)()
+    remarks: list[str] = [*getattr(captioner, "remarks", list)()]
+    lost: dict[str, str] = {}
+    if recipe.t2i is not None:
+        encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
+        if not encoder.trainable:  # whose tokens do not depend on the captions
+            texts = {picture.key: text for picture, text in zip(shown, captions, strict=True) if text}
+            try:
+                lost, most = words_cut(texts, encoder), encoder.max_tokens
+                remarks.append(
+                    f"{len(lost)} of {count} are longer than the {most} tokens of {recipe.text.use}, and cut"
+                )
+            except (LdmkitError, ModuleNotFoundError) as error:
+                remarks.append(f"their tokens are not counted, {recipe.text.use} cannot be had: {error}")
+    figures = ""
     for picture, text in zip(shown, captions, strict=True):
-        reporter.line(f"caption: {printable(picture.key)}: {_words(text)}")
-    figures = "".join(
-        f"<figure><div>{img_of(picture.load().convert('RGB'), SIDE)}</div>"
-        f"<figcaption>{escaped(_words(text))}<br><small>{escaped(picture.key)}</small></figcaption></figure>\n"
-        for picture, text in zip(shown, captions, strict=True)
-    )
+        words = "(no caption)" if text is None else text or "(no words)"
+        reporter.line(f"caption: {printable(picture.key)}: {printable(words)}")
+        seen, rest = escaped(words.removesuffix(lost.get(picture.key, ""))), escaped(lost.get(picture.key, ""))
+        figures += (
+            f"<figure><div>{img_of(picture.load().convert('RGB'), SIDE)}</div><figcaption>{seen}<s>{rest}</s><br>"
+            f"<small>{escaped(picture.key)}</small></figcaption></figure>\n"
+        )
     options = ", ".join(f"{key} = {value}" for key, value in recipe.caption.table().items())
     title = f"{count} of {len(pictures)} pictures, captioned by {use}"
     write_html(file, title, [options, takes, *remarks], f'<div class="grid">{figures}</div>')
     for line in (*remarks, takes, f"beside their pictures: {file}; none was kept"):
         reporter.line(f"caption: {line}")
-
-
-def _words(text: str | None) -> str:
-    return "(no caption)" if text is None else text or "(no words)"

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import signal
 from html.parser import HTMLParser
@@ -21,11 +22,17 @@ PLUGIN = '''
 """A captioner that notes what it was asked for."""
 import os, signal
 from pathlib import Path
+from typing import Annotated
+from pydantic import Field
 from ldmkit import hookimpl
+
+Speed = Field(gt=0, json_schema_extra={"affects_result": False})
 
 class Slow:
     """Says the number."""
-    def __init__(self, *, prefix: str = "number", die_at: str = "", batch_size: int = 64):
+    def __init__(
+        self, *, prefix: str = "number", die_at: str = "", batch_size: int = 64, threads: Annotated[int, Speed] = 1
+    ):
         self.prefix, self.die_at, self.batch_size = prefix, die_at, batch_size
 
     def caption(self, pictures):
@@ -102,6 +109,15 @@ def test_a_stop_waits_for_the_captioners_own_batch(many: Any, processes: Any) ->
     assert len(found) == len({row["file"] for row in found}) < 150
     assert sum(row["captioner"] != "sidecar" for row in found) == len(asked)
     assert f"caption: saved, {150 - len(found)} pictures left; the same command resumes" in output
+
+
+def test_what_says_how_fast_captions_nothing_anew(many: Any, processes: Any) -> None:
+    commands = [("caption", "tiny.toml", "--set", f"caption.{option}") for option in ("threads=1", "threads=2")]
+    code, output = processes.run(many.folder, *commands, ("caption", "tiny.toml", "--set", "caption.batch_size=63"))
+    assert code == 0, output
+    assert len((many.folder / "asked.txt").read_text().split()) == 2 * 150  # and not at the second command
+    assert "everything is up to date" in output
+    assert re.search(r"out of date \(.*caption\.batch_size", output)
 
 
 @pytest.mark.parametrize("keep", [True, False])

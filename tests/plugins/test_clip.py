@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -190,6 +191,20 @@ def test_the_commit_that_a_recipe_pins_is_read_and_recorded(
         kept = make_text(workshop.pipeline())
         assert {key: value for key, value in kept.items() if key == "commit"} == facts
         shutil.rmtree(workshop.run / "text")
+
+
+def test_a_preview_strikes_out_what_is_not_seen(folder: Path, cache: Path, workshop: Any) -> None:
+    (workshop.folder / "pictures" / "05.txt").write_text("cat " * 25 + "ab & <dog>")
+    recipe = (workshop.folder / "tiny.toml").read_text()
+    recipe = recipe[: recipe.index("[text]")] + '[text]\nuse = "clip"\n\n' + recipe[recipe.index("[vae]") :]
+    (workshop.folder / "tiny.toml").write_text(recipe)
+    page = workshop.run / "captions-preview.html"
+    workshop.pipeline(f"text.model='{folder}'").preview_captions(20)
+    assert "1 of 20 are longer than the 77 tokens of clip" in page.read_text()
+    # Of 77 tokens two are the beginning and the end, the others the letters of the cats, as this tokenizer has them.
+    assert re.findall("(.{7})<s>(.+?)</s>", page.read_text()) == [("cat cat", " ab &amp; &lt;dog&gt;")]
+    workshop.pipeline("text.model='owner/none'").preview_captions(20)
+    assert "their tokens are not counted, clip cannot be had: text encoder &#x27;clip&#x27;" in page.read_text()
 
 
 def test_neither_cache_nor_hub(cache: Path, asked: list[object]) -> None:
