@@ -61,7 +61,10 @@ class Remote:
 
     url: Annotated[
         str,
-        Field(pattern=r'^https?://[!"$->A-~]+$', description='the API\'s address, such as "http://localhost:8000/v1"'),
+        Field(
+            pattern=r'^https?://[!"$->A-~]+$',
+            description='the API\'s address, such as "http://localhost:8000/v1", without a password or a ?key= in it',
+        ),
     ]
     model: Annotated[str, Field(min_length=1, description="model, as the server calls it")]
     prompt: Annotated[str, Field(min_length=1, description="what it is asked about each picture")] = (

@@ -150,7 +150,7 @@ class _Encoder:
 
 
 @torch.no_grad()
-def encode_text(workspace: Workspace) -> dict[str, float]:
+def encode_text(workspace: Workspace) -> dict[str, float | str]:
     """Writes each distinct caption's tokens once, and its states where the encoder is frozen.
 
     `captions.json`: the U distinct captions, the empty one first; `index.npy` (N,): each picture's caption in it,

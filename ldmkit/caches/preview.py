@@ -56,9 +56,9 @@ def preview_captions(
     if recipe.t2i is not None:
         encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
         if not encoder.trainable:  # whose tokens do not depend on the captions
-            texts = {picture.key: text for picture, text in zip(shown, captions, strict=True) if text}
+            written = {picture.key: text for picture, text in zip(shown, captions, strict=True) if text}
             try:
-                lost, most = words_cut(texts, encoder), encoder.max_tokens
+                lost, most = words_cut(written, encoder), encoder.max_tokens
                 remarks.append(
                     f"{len(lost)} of {count} are longer than the {most} tokens of {recipe.text.use}, and cut"
                 )
