@@ -112,8 +112,10 @@ def stage_command(name: str) -> click.Command:
         init_from: Path | None = None,
         preview: int | None = None,
     ) -> None:
+        if preview and again:
+            raise click.UsageError("--preview and --again exclude each other")
         pipeline = open_pipeline(recipe, overrides)
-        if preview is not None:
+        if preview:
             pipeline.preview_captions(preview)
             return
         if init_from is not None:
