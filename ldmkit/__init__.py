@@ -6,6 +6,7 @@ from ldmkit.errors import LdmkitError
 
 if TYPE_CHECKING:  # what type checkers read in place of `_HOMES`; `as` is their sign for a public name
     from ldmkit.components.hookspecs import hookimpl as hookimpl
+    from ldmkit.components.hub import hub_commit as hub_commit
     from ldmkit.components.hub import load_pretrained as load_pretrained
     from ldmkit.components.protocols import AdversarialLoss as AdversarialLoss
     from ldmkit.components.protocols import Captioner as Captioner
@@ -30,7 +31,7 @@ _PROTOCOLS = (
 )
 _HOMES = {
     "hookimpl": "ldmkit.components.hookspecs",
-    "load_pretrained": "ldmkit.components.hub",
+    **dict.fromkeys(("hub_commit", "load_pretrained"), "ldmkit.components.hub"),
     **dict.fromkeys(_PROTOCOLS, "ldmkit.components.protocols"),
     "PatchDiscriminator": "ldmkit.models.discriminator",
 }

@@ -1,8 +1,8 @@
 """From a recipe to a bundle: which parts of a run are there, which are stale and why, and what makes them. No torch."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +106,7 @@ class Pipeline:
             caption_files=self.dataset.caption_files if self.recipe.t2i is not None else "",
             frozen=frozen,
             pretrained=identity(pretrained, self.run_dir) if pretrained else "",
+            no_result={"caption": self.registry.no_result("captioner", self.recipe.caption.table(), where="[caption]")},
             starts={part: start.sha256 for part, start in self._starts().items()},
             kept=partial(kept, index=self.index, most_new=0.0 if anew else self.recipe.data.grow),
         )
@@ -166,14 +167,10 @@ class Pipeline:
                 sweep(self.run_dir)
                 for spec in specs:  # now, and not after hours
                     check_writable(self.bundle_dir if spec.name == "bundle" else self.run_dir / spec.name)
-                try:
+                with self._leaving_nothing(begun):
                     self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
                     sizes = [section.batch_size for _, section in self.recipe if isinstance(section, Training)]
                     self._buckets = describe(self.index, self.recipe.data, batch_size=max(sizes))
-                except LdmkitError:
-                    if not begun:
-                        self._leave_nothing()
-                    raise
                 self._keep_starts()
             self._launch.wait()
             parts = self.parts(anew=fresh or forced == "train-vae")
@@ -197,6 +194,17 @@ class Pipeline:
                 self.reporter.line(f"{self.recipe.name}: done in {duration(time.monotonic() - started)}")
             else:
                 self.reporter.line(f"{self.recipe.name}: everything is up to date; nothing to do")
+
+    def preview_captions(self, count: int) -> None:
+        """What the captioner says of a few pictures, on a page in the run's folder; see `ldmkit.caches.preview`."""
+        from ldmkit.caches.preview import preview_captions
+
+        begun = self.run_dir.exists()
+        with locked(self.run_dir):
+            with self._leaving_nothing(begun):
+                index = self.index
+            file = self.run_dir / "captions-preview.html"
+            preview_captions(file, self.recipe, self.registry, index, self.reporter, count=count)
 
     def _keep_starts(self) -> None:
         """Before anything is made: hours later would be late to hear that the weights do not fit."""
@@ -242,13 +250,18 @@ class Pipeline:
             for line in self._buckets:
                 self.reporter.line(f"buckets: {line}")
 
-    def _leave_nothing(self) -> None:
-        """After a first command that could not begin: its folder goes again, unless pictures were looked at."""
-        if not (self.run_dir / "pictures.json").exists():
-            with suppress(OSError):  # Windows keeps the lock's file
-                (self.run_dir / ".lock").unlink()
-                self.run_dir.rmdir()
-                self.run_dir.parent.rmdir()  # only where nothing else lies in it
+    @contextmanager
+    def _leaving_nothing(self, begun: bool) -> Iterator[None]:
+        """Where a first command cannot begin, its folder goes again, unless pictures were looked at."""
+        try:
+            yield
+        except LdmkitError:
+            if not begun and not (self.run_dir / "pictures.json").exists():
+                with suppress(OSError):  # Windows keeps the lock's file
+                    (self.run_dir / ".lock").unlink()
+                    self.run_dir.rmdir()
+                    self.run_dir.parent.rmdir()  # only where nothing else lies in it
+            raise
 
     def _make(self, spec: PartSpec, parts: RunParts, plan: Plan) -> bool:
         """Makes one part where needed; True if it did."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldmkit import LdmkitError, hookimpl, load_pretrained
+from ldmkit import LdmkitError, hookimpl, hub_commit, load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,11 @@ class Clip:
         Literal["last", "penultimate"],
         Field(description="which layer's states; both pass the final norm"),
     ] = "last"
+
+    @property
+    def commit(self) -> str | None:
+        """Of the hub's repository, for the run's record."""
+        return hub_commit(self.model, self.revision)
 
     @property
     def trainable(self) -> bool:

@@ -3,13 +3,14 @@
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ldmkit import LdmkitError, Picture, hookimpl, load_pretrained
+from ldmkit import LdmkitError, Picture, hookimpl, hub_commit, load_pretrained
 
 BOILERPLATE = re.compile(
     r"(?:(?:the|this) (?:image|picture|photo|photograph) "
@@ -26,7 +27,8 @@ class Florence2:
     """Florence-2, Xiao et al. 2023, beam search, many pictures at a time.
 
     The model is read on the first call of `caption`, from the Hugging Face cache where it holds it, else from the hub,
-    and kept. On a CUDA device it runs in float16, the type of the published weights, elsewhere in float32.
+    and kept. On a CUDA device it runs in bfloat16, or float16 where that has none, elsewhere in float32. Pictures are
+    not sorted: the processor brings each to one square, so that a batch is never padded, whatever their sizes.
     """
 
     model: Annotated[
@@ -47,6 +49,11 @@ class Florence2:
         bool, Field(description='drop openings such as "The image shows"; "The image shows a cat." becomes "A cat."')
     ] = True
     device: Annotated[str, Field(description='torch device such as "cuda:0"; "auto": CUDA where it is')] = "auto"
+
+    @property
+    def commit(self) -> str | None:
+        """Of the hub's repository, for the run's record."""
+        return hub_commit(self.model, self.revision)
 
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
         """One caption a picture, decoded and captioned `batch_size` at a time.
@@ -83,7 +90,8 @@ class Florence2:
         import torch
 
         processor, model = self._loaded
-        images = [picture.load().convert("RGB") for picture in batch]
+        with ThreadPoolExecutor(4) as pool:  # Pillow decodes without Python's lock, and the device waits
+            images = list(pool.map(lambda picture: picture.load().convert("RGB"), batch))
         inputs = processor(text=[self.task] * len(images), images=images, return_tensors="pt")
         with torch.inference_mode():
             ids = model.generate(
@@ -108,6 +116,9 @@ class Florence2:
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.float32
+        if device.startswith("cuda"):
+            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         # First: without a config.json the model class would build its full default size from nothing.
         config = self._load(AutoConfig.from_pretrained, trust_remote_code=False)
         if config.model_type != "florence2":
@@ -119,7 +130,7 @@ class Florence2:
         model = self._load(
             Florence2ForConditionalGeneration.from_pretrained,
             weights=True,
-            dtype=torch.float16 if device.startswith("cuda") else torch.float32,
+            dtype=dtype,
         )
         return processor, model.to(device).eval()
 

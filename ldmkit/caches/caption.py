@@ -8,8 +8,11 @@ from typing import Any
 
 from ldmkit.atomic import write_atomic
 from ldmkit.caches.earlier import EarlierCaptions
+from ldmkit.components.hub import commit_of
 from ldmkit.components.protocols import Captioner, Picture
+from ldmkit.components.registry import Registry
 from ldmkit.data.captions import captioners, read_captions
+from ldmkit.recipe import Recipe
 from ldmkit.report import printable
 from ldmkit.run.grow import write_contents
 from ldmkit.run.workspace import Workspace
@@ -38,8 +41,8 @@ def caption(workspace: Workspace) -> dict[str, Any]:
 
     table = recipe.caption.table()
     asked: list[tuple[str, dict[str, Any], Captioner]] = []
-    if recipe.caption.keep_existing and recipe.caption.use != "sidecar":
-        asked.append(("sidecar", {}, workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")))
+    if beside := captions_beside(recipe, workspace.registry):
+        asked.append(("sidecar", {}, beside))
     options = {key: value for key, value in table.items() if key != "use"}
     asked.append((recipe.caption.use, options, EarlierCaptions(workspace.parts["captions"], workspace.index, reporter)))
     asked.append((recipe.caption.use, options, workspace.registry.build("captioner", table, where="[caption]")))
@@ -66,7 +69,16 @@ def caption(workspace: Workspace) -> dict[str, Any]:
             reporter.line(f"caption: and {len(remarks) - SHOWN} more remarks")
     for key, text in [*read_captions(path).items()][:3]:
         reporter.line(f"caption: {printable(key)}: {printable(text)}")
-    return {"captions": dict(Counter(name or "none" for name in captioners(path).values()))}
+    counts = Counter(name or "none" for name in captioners(path).values())
+    return {"captions": dict(counts), **(commit_of(asked[-1][2]) if counts[recipe.caption.use] else {})}
+
+
+def captions_beside(recipe: Recipe, registry: Registry) -> Captioner | None:
+    """What is asked before the recipe's captioner: the captions beside the pictures, unless that reads them itself."""
+    if not recipe.caption.keep_existing or recipe.caption.use == "sidecar":
+        return None
+    captioner: Captioner = registry.build("captioner", {"use": "sidecar"}, where="[caption]")
+    return captioner
 
 
 def _captioned(
@@ -76,7 +88,7 @@ def _captioned(
     for first in range(0, len(pictures), BATCH):
         left = list(pictures[first : first + BATCH])
         for number, (name, options, captioner) in enumerate(asked, 1):
-            batch, left, size = left, [], _at_once(captioner)
+            batch, left, size = left, [], at_once(captioner)
             for start in range(0, len(batch), size):
                 part = batch[start : start + size]
                 rows: list[dict[str, Any]] = []
@@ -90,7 +102,7 @@ def _captioned(
                 yield rows
 
 
-def _at_once(captioner: Captioner) -> int:
+def at_once(captioner: Captioner) -> int:
     """Pictures of one call, which a stop waits for: one that works on fewer at a time gains nothing by more."""
     size = getattr(captioner, "batch_size", BATCH)
     return min(size, BATCH) if isinstance(size, int) and size > 0 else BATCH

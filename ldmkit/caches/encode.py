@@ -13,6 +13,7 @@ from ldmkit.caches.earlier import EarlierLatents
 from ldmkit.caches.quality import LatentMoments, held_out_quality
 from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
+from ldmkit.components.hub import commit_of
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.buckets import of_one_bucket
@@ -149,7 +150,7 @@ class _Encoder:
 
 
 @torch.no_grad()
-def encode_text(workspace: Workspace) -> dict[str, float]:
+def encode_text(workspace: Workspace) -> dict[str, float | str]:
     """Writes each distinct caption's tokens once, and its states where the encoder is frozen.
 
     `captions.json`: the U distinct captions, the empty one first; `index.npy` (N,): each picture's caption in it,
@@ -190,6 +191,7 @@ def encode_text(workspace: Workspace) -> dict[str, float]:
         "without_caption": float(len(missing)),
         "mean_tokens": float(mask[1:].sum(axis=1).mean()) if len(distinct) > 1 else 0.0,
         "captions_cut": float(cut),
+        **commit_of(encoder),
     }
 
 

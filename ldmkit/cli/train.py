@@ -34,6 +34,12 @@ _init_from = click.option(
     metavar="RUN|FILE",
     help="Start networks from the weights of another run, or of a safetensors file: weights alone, step 0.",
 )
+_preview = click.option(
+    "--preview",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Caption N pictures alone, spread over the set, show both on a page, and keep no caption.",
+)
 _yes = click.option("--yes", is_flag=True, help="Set long work that is out of date aside without a question.")
 
 
@@ -104,14 +110,22 @@ def stage_command(name: str) -> click.Command:
         yes: bool,
         force: bool = False,
         init_from: Path | None = None,
+        preview: int | None = None,
     ) -> None:
+        if preview and again:
+            raise click.UsageError("--preview and --again exclude each other")
         pipeline = open_pipeline(recipe, overrides)
+        if preview:
+            pipeline.preview_captions(preview)
+            return
         if init_from is not None:
             pipeline.start_from(init_from, (name,))
         if any(part.torch for part in parts):
             require(*TRAINING)
         pipeline.run((name,), forced=name if again else None, ignore_gate=force, confirm=partial(_confirm, yes=yes))
 
+    if name == "caption":
+        command = _preview(command)
     if any(part.trained for part in parts):
         command = _init_from(command)
     return _force(command) if any(part.gated for part in parts) else command

@@ -23,7 +23,7 @@ def load_pretrained(
     weights: bool = False,
     **options: Any,
 ) -> Any:
-    """`from_pretrained`, a class method of transformers, on the folder or repository `model`.
+    """`from_pretrained`, a class method of transformers, on the folder or repository `model`, `OWNER/NAME[@REVISION]`.
 
     `owner` ("captioner 'florence2'") and `key` ("caption.model") name who asks, `needs` says what a local folder must
     hold, `otherwise` a way out besides. `weights`: it is a network's; its tensors are read from safetensors alone, and
@@ -32,6 +32,7 @@ def load_pretrained(
     """
     from huggingface_hub.errors import HfHubHTTPError
 
+    model, revision = _parted(model, revision, owner, key)
     name = model if revision is None else f"{model} at revision {revision}"
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -46,7 +47,7 @@ def load_pretrained(
     except HfHubHTTPError as error:  # the hub answered: no such repository or revision, or a login is needed
         raise LdmkitError(
             f"{owner}: the Hugging Face hub refuses {name}: {_first_line(error)}; correct {key} or "
-            f"{key.rpartition('.')[0]}.revision, log in (`hf auth login`), or set {key} to {needs}"
+            f"its revision, log in (`hf auth login`), or set {key} to {needs}"
         ) from error
     except Exception as error:  # a stranger's files, and the HTTP library, fail in more ways than can be listed
         if Path(model).is_dir():
@@ -67,6 +68,38 @@ def load_pretrained(
             f"set {key} to {needs}"
         )
     return network
+
+
+def hub_commit(model: str, revision: str | None = None) -> str | None:
+    """The commit that `load_pretrained` takes this model from, as the hub's cache has it; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model).is_dir():
+        return None
+    model, _, pinned = model.partition("@")
+    file = try_to_load_from_cache(model, "config.json", revision=pinned or revision)
+    return snapshot_commit(Path(file)) if isinstance(file, str) else None
+
+
+def commit_of(component: object) -> dict[str, str]:
+    """What a part's record keeps of a component with a published model: its attribute `commit`, where it has one."""
+    commit = getattr(component, "commit", None)
+    return {"commit": commit} if isinstance(commit, str) else {}
+
+
+def snapshot_commit(file: Path) -> str | None:
+    """Of a file in the hub's cache, where the folder of a commit's files has that commit's name."""
+    return next((folder.name for folder in file.parents if folder.parent.name == "snapshots"), None)
+
+
+def _parted(model: str, revision: str | None, owner: str, key: str) -> tuple[str, str | None]:
+    """The repository and the revision; a folder's name may have an @."""
+    name, _, pinned = model.partition("@")
+    if not pinned or Path(model).is_dir():
+        return model, revision
+    if revision is not None:
+        raise LdmkitError(f"{owner}: {key} = {model!r} names a revision, and so does the key `revision`; leave one out")
+    return name, pinned
 
 
 def _load(from_pretrained: Callable[..., Any], model: str, revision: str | None, options: dict[str, Any]) -> Any:

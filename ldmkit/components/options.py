@@ -102,6 +102,12 @@ class Options:
         return {name: getattr(checked, field) for name, field in self.fields.items()}
 
     @cached_property
+    def no_result(self) -> frozenset[str]:
+        """Those whose field says, as a recipe's key does, that they change how fast and not what comes of it."""
+        marks = [(name, self.model.model_fields[field].json_schema_extra) for name, field in self.fields.items()]
+        return frozenset(name for name, mark in marks if isinstance(mark, dict) and mark.get("affects_result") is False)
+
+    @cached_property
     def described(self) -> dict[str, Option]:
         """The options by name, in the order of the signature."""
         described = {}

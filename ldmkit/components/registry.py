@@ -170,6 +170,10 @@ class Registry:
         """
         return self._checked(kind, table, where)[1]
 
+    def no_result(self, kind: str, table: Mapping[str, Any], *, where: str) -> frozenset[str]:
+        """The options that do not affect the result, of the component that `table` names; raises as `check` does."""
+        return self._checked(kind, table, where)[0].options.no_result
+
     def build(self, kind: str, table: Mapping[str, Any], *, where: str) -> Any:
         """The component that `table` describes.
 

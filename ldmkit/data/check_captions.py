@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ldmkit.components.protocols import Files
+from ldmkit.components.protocols import Files, TextEncoder
 from ldmkit.data.check import Check, Finding
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
@@ -121,16 +121,20 @@ def _repeated(check: Check, captions: Mapping[str, str]) -> None:
 
 def _cut(check: Check, captions: Mapping[str, str], recipe: "Recipe", registry: "Registry") -> None:
     """Captions of which the recipe's text encoder sees a part only."""
-    encoder: Any = registry.build("text_encoder", recipe.text.table(), where="[text]")
+    encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
     try:
-        tokenizer = encoder.build_tokenizer(list(dict.fromkeys(text for text in captions.values() if text)))
-        most = encoder.max_tokens
+        lost, most = words_cut(captions, encoder), encoder.max_tokens
     except (LdmkitError, ModuleNotFoundError) as error:  # a tokenizer that is not on this machine
         check.facts.append(f"captions: their tokens are not counted, {recipe.text.use} cannot be had: {error}")
         return
-    found = []
-    for (key, text), encoding in zip(captions.items(), tokenizer.encode_batch(list(captions.values())), strict=True):
-        if encoding.overflowing:
-            end = max(stop for _, stop in encoding.offsets)
-            found.append(Finding(key, f"cut after {most} tokens, without: {text[end:].strip()}", score=len(text) - end))
+    found = (
+        Finding(k, f"cut after {most} tokens, without: {rest.strip()}", score=len(rest)) for k, rest in lost.items()
+    )
     check.add("caption_cut", found)
+
+
+def words_cut(captions: Mapping[str, str], encoder: TextEncoder) -> dict[str, str]:
+    """By key the end of each caption that this text encoder does not see; LdmkitError where it cannot be had."""
+    tokenizer = encoder.build_tokenizer(list(dict.fromkeys(text for text in captions.values() if text)))
+    encodings = zip(captions.items(), tokenizer.encode_batch(list(captions.values())), strict=True)
+    return {key: text[max(stop for _, stop in e.offsets) :] for (key, text), e in encodings if e.overflowing}

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -54,9 +54,7 @@ small, .more {{ color: var(--soft); }}
 <body>
 <h1>{title}</h1>
 <ul>{facts}</ul>
-<table>{counts}</table>
-{kinds}
-{sheet}
+{body}
 </body>
 </html>
 """
@@ -88,19 +86,20 @@ def write_page(
         for task, image in zip(tasks, images, strict=True):
             drawn[task] = image
             progress(len(drawn), len(tasks))
-    title = f"{len(good)} pictures in {_text(str(check.index.folder))}"
-    page = _PAGE.format(
-        title=title,
-        facts="".join(f"<li>{_text(fact)}</li>" for fact in check.facts),
-        counts="".join(
-            f'<tr><td>{len(check.findings[kind])}</td><td><a href="#{kind}">{words}</a></td></tr>'
-            for kind, words in TITLES.items()
-            if kind in shown
-        ),
-        kinds="".join(_kind(check, kind, shown[kind], drawn, captions) for kind in TITLES if kind in shown),
-        sheet=_sheet(sheet, drawn, data),
+    title = f"{len(good)} pictures in {check.index.folder}"
+    counts = "".join(
+        f'<tr><td>{len(check.findings[kind])}</td><td><a href="#{kind}">{words}</a></td></tr>'
+        for kind, words in TITLES.items()
+        if kind in shown
     )
-    write_atomic(file, page.encode())
+    kinds = "".join(_kind(check, kind, shown[kind], drawn, captions) for kind in TITLES if kind in shown)
+    write_html(file, title, check.facts, f"<table>{counts}</table>\n{kinds}\n{_sheet(sheet, drawn, data)}")
+
+
+def write_html(file: Path, title: str, facts: Iterable[str], body: str) -> None:
+    """Writes a page that loads nothing; `facts` are text, `body` is HTML."""
+    listed = "".join(f"<li>{escaped(fact)}</li>" for fact in facts)
+    write_atomic(file, _PAGE.format(title=escaped(title), facts=listed, body=body).encode())
 
 
 def _kind(
@@ -113,8 +112,8 @@ def _kind(
     figures = []
     for row in rows:
         pictures = "".join(drawn.get((key, kind in AS_CROPPED), "") for key in (row.file, row.other))
-        caption = f"<br>“{_text(captions[row.file])}”" if kind.startswith("caption_") and row.file in captions else ""
-        words = f"<b>{_text(row.file)}</b><br>{_text(row.reason)}{caption}"
+        caption = f"<br>“{escaped(captions[row.file])}”" if kind.startswith("caption_") and row.file in captions else ""
+        words = f"<b>{escaped(row.file)}</b><br>{escaped(row.reason)}{caption}"
         figures.append(f"<figure><div>{pictures}</div><figcaption>{words}</figcaption></figure>")
     number = len(check.findings[kind])
     more = f'<p class="more">and {number - len(rows)} more</p>' if number > len(rows) else ""
@@ -128,7 +127,7 @@ def _sheet(keys: list[str], drawn: Mapping[tuple[str, bool], str], data: Data) -
     how = "what is cut away is pale" if data.crop == "center" else "as they are distorted"
     figures = "".join(
         f"<figure><div>{drawn[key, True]}</div>"
-        f"<figcaption><small>{_text(Path(key).name[:24])}</small></figcaption></figure>"
+        f"<figcaption><small>{escaped(Path(key).name[:24])}</small></figcaption></figure>"
         for key in keys
     )
     return f'<h2 id="crops">Crops, every so many pictures: {how}</h2>\n<div class="sheet">{figures}</div>\n'
@@ -151,7 +150,12 @@ def _picture(files: Source, key: str, cropped: bool, data: Data) -> str:
         pale = Image.blend(image, Image.new("RGB", image.size, "white"), 0.75)
         pale.paste(image.crop((left, top, left + across, top + down)), (left, top))
         image = pale
-    scale = THUMB / max(image.size)
+    return img_of(image)
+
+
+def img_of(image: Image.Image, side: int = THUMB) -> str:
+    """An `img` that holds this picture, its longer side of so many pixels."""
+    scale = side / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
     file = io.BytesIO()
@@ -170,5 +174,6 @@ def _small(data: bytes, name: str) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
+    """As HTML shows it, control characters as escapes."""
     return escape(printable(text))

@@ -1,9 +1,10 @@
 """The parts of a run with what each would be made from now, as the table of parts says. No torch."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ldmkit.data.captions import captions_hash
@@ -29,13 +30,15 @@ class RunParts(dict[str, Part]):
         frozen: bool,
         starts: Mapping[str, str],
         pretrained: str = "",
+        no_result: Mapping[str, Collection[str]] = MappingProxyType({}),
         kept: Callable[[Path, Mapping[str, Any]], Kept | None] = lambda *_: None,
     ) -> None:
         """`pictures`: hash of the data set; `caption_files`: of the captions beside it.
 
         `frozen`: whether the text encoder is, so that its states are cached. `starts`: SHA-256 of the weights that a
         part's network starts from, where they are not random. `pretrained`: which autoencoder is used in place of one
-        that is trained here, where the recipe names one. `kept`: whether the one in a folder outlives a change to the
+        that is trained here, where the recipe names one. `no_result`: by section the options of its component that do
+        not affect the result. `kept`: whether the one in a folder outlives a change to the
         pictures, see `ldmkit.run.grow`.
         """
         super().__init__()
@@ -47,6 +50,7 @@ class RunParts(dict[str, Part]):
         self.frozen = frozen
         self.starts = starts
         self.pretrained = pretrained
+        self._no_result = no_result
         self.grown = False
         """whether the autoencoder was trained before the pictures changed, and is kept"""
         self._kept = kept
@@ -98,6 +102,7 @@ class RunParts(dict[str, Part]):
     def section(self, name: str, *keys: str) -> dict[str, Any]:
         """The section's keys that affect the result, or `keys` among them."""
         table: dict[str, Any] = getattr(self.recipe, name).fingerprint_keys()
+        table = {key: value for key, value in table.items() if key not in self._no_result.get(name, ())}
         return {key: table[key] for key in keys or table if key in table}  # a later key at its default is not
 
     def data(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
+from ldmkit.components.hub import HUB_TIMEOUT, snapshot_commit
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import fingerprint, trained_file
 from ldmkit.run.folder import is_finished, weights_of
@@ -39,9 +40,8 @@ class Source:
 
     @property
     def commit(self) -> str | None:
-        """Of the hub's repository, whatever the recipe asked for: in its cache a snapshot's folder has that name."""
-        folders = self.files[0].parents if self.name.startswith(HUB) else ()
-        return next((each.name for each in folders if each.parent.name == "snapshots"), None)
+        """Of the hub's repository, whatever the recipe asked for."""
+        return snapshot_commit(self.files[0]) if self.name.startswith(HUB) else None
 
     def sha256(self) -> str:
         """Of all its files."""
@@ -140,8 +140,6 @@ def _snapshot(name: str) -> Path:
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise LdmkitError(f"{_key(name)}: needs huggingface_hub: pip install 'ldmkit[train]'") from None
-    from ldmkit.components.hub import HUB_TIMEOUT
-
     patterns = [CONFIG, f"vae/{CONFIG}", "tae*.safetensors"]
     patterns += [f"{folder}diffusion_pytorch_model.safetensors" for folder in ("", "vae/")]
     fetch = partial(snapshot_download, repository, revision=revision or None, allow_patterns=patterns)

@@ -1,8 +1,12 @@
 """The caption stage: who wrote what, and going on behind a kill."""
 
+import base64
+import io
 import json
+import re
 import shutil
 import signal
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,17 @@ PLUGIN = '''
 """A captioner that notes what it was asked for."""
 import os, signal
 from pathlib import Path
+from typing import Annotated
+from pydantic import Field
 from ldmkit import hookimpl
+
+Speed = Field(gt=0, json_schema_extra={"affects_result": False})
 
 class Slow:
     """Says the number."""
-    def __init__(self, *, prefix: str = "number", die_at: str = "", batch_size: int = 64):
+    def __init__(
+        self, *, prefix: str = "number", die_at: str = "", batch_size: int = 64, threads: Annotated[int, Speed] = 1
+    ):
         self.prefix, self.die_at, self.batch_size = prefix, die_at, batch_size
 
     def caption(self, pictures):
@@ -101,6 +111,15 @@ def test_a_stop_waits_for_the_captioners_own_batch(many: Any, processes: Any) ->
     assert f"caption: saved, {150 - len(found)} pictures left; the same command resumes" in output
 
 
+def test_what_says_how_fast_captions_nothing_anew(many: Any, processes: Any) -> None:
+    commands = [("caption", "tiny.toml", "--set", f"caption.{option}") for option in ("threads=1", "threads=2")]
+    code, output = processes.run(many.folder, *commands, ("caption", "tiny.toml", "--set", "caption.batch_size=63"))
+    assert code == 0, output
+    assert len((many.folder / "asked.txt").read_text().split()) == 2 * 150  # and not at the second command
+    assert "everything is up to date" in output
+    assert re.search(r"out of date \(.*caption\.batch_size", output)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_keep_existing(keep: bool, many: Any, processes: Any) -> None:
     for name, text in (("003", "by hand"), ("007", "by hand too"), ("009", " \n")):
@@ -168,3 +187,58 @@ def test_caption_files_hash(tmp_path: Path) -> None:
     assert len(found) == 5
     (tmp_path / "a.png").write_text("x")
     assert caption_files_hash(Source(tmp_path)) in found
+
+
+class Figures(HTMLParser):
+    """The pictures of a page, and the words below each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.pairs: list[tuple[Image.Image, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href")]
+        if tag == "img":
+            data = base64.b64decode(self.loads[-1].removeprefix("data:image/jpeg;base64,"))
+            self.pairs.append((Image.open(io.BytesIO(data)), ""))
+
+    def handle_data(self, data: str) -> None:
+        if self.pairs:
+            self.pairs[-1] = (self.pairs[-1][0], f"{self.pairs[-1][1]} {data}")
+
+
+def test_preview_shows_captions_beside_their_pictures_and_keeps_none(many: Any, processes: Any) -> None:
+    for i in range(0, 150, 2):
+        (many.folder / "pictures" / f"{i:03d}.txt").write_text("by hand")
+    command = ("caption", "tiny.toml", "--preview", "5", "--set", "caption.prefix=<b>number")
+    code, output = processes.run(many.folder, command)
+    assert code == 0, output
+    asked = ["001.png", "031.png", "061.png", "091.png", "121.png"]  # spread over what nobody captioned
+    assert (many.folder / "asked.txt").read_text().split() == asked
+    page = Figures()
+    page.feed((many.run / "captions-preview.html").read_text())
+    assert [words.split() for _, words in page.pairs] == [["<b>number", key[:3], key] for key in asked]
+    assert [round(np.asarray(image).mean()) for image, _ in page.pairs] == [int(key[:3]) for key in asked]
+    assert all(each.startswith("data:") for each in page.loads)
+    assert "caption: 031.png: <b>number 031" in output
+    assert "for the 75 without one" in output
+    assert not (many.run / "captions").exists()
+
+    code, output = processes.run(many.folder, ("caption", "tiny.toml", "--preview", "500"))
+    assert code == 0, output
+    assert "007.png: (no caption)" in output
+    for i in range(150):
+        (many.folder / "pictures" / f"{i:03d}.txt").write_text("by hand")
+    code, output = processes.run(many.folder, ("caption", "tiny.toml", "--preview", "5"))
+    assert code == 1
+    assert "caption.use = 'slow' would not be asked for anything" in output
+
+
+def test_a_preview_without_pictures_leaves_no_folder(many: Any, processes: Any) -> None:
+    code, output = processes.run(
+        many.folder, ("caption", "tiny.toml", "--preview", "5", "--set", "data.path=nowhere", "--set", "name=other")
+    )
+    assert code == 1
+    assert "nowhere does not exist" in output
+    assert not (many.folder / "runs" / "other").exists()

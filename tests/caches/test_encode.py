@@ -180,13 +180,13 @@ def test_picture_without_caption_is_an_error(workshop: Any) -> None:
         make_text(pipeline)
 
 
-def make_text(pipeline: Any) -> None:
-    """The text part alone, which needs no autoencoder."""
+def make_text(pipeline: Any) -> dict[str, Any]:
+    """Makes the text part alone, which needs no autoencoder, and returns what its record would keep."""
     from ldmkit.caches.encode import encode_text
     from ldmkit.run.workspace import Workspace
 
     parts = pipeline.parts()
     parts["text"].begin()
-    encode_text(
+    return encode_text(
         Workspace(pipeline.recipe, pipeline.registry, pipeline.index, pipeline.run_dir, parts, pipeline.reporter)
     )

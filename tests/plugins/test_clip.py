@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -18,6 +20,7 @@ from transformers import BertConfig, CLIPConfig, CLIPModel, CLIPTextConfig, CLIP
 
 import ldmkit.components.hub
 from ldmkit import LdmkitError, TextEncoder
+from tests.caches.test_encode import make_text
 
 VOCABULARY = Path(__file__).parents[2] / ".." / "shared" / "data" / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -148,6 +151,58 @@ def test_reads_the_cache_without_network(folder: Path, cache: Path) -> None:
         encoder = Clip(model="owner/tiny", revision=revision)
         assert encoder.context_dim == 16
     encoder.load_module(encoder.build_tokenizer([]))
+
+
+def test_the_commit_that_a_recipe_pins_is_read_and_recorded(
+    folder: Path, cache: Path, workshop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, pinned = "a" * 40, "0123456789abcdef0123456789abcdef01234567"
+    put_into_cache(cache, folder, newest)
+    other = cache / "models--owner--tiny" / "snapshots" / pinned
+    shutil.copytree(folder, other)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_model.final_layer_norm.weight"] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    (cache / "models--owner--tiny" / "refs" / "v1").write_text(pinned)
+    for model, revision, commit in [
+        ("owner/tiny", None, newest),
+        ("owner/tiny@v1", None, pinned),
+        (f"owner/tiny@{pinned}", None, pinned),
+        ("owner/tiny", "v1", pinned),
+    ]:
+        encoder = Clip(model=model, revision=revision)
+        assert encoder.commit == commit
+        norm = encoder.load_module(encoder.build_tokenizer([])).text_model.final_layer_norm
+        assert float(norm.weight.detach().mean()) == (2 if commit == pinned else 1)
+    with pytest.raises(LdmkitError, match="names a revision, and so does the key `revision`"):
+        _ = Clip(model="owner/tiny@v1", revision="v1").context_dim
+    with pytest.raises(LdmkitError, match="owner/tiny at revision v2"):
+        _ = Clip(model="owner/tiny@v2").context_dim
+
+    shutil.copytree(folder, workshop.folder / "clip@v1")  # a folder is a folder, whatever its name
+    monkeypatch.chdir(workshop.folder)
+    encoder = Clip(model="clip@v1")
+    assert (encoder.context_dim, encoder.commit) == (16, None)
+    recipe = (workshop.folder / "tiny.toml").read_text()
+    text = '[text]\nuse = "clip"\nmodel = "owner/tiny@v1"\n\n'
+    recipe = recipe[: recipe.index("[text]")] + text + recipe[recipe.index("[vae]") :]
+    (workshop.folder / "tiny.toml").write_text(recipe)
+    workshop.pipeline().run(("caption",))
+    assert make_text(workshop.pipeline())["commit"] == pinned
+
+
+def test_a_preview_strikes_out_what_is_not_seen(folder: Path, cache: Path, workshop: Any) -> None:
+    (workshop.folder / "pictures" / "05.txt").write_text("cat " * 25 + "ab & <dog>")
+    recipe = (workshop.folder / "tiny.toml").read_text()
+    recipe = recipe[: recipe.index("[text]")] + '[text]\nuse = "clip"\n\n' + recipe[recipe.index("[vae]") :]
+    (workshop.folder / "tiny.toml").write_text(recipe)
+    page = workshop.run / "captions-preview.html"
+    workshop.pipeline(f"text.model='{folder}'").preview_captions(20)
+    assert "1 of 20 are longer than the 77 tokens of clip" in page.read_text()
+    # Of 77 tokens two are the beginning and the end, the others the letters of the cats, as this tokenizer has them.
+    assert re.findall("(.{7})<s>(.+?)</s>", page.read_text()) == [("cat cat", " ab &amp; &lt;dog&gt;")]
+    workshop.pipeline("text.model='owner/none'").preview_captions(20)
+    assert "their tokens are not counted, clip cannot be had: text encoder &#x27;clip&#x27;" in page.read_text()
 
 
 def test_neither_cache_nor_hub(cache: Path, asked: list[object]) -> None:

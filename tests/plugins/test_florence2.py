@@ -1,5 +1,6 @@
 """The captioner `florence2`, on a tiny Florence-2 that has learned three captions, saved as the published ones are."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,29 @@ def test_options_reach_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert prompt == ["What does the image describe?"] * 2
 
 
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "dtype"),
+    [("auto", True, torch.bfloat16), ("cuda:0", False, torch.float16), ("cpu", True, torch.float32)],
+)
+def test_number_type_of_the_device(
+    device: str, has_bf16: bool, dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    from_pretrained = Florence2ForConditionalGeneration.from_pretrained
+
+    def spy(*names: Any, **options: Any) -> Any:
+        asked.update(options)
+        return from_pretrained(*names, **options)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    monkeypatch.setattr(Florence2ForConditionalGeneration, "from_pretrained", spy)
+    monkeypatch.setattr(Florence2ForConditionalGeneration, "to", lambda self, device: self)
+    captioner = Florence2(model=str(folder), max_new_tokens=60, device=device)
+    assert captioner.caption(pictures(*CAPTIONS)) == list(STRIPPED.values()), "whatever the numbers' type"
+    assert asked["dtype"] == dtype
+
+
 def test_batch_is_halved_where_memory_runs_out(
     folder: Path, captioner: Florence2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +222,7 @@ def test_boilerplate(caption: str, stripped: str) -> None:
     assert strip_boilerplate(caption) == stripped
 
 
-def test_reads_the_cache_without_network(folder: Path, cache: Path) -> None:
+def test_reads_the_cache_without_network_and_records_the_commit(folder: Path, cache: Path, workshop: Any) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = cache / "models--owner--tiny"
     shutil.copytree(folder, repository / "snapshots" / commit)
@@ -206,6 +230,22 @@ def test_reads_the_cache_without_network(folder: Path, cache: Path) -> None:
     (repository / "refs" / "main").write_text(commit)
     captioner = Florence2(model="owner/tiny", max_new_tokens=60, device="cpu")
     assert captioner.caption(pictures("green")) == ["A pea."]
+
+    for file in (workshop.folder / "pictures").iterdir():
+        file.unlink()
+    for picture in pictures(*CAPTIONS):
+        picture.load().save(workshop.folder / "pictures" / picture.key)
+    table = '[caption]\nuse = "florence2"\nmodel = "owner/tiny@main"\nmax_new_tokens = 60\ndevice = "cpu"\n'
+    recipe = workshop.folder / "tiny.toml"
+    recipe.write_text(table + recipe.read_text())
+    workshop.pipeline().run(("caption",))
+    record = json.loads((workshop.run / "captions" / "record.json").read_text())
+    assert record["facts"] == {"captions": {"florence2": 3}, "commit": commit}
+    for colour in CAPTIONS:
+        (workshop.folder / "pictures" / f"{colour}.txt").write_text("by hand")
+    workshop.pipeline().run(("caption",))
+    record = json.loads((workshop.run / "captions" / "record.json").read_text())
+    assert record["facts"] == {"captions": {"sidecar": 3}}, "it was not asked for any"
 
 
 def test_neither_cache_nor_hub(cache: Path, asked: list[object]) -> None:
