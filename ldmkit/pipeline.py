@@ -21,9 +21,10 @@ from ldmkit.run.dataset import Dataset, require_room
 from ldmkit.run.decide import Plan, Step, lacking
 from ldmkit.run.files import write_sealed
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
-from ldmkit.run.folder import Status, locked
+from ldmkit.run.folder import Status
 from ldmkit.run.grow import kept
 from ldmkit.run.inputs import RunParts
+from ldmkit.run.lock import locked
 from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
 from ldmkit.run.pretrained import find_source, identity
 from ldmkit.run.workspace import Workspace

@@ -24,7 +24,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 from ldmkit.run.parts import PARTS, parts_of, stage_names, stage_parts
 
 PICTURES = 64

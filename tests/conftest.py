@@ -178,11 +178,11 @@ def new_workshop(folder: Path) -> Workshop:
     return Workshop(folder)
 
 
-# Imports torch and the stages once, then forks one child a job: it is a process of its own, with signals, exit code
-# and open files of its own. `strike`: see tests/strike.py. Each saves the same figure, drawn here: matplotlib takes as
-# long for one as a tiny stage takes for its steps.
+# Imports torch and the stages once and runs a command that loads the plugins, then forks one child a job: it is a
+# process of its own, with signals, exit code and open files of its own. `strike`: see tests/strike.py. Each saves the
+# same figure, drawn here: matplotlib takes as long for one as a tiny stage takes for its steps.
 PARENT = """
-import atexit, gc, importlib, io, json, os, sys
+import atexit, contextlib, gc, importlib, io, json, os, sys, tempfile
 from pathlib import Path
 from ldmkit.run.parts import PARTS
 for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImagePlugin", "ldmkit.cli.train",
@@ -190,13 +190,22 @@ for name in ("torch.utils.tensorboard.writer", "matplotlib.figure", "PIL.PngImag
              *(spec.maker.split(":")[0] for name, spec in PARTS.items() if name != "bundle")):
     importlib.import_module(name)
 
+import ldmkit.training.log
+from ldmkit.cli import main
 from matplotlib.figure import Figure
+from tests.conftest import new_workshop
 from tests.strike import strike_at
 
 figure = Figure(figsize=(8, 10), layout="constrained")
 figure.subplots(3).flat[0].plot(range(9))
 figure.savefig(plot := io.BytesIO(), dpi=110)
-Figure.savefig = lambda figure, path, **options: Path(path).write_bytes(plot.getvalue())
+ldmkit.training.log.plot_losses = lambda folder, title: (folder / "loss.png").write_bytes(plot.getvalue())
+
+with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+    new_workshop(Path(folder))
+    sys.argv = ["ldmkit", "status", "tiny.toml"]
+    with contextlib.suppress(SystemExit):
+        main()
 
 def child(job):
     strike, touched = job.get("strike"), None
@@ -209,7 +218,6 @@ def child(job):
     if job.get("largest_file") is not None:  # what a full disk is, for this process alone
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
-    from ldmkit.cli import main
     code = 0
     for arguments in job["commands"]:
         sys.argv = ["ldmkit", *arguments]

@@ -15,7 +15,7 @@ from benchmarks.command import run
 from benchmarks.runs import ANY_QUALITY, PARTS, STAGES, Stage, finish
 from benchmarks.turns import in_turns, spread
 from ldmkit.recipe import find_recipe, load_recipe
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 
 NEVER = 10**9
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.command import run
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import locked
+from ldmkit.run.lock import locked
 
 AT_ONCE = 25
 """races side by side, each for a run of its own"""

@@ -25,8 +25,9 @@ from ldmkit.cli.train import open_pipeline
 from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import Pipeline
 from ldmkit.run.files import check
-from ldmkit.run.folder import read_metrics, recipe_of_run
+from ldmkit.run.folder import recipe_of_run
 from ldmkit.run.gate import read_quality
+from ldmkit.run.metrics import read_metrics
 from ldmkit.run.networks import load_networks
 from ldmkit.runtime.bundle import Bundle
 

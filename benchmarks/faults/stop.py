@@ -31,7 +31,7 @@ from benchmarks.command import run
 from benchmarks.runs import ANY_QUALITY, PARTS, STAGES, TINY, Stage, finish, start
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.run.checkpoint import checkpoints
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 
 WARM_UP = 20.0
 """seconds of a process before its samples count: it is loading"""

@@ -32,7 +32,7 @@ from benchmarks.turns import in_turns
 from ldmkit.atomic import write_json
 from ldmkit.errors import LdmkitError
 from ldmkit.pipeline import Pipeline
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 
 PLAIN: dict[str, Any] = {"weighting": "none", "timesteps": "uniform", "zero_terminal_snr": False}
 COMBINATIONS: dict[str, dict[str, Any]] = {

@@ -33,7 +33,8 @@ from ldmkit.models.build import build_text_to_image, build_unet
 from ldmkit.pipeline import Pipeline
 from ldmkit.recipe import Recipe
 from ldmkit.report import Reporter
-from ldmkit.run.folder import Part, fingerprint, read_metrics, recipe_of_run
+from ldmkit.run.folder import Part, fingerprint, recipe_of_run
+from ldmkit.run.metrics import read_metrics
 from ldmkit.run.networks import latent_statistics, load_autoencoder, trained_weights
 from ldmkit.run.randomness import derive
 from ldmkit.run.workspace import Workspace

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ldmkit.components.protocols import Picture
 from ldmkit.data.decode import prepare
 from ldmkit.errors import LostWorker
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.signals import ignore_stops, kept_from_children
 
 AHEAD = 2

@@ -4,7 +4,7 @@ import numpy as np
 
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 
 
 def buckets_of(index: PictureIndex, data: Data) -> np.ndarray:

@@ -11,7 +11,7 @@ from math import log
 
 from ldmkit.data.looks import BLANK
 from ldmkit.data.pictures import SAME_CONTENT, Entry, PictureIndex
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import printable
 
 BLURRED = 50.0

@@ -14,7 +14,7 @@ from ldmkit.data.check import TITLES, Check, Finding
 from ldmkit.data.decode import FORMATS, MAX_BYTES, load_bytes, prepare, turn_of
 from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import printable
 
 WORST = 8

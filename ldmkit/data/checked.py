@@ -11,7 +11,7 @@ from ldmkit.atomic import write_atomic
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import printable
 
 CACHE = "pictures.json"

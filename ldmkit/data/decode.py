@@ -1,4 +1,4 @@
-"""Decodes one picture to sRGB, whatever it comes as, and makes it square.
+"""Decodes one picture to sRGB, whatever it comes as, and brings it to a size.
 
 What a plain `convert("RGB")` gets wrong is done here first: 16-bit greys, alpha, colour profiles, EXIF rotation.
 """

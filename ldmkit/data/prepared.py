@@ -22,7 +22,7 @@ from ldmkit.data.batches import uint8_batches
 from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.decode import PIXELS_VERSION
 from ldmkit.data.pictures import PictureIndex
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import Reporter
 
 WORTH = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ldmkit.atomic import fsync
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import locked
+from ldmkit.run.lock import locked
 from ldmkit.runtime.manifest import FILES, MANIFEST
 
 

@@ -14,7 +14,7 @@ from ldmkit.export.model import model_of
 from ldmkit.export.preview_map import fit_latent_rgb
 from ldmkit.run.files import check, read_record
 from ldmkit.run.first_weights import kept_starts
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 from ldmkit.run.networks import load_networks
 from ldmkit.run.parts import trained_parts
 from ldmkit.run.workspace import Workspace

@@ -16,7 +16,7 @@ from ldmkit.data.remote import address, fetched
 from ldmkit.data.sources import is_there
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import Recipe
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import Reporter, megabytes
 from ldmkit.run.files import read_record
 

@@ -7,9 +7,10 @@ from typing import Literal
 
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import Depth, read_record
-from ldmkit.run.folder import Part, Status, read_metrics, weights_of
+from ldmkit.run.folder import Part, Status, weights_of
 from ldmkit.run.grow import extends
 from ldmkit.run.inputs import RunParts
+from ldmkit.run.metrics import read_metrics
 from ldmkit.run.parts import PARTS, PartSpec, needed
 from ldmkit.run.progress import newest_state
 

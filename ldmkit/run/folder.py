@@ -1,15 +1,13 @@
-"""The run folder: what each part of a run was made from, whether it still holds, and its metrics. No torch."""
+"""The run folder: what each part of a run was made from, and whether it still holds. No torch."""
 
 import json
-import os
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ldmkit.atomic import remove_folder, write_atomic
+from ldmkit.atomic import remove_folder
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import (
     RECORD,
@@ -259,71 +257,6 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     if any(isinstance(v, str) and len(v) == 64 for v in (old, new)):
         return [f"{key} changed"]
     return [f"{key}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the run's lock for the block; a process that dies, however it does, lets go of it.
-
-    Raises LdmkitError where another living process has it, or the folder cannot be written.
-    """
-    from filelock import FileLock, Timeout  # 60 ms, which who only looks at a run can do without
-
-    file = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file, timeout=0, on_acquired=_write_process).acquire()
-    except Timeout:
-        time.sleep(0.2)  # the other one may be about to write its number
-        holder = file.read_text().strip() if os.access(file, os.R_OK) else ""
-        raise LdmkitError(
-            f"{folder}: in use by process {holder or 'unknown'}; wait until it is done, or end it"
-        ) from None
-    except OSError as error:
-        raise LdmkitError(f"{folder}: cannot be written: {error.strerror or error}") from None
-    with lock:
-        yield
-
-
-def _write_process(handle: int) -> None:
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
-
-
-class MetricsLog:
-    """`metrics.jsonl` of one stage: a line per logging step; cut back to the step that training resumes from."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows = [row for row in read_metrics(path) if row["step"] <= resume_step] if path.exists() else []
-        write_atomic(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one line."""
-        self.rows.append({"step": step, **metrics})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.jsonl`; a last line cut by a kill is left out.
-
-    Raises LdmkitError where another line is damaged.
-    """
-    rows = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            if number == len(lines):  # cut short, or what follows the last line's end
-                break
-            row = None
-        if not isinstance(row, dict) or "step" not in row or not all(type(v) in (int, float) for v in row.values()):
-            raise LdmkitError(f"{path}, line {number}: no JSON of numbers with a step; correct or remove the line")
-        rows.append(row)
-    return rows
 
 
 def recipe_of_run(folder: Path) -> "Recipe":

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ldmkit.diffusion.process import Prediction
-from ldmkit.runtime.manifest import Defaults, Latent, Manifest, Schedule, sides
+from ldmkit.runtime.manifest import Defaults, Latent, Manifest, PictureSizes, Schedule
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(PictureSizes):
     """The part of a bundle's manifest that drawing needs, of a model that has no manifest."""
 
     name: str
@@ -26,21 +26,6 @@ class Description:
     defaults: Defaults
     sizes: tuple[tuple[int, int], ...] = ()
     """width and height of the pictures that it was trained on, where they have several"""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of its pictures."""
-        return sides(self.picture_size)
-
-    @property
-    def trained(self) -> tuple[tuple[int, int], ...]:
-        """Width and height of the pictures that it was trained on."""
-        return self.sizes or (self.size,)
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent position."""
-        return self.size[1] // self.latent.height
 
 
 class Backend(Protocol):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -99,6 +99,30 @@ class Latent(_Frozen):
         return self
 
 
+class PictureSizes:
+    """Sizes of the pictures of a model, of which a manifest tells or a description."""
+
+    if TYPE_CHECKING:  # no fields of this class: pydantic would write them before all others
+        picture_size: int | tuple[int, int]
+        sizes: tuple[tuple[int, int], ...]
+        latent: Latent
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        return (self.picture_size,) * 2 if isinstance(self.picture_size, int) else self.picture_size
+
+    @property
+    def trained(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of the pictures that it was trained on."""
+        return self.sizes or (self.size,)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent position."""
+        return self.size[1] // self.latent.height
+
+
 class Defaults(_Frozen):
     """How to draw where the user says nothing."""
 
@@ -176,7 +200,7 @@ def _plain_name(name: str) -> str:
     return name
 
 
-class Manifest(_Frozen):
+class Manifest(PictureSizes, _Frozen):
     """The whole of `manifest.json`."""
 
     format_version: Literal[2]
@@ -210,21 +234,6 @@ class Manifest(_Frozen):
     sha256: Sha256 | None = None
     """of the file as it is without this key; None: written before there was one"""
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of its pictures."""
-        return sides(self.picture_size)
-
-    @property
-    def trained(self) -> tuple[tuple[int, int], ...]:
-        """Width and height of the pictures that it was trained on."""
-        return self.sizes or (self.size,)
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent position."""
-        return self.size[1] // self.latent.height
-
     @model_validator(mode="after")
     def _whole(self) -> "Manifest":
         if alone := [data for graph, data in WEIGHTS.items() if data in self.files and graph not in self.files]:
@@ -242,11 +251,6 @@ class Manifest(_Frozen):
         if self.golden is not None and GOLDEN not in self.files:
             raise ValueError(f"files must list {GOLDEN}, which golden describes")
         return self
-
-
-def sides(picture_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Width and height."""
-    return (picture_size, picture_size) if isinstance(picture_size, int) else picture_size
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 
 MAX_WAIT = 0.05
 """share of the time spent waiting for data that is worth a word"""

@@ -2,7 +2,8 @@
 
 import torch
 
-from ldmkit.run.folder import MetricsLog, Part
+from ldmkit.run.folder import Part
+from ldmkit.run.metrics import MetricsLog
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.overfitting import CURVES, find_overfitting
 from ldmkit.training.plots import plot_losses, save_picture

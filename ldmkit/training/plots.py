@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 
 PANELS = (
     ("held-out loss by timestep", r"held_out_loss_t\d+", "log"),

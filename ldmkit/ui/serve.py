@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ldmkit.errors import LdmkitError
-from ldmkit.run.folder import locked
+from ldmkit.run.lock import locked
 from ldmkit.runtime.bundle import Bundle
 from ldmkit.ui.attendance import Attendance
 from ldmkit.ui.guard import Guard, allowed_hosts, is_loopback

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldmkit.components.protocols import Picture
 from ldmkit.data.batches import AHEAD, picture_batches
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 
 DATA = Data(path="pictures", size=8, num_workers=0)
 

@@ -14,7 +14,8 @@ from ldmkit.data.checked import quarantine, read_excluded, write_excluded
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe.sections import Data, Recipe
+from ldmkit.recipe.data import Data
+from ldmkit.recipe.sections import Recipe
 from tests.data.test_looks import photo
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"

@@ -13,7 +13,7 @@ from ldmkit.data.batches import picture_batches
 from ldmkit.data.decode import load_picture
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.data.prepared import prepared_pictures
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import Reporter
 
 SIZE = 16

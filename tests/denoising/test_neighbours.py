@@ -17,7 +17,7 @@ from ldmkit.denoising.conditioning import NoText
 from ldmkit.denoising.neighbours import Neighbours
 from ldmkit.denoising.task import DenoisingTask
 from ldmkit.diffusion.process import make_schedule
-from ldmkit.run.folder import read_metrics
+from ldmkit.run.metrics import read_metrics
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import Engine

@@ -12,7 +12,9 @@ import pytest
 from ldmkit.atomic import new_folder, sweep, write_atomic
 from ldmkit.errors import LdmkitError
 from ldmkit.run.files import check, fingerprint
-from ldmkit.run.folder import MetricsLog, Part, Status, locked, read_metrics
+from ldmkit.run.folder import Part, Status
+from ldmkit.run.lock import locked
+from ldmkit.run.metrics import MetricsLog, read_metrics
 
 INPUTS = {"pictures": "a" * 64, "vae": {"steps": 10, "channels": (4, 8), "rate": 0.1}}
 
@@ -77,9 +79,7 @@ def test_folder_of_unknown_origin_is_set_aside(tmp_path: Path) -> None:
 
 def hold(folder: Path, rest: str) -> "subprocess.Popen[str]":
     """A process that locks the folder and runs these lines."""
-    head = (
-        f"import os, time, pathlib, ldmkit.run.folder\nwith ldmkit.run.folder.locked(pathlib.Path({str(folder)!r})):\n"
-    )
+    head = f"import os, time, pathlib, ldmkit.run.lock\nwith ldmkit.run.lock.locked(pathlib.Path({str(folder)!r})):\n"
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-c", head + "".join(f"    {line}\n" for line in rest.splitlines())],

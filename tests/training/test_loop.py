@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
-from ldmkit.run.folder import locked
+from ldmkit.run.lock import locked
 from ldmkit.training.ema import Ema, emas_of
 from ldmkit.training.engine import Engine, learning_rate
 

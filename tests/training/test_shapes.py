@@ -21,7 +21,7 @@ from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.export.torch_backend import TorchBackend
 from ldmkit.recipe import load_recipe
-from ldmkit.recipe.sections import Data
+from ldmkit.recipe.data import Data
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.randomness import BucketOrder, SampleOrder, order_of

@@ -113,7 +113,7 @@ def test_an_open_page_is_no_idle_connection(server: Server, monkeypatch: pytest.
 @pytest.mark.skipif(os.name != "posix", reason="a signal of POSIX")
 def test_folders_of_dead_servers_are_swept_and_those_of_living_ones_kept(tmp_path: Path) -> None:
     hold = (
-        "import sys, time; from pathlib import Path; from ldmkit.run.folder import locked\n"
+        "import sys, time; from pathlib import Path; from ldmkit.run.lock import locked\n"
         "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
     )
     folder = tmp_path / "ldmkit-ui-held"
