@@ -39,7 +39,7 @@ class Source:
         listing = Listing()
         if self.path.is_dir():
             self.folder = Folder(self.path, [self.path / Path(root).expanduser() for root in follow_links])
-            listing.add_folder(self.folder, _is_container)
+            listing.add_folder(self.folder, is_container)
             for key in listing.containers:
                 try:
                     self._mount(f"{key}/", _open(self.path / key), listing)
@@ -49,7 +49,7 @@ class Source:
                         listing.left.add(f"{printable(key)}: {reason}")
                     else:
                         listing.rejected.append((key, reason))
-        elif self.path.is_file() and _is_container(self.path.name):
+        elif self.path.is_file() and is_container(self.path.name):
             self._mount("", _open(self.path), listing)
         elif not self.path.exists() and len(shards := expanded(str(self.path))) > 1:
             self.path = next(parent for parent in self.path.parents if "{" not in str(parent))
@@ -152,7 +152,7 @@ class Source:
 
 def archive_by_name(key: str) -> str:
     """As `Source.archive_of`, where there are only names left."""
-    return next((f"{parent}/" for parent in PurePosixPath(key).parents if _is_container(parent.name)), "")
+    return next((f"{parent}/" for parent in PurePosixPath(key).parents if is_container(parent.name)), "")
 
 
 def located(path: Path) -> Path:
@@ -167,7 +167,8 @@ def is_there(path: Path) -> bool:
     return path.exists() or ("{" in str(path) and Path(expanded(str(path))[0]).exists())
 
 
-def _is_container(name: str) -> bool:
+def is_container(name: str) -> bool:
+    """An archive or a table, by its ending."""
     return is_archive(name) or is_table(name)
 
 
