@@ -20,8 +20,7 @@ _FILE, _FOLDER, _PAX = b"05x"
 _KIND = 156
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
 # The others are mode, uid, gid, mtime, devmajor and devminor: tarfile reads them all.
-_NUMBERS = (slice(100, 108), slice(108, 116), slice(116, 124), _SIZE, slice(136, 148), _CHECKSUM)
-_NUMBERS += (slice(329, 337), slice(337, 345))
+_NUMBERS = (*(slice(at, at + 8) for at in (100, 108, 116, 329, 337)), _SIZE, slice(136, 148), _CHECKSUM)
 _TIME = re.compile(rb"(\d{1,3}) [amc]time=[0-9.]+\n")
 
 
