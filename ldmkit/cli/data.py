@@ -63,11 +63,13 @@ def check(source: str, overrides: tuple[str, ...], as_json: bool, files: bool, t
     from ldmkit.data.check import check_pictures
     from ldmkit.data.check_captions import check_captions
     from ldmkit.data.check_page import write_page
-    from ldmkit.data.checked import checked_folder, quarantine, scan_data, write_excluded
+    from ldmkit.data.checked import checked_folder, quarantine, require_movable, scan_data, write_excluded
     from ldmkit.data.pictures import require_usable
     from ldmkit.report import Reporter
 
     recipe, registry = _open(source, overrides)
+    if to is not None:
+        require_movable(Path(recipe.data.path), to)
     out = checked_folder(recipe.data.path)
     check_writable(out)
     reporter = Reporter(err=True)

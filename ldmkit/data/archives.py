@@ -12,16 +12,17 @@ import lzma
 import re
 import shutil
 import struct
-import tarfile  # noqa: TID251 - headers alone are read by it; see `_tar`
+import tarfile  # noqa: TID251 - archives are written with it, and its errors caught
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from ldmkit.data.cache import made_once
+from ldmkit.data.tar_headers import tar_headers
 from ldmkit.errors import LdmkitError
 
 MAX_MEMBERS = 2_000_000
@@ -83,8 +84,8 @@ class Archive:
         return found
 
     def _add(self, name: str, member: Member, reason: str | None) -> None:
-        parts = PurePosixPath(name).parts
-        if not parts:
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if not parts and not name.startswith("/"):
             self.rejected.append((name or "(a member)", "has no name"))
         elif name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
             self.rejected.append((name, "its name leads out of the archive"))
@@ -201,32 +202,24 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def _tar(archive: Archive) -> None:
-    size = archive.path.stat().st_size
-    with tarfile.open(archive.path, "r:", encoding="utf-8", errors="surrogateescape") as opened:
-        try:
-            while (info := opened.next()) is not None:
-                opened.members = []  # type: ignore[attr-defined] # or it keeps them all
-                if info.isdir():
-                    continue
-                reason = None
-                if info.islnk() or info.issym():
-                    reason = "a link to another member"
-                elif not info.isreg() or info.issparse():
-                    reason = "not a regular file"
-                elif info.offset_data + info.size > size:
-                    reason = "cut off with its archive"
-                archive._add(info.name, Member(info.offset_data, info.size, info.size), reason)
-                if len(archive.members) > MAX_MEMBERS:
-                    raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
-        except tarfile.ReadError as error:
-            if not archive.members:
-                raise
-            archive.rejected.append(("", f"cut off or damaged after {len(archive.members)} files ({error})"))
-        end = opened.offset
-    with archive.path.open("rb") as file:
-        file.seek(end)
-        if not any(key == "" for key, _ in archive.rejected) and file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            archive.rejected.append(("", f"damaged at byte {end:,}: what follows there is not read"))
+    size, headers = archive.path.stat().st_size, tar_headers(archive.path)
+    try:
+        while True:
+            name, offset, length, reason = next(headers)
+            if reason is None and offset + length > size:
+                reason = "cut off with its archive"
+            archive._add(name, Member(offset, length, length), reason)
+            if len(archive.members) > MAX_MEMBERS:
+                raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
+    except StopIteration as ended:
+        with archive.path.open("rb") as file:
+            file.seek(ended.value)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                archive.rejected.append(("", f"damaged at byte {ended.value:,}: what follows there is not read"))
+    except tarfile.ReadError as error:
+        if not archive.members:
+            raise
+        archive.rejected.append(("", f"cut off or damaged after {len(archive.members)} files ({error})"))
 
 
 def _unpack(packed: Path, unpacked: Path) -> None:

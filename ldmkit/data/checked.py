@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from ldmkit.atomic import write_atomic
 from ldmkit.data.pictures import PictureIndex, scan
-from ldmkit.data.sources import Source
+from ldmkit.data.remote import address, expanded
+from ldmkit.data.sources import Source, is_container
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.data import Data
 from ldmkit.report import printable
@@ -78,16 +79,22 @@ def write_excluded(file: Path, reasons: Mapping[str, str]) -> None:
     write_atomic(file, "".join(rows).encode("ascii"))
 
 
+def require_movable(path: Path, to: Path) -> None:
+    """Raises LdmkitError where nothing could be moved to `to`, since it is no folder of files: said before the work."""
+    if address(path) or (path.is_file() and is_container(path.name)) or expanded(str(path))[1:]:
+        raise LdmkitError(f"--quarantine {to}: nothing is moved out of {path}; leave pictures out with data.exclude")
+
+
 def quarantine(files: Source, reasons: Mapping[str, str], to: Path, captions: Mapping[str, list[str]]) -> int:
     """Moves these files of a folder to the same place below `to`, each with its `captions`, and lists them there.
 
     The list, `moved.jsonl`, comes first: a move that is stopped half-way is known by it. Returns how many there were.
     Raises LdmkitError, before anything is moved, where `to` lies inside the folder or holds a file of the same name, or
-    where one of them lies in an archive or in a cache of what was fetched.
+    where one of them lies in an archive; `require_movable` has refused what is no folder of one's own.
     """
     folder = files.path
-    if files.remote or (apart := [key for key in reasons if files.in_archive(key)]):
-        where = f"{folder}, which is a cache" if files.remote else f"an archive: {printable(apart[0]) or folder}"
+    if apart := [key for key in reasons if files.in_archive(key)]:
+        where = f"an archive: {printable(apart[0]) or folder}"
         raise LdmkitError(f"--quarantine {to}: nothing is moved out of {where}; leave them out with data.exclude")
     if Path(os.path.abspath(to)).is_relative_to(os.path.abspath(folder)):  # noqa: PTH100 - as `scan`
         raise LdmkitError(f"--quarantine {to}: lies inside {folder}, where it would be read again; name another folder")

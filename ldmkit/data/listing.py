@@ -37,11 +37,11 @@ class Listing:
 
     def add(self, key: str, size: int, mtime_ns: int, head: Callable[[], bytes]) -> None:
         """A regular file; `head` reads its first bytes."""
-        ending = PurePosixPath(key).suffix
-        if ending.lower() in SUFFIXES:
+        ending = key[key.rfind(".") :].lower()
+        if ending in SUFFIXES:
             self.files[key] = (size, mtime_ns)
-        elif ending.lower() not in _BESIDE:
-            self._endings[ending or "no ending"] += 1
+        elif ending not in _BESIDE:
+            self._endings[PurePosixPath(key).suffix or "no ending"] += 1
             name, _ = kind(head())
             if name is not None:
                 self._like_pictures.append(f"{printable(key)}: by its first bytes {name}")
@@ -50,12 +50,14 @@ class Listing:
         """Its files, as if they lay in a folder of the archive's name; hidden ones and a system's are left out."""
         self.rejected += [(prefix.rstrip("/") if key == "" else prefix + key, why) for key, why in archive.rejected]
         self.left |= {f"{printable(prefix)}{line}" for line in archive.said}
+        folders: dict[str, str | None] = {}
         for key, member in archive.members.items():
-            parts = PurePosixPath(key).parts
-            system = next((i for i, part in enumerate(parts[:-1]) if part.lower() in _NOT_THE_USERS), None)
-            if system is not None:
-                self._leave(prefix + "/".join(parts[: system + 1]))
-            elif not any(part.startswith(".") for part in parts):
+            folder, _, name = key.rpartition("/")
+            if folder not in folders:
+                folders[folder] = _apart(folder)
+            if apart := folders[folder]:
+                self._leave(prefix + apart)
+            elif apart is None and not name.startswith("."):
                 self.add(prefix + key, member.size, archive.mtime_ns, partial(_head, archive, key))
 
     def add_folder(self, folder: Folder, is_container: Callable[[str], bool]) -> None:
@@ -111,6 +113,15 @@ class Listing:
 
     def _leave(self, key: str) -> None:
         self.left.add(f"{printable(key)}: a system's folder of thumbnails or of what was thrown away")
+
+
+def _apart(folder: str) -> str | None:
+    """The outermost of a system's folders on the way there, "" where one is hidden; None where neither is."""
+    parts = folder.split("/")
+    system = next((i for i, part in enumerate(parts) if part.lower() in _NOT_THE_USERS), None)
+    if system is not None:
+        return "/".join(parts[: system + 1])
+    return "" if any(part.startswith(".") for part in parts) else None
 
 
 def _head(files: Folder | Archive, key: str) -> bytes:

@@ -39,7 +39,7 @@ class Source:
         listing = Listing()
         if self.path.is_dir():
             self.folder = Folder(self.path, [self.path / Path(root).expanduser() for root in follow_links])
-            listing.add_folder(self.folder, _is_container)
+            listing.add_folder(self.folder, is_container)
             for key in listing.containers:
                 try:
                     self._mount(f"{key}/", _open(self.path / key), listing)
@@ -49,7 +49,7 @@ class Source:
                         listing.left.add(f"{printable(key)}: {reason}")
                     else:
                         listing.rejected.append((key, reason))
-        elif self.path.is_file() and _is_container(self.path.name):
+        elif self.path.is_file() and is_container(self.path.name):
             self._mount("", _open(self.path), listing)
         elif not self.path.exists() and len(shards := expanded(str(self.path))) > 1:
             self.path = next(parent for parent in self.path.parents if "{" not in str(parent))
@@ -64,7 +64,7 @@ class Source:
             if str(path).startswith("~"):
                 what += " (a shell reads ~ as the home folder, a recipe does not: write the whole path)"
             raise LdmkitError(f"data.path: {self.path} {what}; name a folder of pictures with --set data.path=DIR")
-        self.files = dict(sorted(listing.files.items()))
+        self.files = {key: listing.files[key] for key in sorted(listing.files)}
         """{key of a picture: (size, mtime_ns)}, ordered by key"""
         self.rejected = listing.rejected
         """(key, reason) of what would be a picture and cannot be read"""
@@ -79,9 +79,11 @@ class Source:
         """The archive that holds a file, None for the folder; and the file's key in it."""
         if "" in self.archives:
             return self.archives[""], key
-        for parent in PurePosixPath(key).parents if self.archives else ():
-            if archive := self.archives.get(f"{parent}/"):
-                return archive, key[len(str(parent)) + 1 :]
+        end = len(key) if self.archives else 0
+        while end := key.rfind("/", 0, end) + 1:
+            if archive := self.archives.get(key[:end]):
+                return archive, key[end:]
+            end -= 1
         return None, key
 
     def archive_of(self, key: str) -> str:
@@ -127,24 +129,30 @@ class Source:
 
     def caption_files(self) -> list[tuple[str, int, int]]:
         """(key, size, mtime_ns) of the files that captions are read from beside the pictures; of a link its own."""
+        stems: set[str] = set()
+        keys = []
+        for key in self.walk():
+            name = key[key.rfind("/") + 1 :]
+            ending = name[name.rfind(".") :].lower() if name.rfind(".") > 0 else ""
+            if ending == ".json" and not stems:
+                stems = {key.rpartition(".")[0] for key in self.files}
+            if ending in _CAPTIONS or name in METADATA or (ending == ".json" and key[:-5] in stems):
+                keys.append(key)
         found = []
-        stems = {key.rpartition(".")[0] for key in self.files}
-        for name in sorted(map(PurePosixPath, self.walk())):
-            key, ending = str(name), name.suffix.lower()
-            if ending in _CAPTIONS or name.name in METADATA or (ending == ".json" and key[:-5] in stems):
-                archive, inner = self._at(key)
-                if archive is not None:
-                    found.append((key, archive.members[inner].size, archive.mtime_ns))
-                elif self.folder is not None:
-                    path = self.path / key
-                    status = path.lstat() if self.folder.leads_out(key) else path.stat()
-                    found.append((key, status.st_size, status.st_mtime_ns))
+        for key in sorted(keys, key=lambda key: key.split("/")):
+            archive, inner = self._at(key)
+            if archive is not None:
+                found.append((key, archive.members[inner].size, archive.mtime_ns))
+            elif self.folder is not None:
+                path = self.path / key
+                status = path.lstat() if self.folder.leads_out(key) else path.stat()
+                found.append((key, status.st_size, status.st_mtime_ns))
         return found
 
 
 def archive_by_name(key: str) -> str:
     """As `Source.archive_of`, where there are only names left."""
-    return next((f"{parent}/" for parent in PurePosixPath(key).parents if _is_container(parent.name)), "")
+    return next((f"{parent}/" for parent in PurePosixPath(key).parents if is_container(parent.name)), "")
 
 
 def located(path: Path) -> Path:
@@ -159,7 +167,8 @@ def is_there(path: Path) -> bool:
     return path.exists() or ("{" in str(path) and Path(expanded(str(path))[0]).exists())
 
 
-def _is_container(name: str) -> bool:
+def is_container(name: str) -> bool:
+    """An archive or a table, by its ending."""
     return is_archive(name) or is_table(name)
 
 

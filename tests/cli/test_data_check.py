@@ -120,6 +120,8 @@ def test_an_archive_is_checked_as_its_folder_and_nothing_moved_out_of_it(album: 
         assert page.count("<img ") == (tmp_path / of_folder["page"]).read_text().count("<img ")
         refused = run("data", "check", path.name, "--quarantine", "aside")
         assert refused.code == 1
-        assert f"nothing is moved out of an archive: {prefix}broken.png" in refused.err
+        what = f"an archive: {prefix}broken.png" if prefix else f"{path.name};"
+        assert f"nothing is moved out of {what}" in refused.err
+        assert bool(refused.out) == bool(prefix), "where it is sure from the beginning nothing is looked at"
         assert not (tmp_path / "aside").exists()
     assert "archives and tables read: pictures.zip (9)" in run("data", "check", "backup").out

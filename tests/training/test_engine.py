@@ -1,5 +1,8 @@
 """Which precision and memory layout a network gets, and that the layout changes its numbers by rounding alone."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +63,19 @@ def test_a_layout_changes_nothing_but_rounding() -> None:
         laid_out = found.decode(found.encode(pixels.to(memory_format=torch.channels_last)).mean)
     assert found.decoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(laid_out, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size", "parts"), [(13, 6, 3), (7, 12, 2), (9, 2, 1)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_together_see_every_sample_once_an_epoch(
+    num_samples: int, batch_size: int, parts: int, count: int
+) -> None:
+    """Also where neither batches nor processes divide an epoch: none is lost, none comes twice."""
+    section, shares = UNetTraining(steps=8, batch_size=batch_size, grad_accumulation=parts), []
+    for rank in range(count):
+        engine = Engine("unet", section, num_samples=num_samples, seed=0)
+        engine.processes = SimpleNamespace(num_processes=count, process_index=rank)  # type: ignore[assignment]
+        steps = [[engine.positions(step)[part] for part, _ in engine.micro_batches()] for step in range(num_samples)]
+        shares.append(np.array(steps).reshape(num_samples, -1))  # (steps, batch_size / count)
+    epochs = np.concatenate(shares, axis=1).reshape(-1, num_samples)
+    assert np.array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_samples), (batch_size, 1)))
