@@ -113,12 +113,19 @@ class Firefox:
         self._call("WebDriver:Navigate", {"url": url})
 
     def execute_script(self, script: str, *arguments: Any) -> Any:
-        """What the script returns. Marionette answers null for one whose page goes away meanwhile, as at a reload; what
-        it did is gone with that page, so the next page is asked, and null is never taken for what a page says."""
-        boxed = {"script": f"return [(() => {{ {script} }})()]", "args": list(arguments)}
-        while (box := self._call("WebDriver:ExecuteScript", boxed)["value"]) is None:
+        """What the script returns. One whose page goes away meanwhile, as at a reload, ends in null or in an error of
+        Firefox's own; what it did is gone with that page, so the next page is asked. What the script itself raises
+        comes back as text, and null is never taken for what a page says."""
+        boxed = {"script": f"try {{ return [(() => {{ {script} }})()] }} catch (error) {{ return String(error) }}"}
+        end = time.monotonic() + 30
+        while True:
+            error, result = self._answer("WebDriver:ExecuteScript", {**boxed, "args": list(arguments)})
+            if error is None and result["value"] is not None:
+                break
+            assert time.monotonic() < end, error
             time.sleep(0.02)
-        return box[0]
+        assert isinstance(result["value"], list), result["value"]
+        return result["value"][0]
 
     def close(self) -> None:
         self._call("Marionette:Quit", {"flags": ["eForceQuit"]})
@@ -126,13 +133,18 @@ class Firefox:
         self._socket.close()
 
     def _call(self, command: str, parameters: dict[str, Any]) -> Any:
+        error, result = self._answer(command, parameters)
+        assert error is None, error
+        return result
+
+    def _answer(self, command: str, parameters: dict[str, Any]) -> tuple[Any, Any]:
+        """Its error, and its result; one of them is None."""
         self._number += 1
         message = json.dumps([0, self._number, command, parameters]).encode()
         self._stream.write(b"%d:%s" % (len(message), message))
         self._stream.flush()
         _, _, error, result = self._read()
-        assert error is None, error
-        return result
+        return error, result
 
     def _read(self) -> Any:
         length = b""
