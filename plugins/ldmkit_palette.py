@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from random import Random
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from ldmkit_palette_words import TERMS, caption, named_colors
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
@@ -24,40 +26,7 @@ from ldmkit import LdmkitError, Picture, hookimpl
 
 Floats = NDArray[np.float64]
 
-TERMS: dict[str, str] = {
-    noun: term
-    for term, nouns in {
-        "red": "red crimson scarlet ruby cherry maroon burgundy brick wine cranberry",
-        "orange": "orange ginger tangerine pumpkin apricot rust copper amber",
-        "brown": "brown chocolate umber sienna mocha coffee chestnut mahogany cocoa sepia tan camel caramel taupe",
-        "yellow": "yellow lemon mustard gold sunflower dandelion canary maize butter",
-        "green": "green lime olive moss forest fern grass emerald sage pine avocado khaki mint pistachio celery leaf",
-        "teal": "teal",
-        "turquoise": "turquoise aqua cyan aquamarine",
-        "blue": "blue navy azure cobalt sky denim cornflower sapphire periwinkle indigo",
-        "purple": "purple violet lavender lilac plum eggplant mauve grape amethyst",
-        "pink": "pink rose salmon magenta fuchsia blush carnation bubblegum coral",
-        "beige": "beige cream sand ecru parchment wheat fawn buff stone",
-        "grey": "grey gray silver slate charcoal cement steel gunmetal",
-        "black": "black",
-        "white": "white",
-    }.items()
-    for noun in nouns.split()
-}
-"""noun of a colour's name -> the term that it is brought down to"""
-
 _HUES = "red|orang|yellow|green|teal|turq|aqua|blu|purpl|pink|tan|brown|grey"
-
-# Nouns that a prompt rather means themselves by.
-_THINGS = (
-    "brick wine cherry cranberry pumpkin coffee butter sunflower dandelion maize fern grass leaf celery sky sand wheat"
-)
-# What captions say of a term, beside the term.
-_SPOKEN = {
-    "orange": ("orange", "orange", "ginger"),
-    "beige": ("cream", "cream", "beige"),
-    "grey": ("grey", "grey", "gray"),
-}
 
 SIDE = 32
 """pixels a side at which a picture is read: whiskers are gone, eyes and patches are not"""
@@ -79,22 +48,6 @@ _SHADES = (
     ("brown", 0.0, ("orange",)),
 )
 
-# A caption's phrasing: an opening, the subject, its setting; what stands there twice is taken more often.
-OPENINGS = ("a ", "a ", "a ", "", "a cute ", "one ", "the ", "a photo of a ", "a picture of a ")
-SUBJECTS = ("{colors} {noun}", "{colors} {noun}", "{colors} {noun}", "{noun}, {colors},")
-SETTINGS = (
-    "{subject} on a {background} background",
-    "{subject} on a {background} background",
-    "{subject}, {background} background",
-    "{subject} against a {background} background",
-    "{subject} in front of a {background} backdrop",
-    "{subject} with a {background} background",
-    "on a {background} background, {subject}",
-    "{subject}, the background is {background}",
-    "{subject}",
-    "{subject}, {background} behind it",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
@@ -106,27 +59,17 @@ class Palette:
         return [self._caption(picture.load()) for picture in pictures]
 
     def _caption(self, image: Image.Image) -> str:
-        """In one of several phrasings, which the picture's content chooses."""
+        """In a phrasing that the picture's content chooses."""
         found = read(image)
-        dice = iter(sha256(_pixels(image).tobytes()).digest())
-
-        def pick(*choices: str) -> str:
-            return choices[next(dice) % len(choices)]
-
-        colors = " and ".join(pick(*_SPOKEN.get(word, (word,))) for word in found.subject)
-        subject = pick(*SUBJECTS).format(colors=colors, noun=self.subject)
-        opening = pick(*OPENINGS)
+        rng = Random(sha256(_pixels(image).tobytes()).hexdigest())
+        border, all_of_it = found.light
         background = found.background
         if found.share < _UNIFORM:
-            background = "dark" if found.light[0] < 30 else "light" if found.light[0] > 78 else ""
-        elif background in ("black", "white"):
-            background = pick(background, background, "dark" if background == "black" else "bright")
-        setting = pick(*SETTINGS)
-        text = setting if background else "{subject}"
-        if found.light[1] < 28 or found.light[1] > 72:
-            text += pick("", ", in dim light" if found.light[1] < 28 else ", in bright light")
-        text = text.format(subject=opening + subject, background=background).replace(",,", ",").rstrip(",")
-        return re.sub(r"\b([aA])(?= [aeiou])", r"\1n", pick(text, text, text, text[0].upper() + text[1:]))
+            background = "dark" if border < 30 else "light" if border > 78 else ""
+        elif background in ("black", "white") and rng.random() < 0.33:
+            background = "dark" if background == "black" else "bright"
+        light = "in dim light" if all_of_it < 28 else "in bright light" if all_of_it > 72 else ""
+        return caption(self.subject, found.subject, background, light if rng.random() < 0.5 else "", rng)
 
     def shows(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, bool]]:
         """Of each picture whether it shows what its prompt names: "subject" and "background", where it names them.
@@ -309,44 +252,6 @@ def _compare(found: Reading, named: Mapping[str, set[str]]) -> dict[str, bool]:
         shown = {found.background.split()[-1], "dark" if light < 40 else "light" if light > 60 else ""}
         right["background"] = background <= shown
     return right
-
-
-_COLOR = rf"(?:(?:very|dark|light|pale|bright|deep|soft) )*\b(?:{'|'.join(TERMS.keys() - set(_THINGS.split()))})\b"
-_SETTINGS = "backgrounds?|backdrops?|walls?|scenery|setting|surroundings"
-_PARTS = "eyes?|eyed|iris|irises|nose|collar|ribbon|bow|stripes|paws|socks|ears|whiskers|tongue|chest|spots|patches"
-_GROUP = re.compile(rf"{_COLOR}(?:(?:, {_COLOR})*(?:,? and |,? & |/| ){_COLOR})*|\b(?:dark|dim|light|bright)\b")
-_HEAD = re.compile(rf"\b(?:(?P<background>{_SETTINGS})|(?P<part>{_PARTS})|(?P<subject>fur|coat|coloured|colored))\b")
-_END = re.compile(
-    r"[,.;:]|\b(?:and|or|on|in|before|against|with|of|at|is|are|was|has|having|that|while|when|who|whose|which|looking)\b"
-)
-_BEFORE = re.compile(r"\b(?:on|against|before|over|upon)(?: \w+){0,2} $")
-
-
-def named_colors(prompt: str) -> dict[str, set[str]]:
-    """The terms that a prompt gives its "subject" and its "background"; empty where it gives none.
-
-    Colours belong to the noun that follows ("black and white cat", "green eyes", "red brick wall"), else to the one
-    before ("its eyes are yellow"). A noun unknown here is the subject, or the background after "on" and the like.
-    """
-    text = " ".join(prompt.lower().replace("in front of", "before").replace("-", " ").split())
-    named: dict[str, set[str]] = {"subject": set(), "background": set(), "part": set()}
-    for found in _GROUP.finditer(text):
-        before, after = text[: found.start()], _END.split(text[found.end() :])[0]
-        if following := _HEAD.search(after):
-            owner = following.lastgroup
-        elif _BEFORE.search(before) or after.strip().startswith("behind"):
-            owner = "background"
-        elif after.strip():
-            owner = "subject"
-        else:  # "the background is blue", "a cat, black and white"
-            heads = list(_HEAD.finditer(re.split(r"[.,;]", before)[-1]))
-            owner = heads[-1].lastgroup if heads else "subject"
-        terms = {TERMS[word] for word in re.findall(r"[a-z]+", found[0]) if word in TERMS}
-        if not terms and owner == "background":
-            terms = {"dark" if found[0] in ("dark", "dim") else "light"}
-        named[str(owner)] |= terms
-    del named["part"]
-    return named
 
 
 @hookimpl

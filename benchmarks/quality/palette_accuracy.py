@@ -3,7 +3,7 @@
 python -m benchmarks.quality.palette_accuracy [--num 2000] [--seed S] [--size 64]
 
 Fur is right where the first of fur's colours in the caption is the cat's. No fur has a background's colour: the caption
-may have none of these but the background's own; those that name no background count as neither right nor wrong.
+may have none of these but the background's own. Captions that name none count as neither right nor wrong.
 """
 
 import re
@@ -32,9 +32,11 @@ def colors(caption: str, palette: dict[str, tuple[int, int, int]]) -> list[str]:
 def score(cats: list[ToyCat], captions: list[str]) -> dict[str, float]:
     """Shares of the captions."""
     told = list(zip(cats, captions, strict=True))
+    furs = [(cat, found) for cat, caption in told if (found := colors(caption, FUR))]
     grounds = [(cat, found) for cat, caption in told if (found := colors(caption, BACKGROUND))]
     return {
-        "fur": fmean(colors(caption, FUR)[:1] == [cat.fur] for cat, caption in told),
+        "fur": fmean(found[0] == cat.fur for cat, found in furs),
+        "fur named": len(furs) / len(cats),
         "background": fmean(found == [cat.background] for cat, found in grounds),
         "background named": len(grounds) / len(cats),
     }

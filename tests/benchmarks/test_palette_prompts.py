@@ -1,13 +1,11 @@
 """The prompts of another grammar than the captions' of `palette`."""
 
 import re
-from itertools import product
+from random import Random
 
-from ldmkit_palette import OPENINGS, SETTINGS, SUBJECTS, named_colors
+from ldmkit_palette_words import FORMS, WALLS, caption, named_colors
 
 from benchmarks.quality import palette_prompts
-
-FILLED = {"colors": "C", "noun": "N", "c": "C", "b": "B", "background": "B"}
 
 
 def pattern(text: str) -> str:
@@ -16,20 +14,23 @@ def pattern(text: str) -> str:
 
 
 def test_no_sentence_pattern_is_a_captions() -> None:
-    captions = set()
-    for setting, opening, subject, light in product(
-        SETTINGS, OPENINGS, SUBJECTS, ("", " in dim light", " bright light")
-    ):
-        text = (setting + light).format(subject=opening + subject.format(**FILLED), background="B")
-        captions.add(pattern(text))
-    own = {pattern(text.format(**FILLED)) for text in (*palette_prompts.COMPLETE, *palette_prompts.SHORT)}
+    own = {pattern(text.format(c="C", b="B", noun="N")) for text in (*palette_prompts.COMPLETE, *palette_prompts.SHORT)}
     assert len(own) == len(palette_prompts.COMPLETE) + len(palette_prompts.SHORT)
-    assert len(captions) > 100
+    captions = set()
+    for number in range(20_000):
+        text = caption("cat", ["purple"], "teal", "", Random(number)).lower()
+        captions.add(pattern(text.replace("cat", "N").replace("purple", "C").replace("teal", "B")))
+    assert len(captions) > 5_000
     assert not own & captions
     # Nor does one hold what captions say of the background in its own words.
-    settings = {pattern(re.sub("{subject}", "", text).format(background="B")) for text in SETTINGS} - {""}
-    assert "on B background" in settings
-    assert not [(text, setting) for text in own for setting in settings if setting in text]
+    phrases = {
+        pattern(phrase.format(b="B", wall=wall))
+        for form in FORMS.values()
+        for phrase in form.get("background", ())
+        for wall in WALLS
+    }
+    assert "on B background" in phrases
+    assert not [(text, phrase) for text in own for phrase in phrases if f" {phrase} " in f" {text} "]
 
 
 def test_every_prompt_is_read_as_it_is_meant() -> None:

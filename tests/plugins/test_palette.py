@@ -9,6 +9,7 @@ import ldmkit_palette
 import numpy as np
 import pytest
 from ldmkit_palette import Palette, ciede2000, named_colors, read, rgb_to_lab
+from ldmkit_palette_words import caption
 from matplotlib.colors import CSS4_COLORS
 from PIL import Image, ImageDraw
 
@@ -109,9 +110,27 @@ def test_toy_cats_are_named_right() -> None:
     found = score(cats, captions)
     assert found["fur"] >= 0.98
     assert found["background"] >= 0.98
-    assert 0.7 < found["background named"] < 1
+    assert 0.6 < found["background named"] < 1
+    assert 0.7 < found["fur named"] < 1
     frames = {text.replace(cat.background, "B").lower() for cat, text in zip(cats, captions, strict=True)}
-    assert len(frames) > 50  # phrasings vary
+    assert len(frames) > 100  # phrasings vary
+
+
+def test_captions_are_read_as_they_are_meant() -> None:
+    """Both halves of what captions say and prompts mean: whatever the grammar puts together names the same colours."""
+    words = random.Random(4)
+    for number in range(1500):
+        noun = words.choice(("cat", "sports car", "Old Lady"))
+        subject = words.choice((["orange"], ["dark grey", "white"], ["beige", "brown"], ["black"]))
+        background = words.choice(("black", "light grey", "dark green", "beige", "red", "dark", ""))
+        light = words.choice(("", "in dim light", "in bright light"))
+        text = caption(noun, subject, background, light, random.Random(number))
+        named = named_colors(text)
+        assert named["subject"] in ({word.split()[-1] for word in subject}, set()), text
+        assert named["background"] in ({word.split()[-1] for word in background.split()[-1:]}, set()), text
+        assert named["subject"] or named["background"], text
+        assert noun.lower() in text.lower(), text
+        assert ("fur" in text or "coat" in text) <= (noun == "cat"), text
 
 
 def test_the_picture_alone_chooses_the_phrasing() -> None:
