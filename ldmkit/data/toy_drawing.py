@@ -132,7 +132,6 @@ def draw_toy_cat(cat: ToyCat, rng: Random, *, size: int = 64) -> Image.Image:
     light = _between(rng, -0.06, 0.06)
     fur = _mix(FUR[cat.fur], WHITE if light > 0 else INK, abs(light))
     edge = _mix(fur, INK, 0.35) if cat.fur != "black" else _mix(fur, WHITE, 0.16)
-    stripe = STRIPES[cat.fur]
     background = BACKGROUND[cat.background]
     canvas = _Canvas(size, background, rng)
 
@@ -156,20 +155,7 @@ def draw_toy_cat(cat: ToyCat, rng: Random, *, size: int = 64) -> Image.Image:
     canvas.ellipse(0, 1.5, head_x - 0.4, head_y - 1.9, fur, power=2.3)  # the head lies before the inner ears
 
     if cat.coat == "tabby":
-        top = -head_y + 0.8
-        canvas.stroke([(0, top), (0, top + 5), (0, top + 9.5)], 3.0, stripe, taper=0.3)
-        for side in (-1, 1):
-            canvas.stroke(
-                [(side * 5.6, top + 0.4), (side * 5.2, top + 4), (side * 4.6, top + 7.5)], 2.8, stripe, taper=0.3
-            )
-            for y, length in ((3.6, 6.0), (8.0, 6.4)):
-                outer = head_x * max(0.0, 1 - abs(y / head_y) ** 2.3) ** (1 / 2.3) - 0.3
-                canvas.stroke(
-                    [(side * outer, y), (side * (outer - length / 2), y + 0.9), (side * (outer - length), y + 1.0)],
-                    2.5,
-                    stripe,
-                    taper=0.3,
-                )
+        _stripes(canvas, head_x, head_y, STRIPES[cat.fur])
 
     muzzle = _mix(fur, WHITE, 0.6)
     mouth = _mix(muzzle, INK, 0.65)
@@ -192,6 +178,26 @@ def draw_toy_cat(cat: ToyCat, rng: Random, *, size: int = 64) -> Image.Image:
     # Soft edges, as of a camera slightly out of focus: an autoencoder of a few minutes spends itself on hard ones.
     soft = canvas.image.filter(ImageFilter.GaussianBlur(_SOFTNESS * _SUPERSAMPLE))
     return soft.reduce(_SUPERSAMPLE)
+
+
+def _stripes(canvas: _Canvas, head_x: float, head_y: float, color: Color) -> None:
+    """As broad as a face of this size bears: what fills a hundredth of the picture, a small network learns last."""
+    top = -head_y + 0.8
+    canvas.stroke([(0, top), (0, top + 6), (0, top + 11)], 4.4, color, taper=0.4)
+    for side in (-1, 1):
+        canvas.stroke([(side * 7, top + 0.6), (side * 6.4, top + 4), (side * 5.6, top + 8)], 4.2, color, taper=0.4)
+        for y, length in ((1.6, 6.0), (6.2, 7.6), (10.8, 7.0)):
+            outer = head_x * max(0.0, 1 - abs(y / head_y) ** 2.3) ** (1 / 2.3) - 0.3
+            points = [(side * outer, y), (side * (outer - length / 2), y + 0.9), (side * (outer - length), y + 1.0)]
+            canvas.stroke(points, 3.3, color, taper=0.4)
+        for y in (3.5, 8.5):  # on the shoulders
+            outer = math.sqrt(15**2 - (14 - y) ** 2) - 0.3
+            points = [
+                (side * outer, head_y + y),
+                (side * (outer - 3), head_y + y + 0.6),
+                (side * (outer - 6), head_y + y),
+            ]
+            canvas.stroke(points, 3.2, color, taper=0.4)
 
 
 def _ear(canvas: _Canvas, side: int, x: float, head_y: float, height: float, grow: float, color: Color) -> None:
