@@ -1,8 +1,8 @@
 """From a recipe to a bundle: which parts of a run are there, which are stale and why, and what makes them. No torch."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
 from ldmkit.run.folder import Status
 from ldmkit.run.grow import kept
 from ldmkit.run.inputs import RunParts
-from ldmkit.run.lock import locked
+from ldmkit.run.lock import leaving_nothing, locked
 from ldmkit.run.parts import PartSpec, needed, parts_of, stage_names, stage_parts
 from ldmkit.run.pretrained import find_source, identity
 from ldmkit.run.workspace import Workspace
@@ -168,7 +168,7 @@ class Pipeline:
                 sweep(self.run_dir)
                 for spec in specs:  # now, and not after hours
                     check_writable(self.bundle_dir if spec.name == "bundle" else self.run_dir / spec.name)
-                with self._leaving_nothing(begun):
+                with leaving_nothing(self.run_dir, begun):
                     self.index  # noqa: B018 - fetched, scanned and remembered before the other processes look
                     sizes = [section.batch_size for _, section in self.recipe if isinstance(section, Training)]
                     self._buckets = describe(self.index, self.recipe.data, batch_size=max(sizes))
@@ -202,7 +202,7 @@ class Pipeline:
 
         begun = self.run_dir.exists()
         with locked(self.run_dir):
-            with self._leaving_nothing(begun):
+            with leaving_nothing(self.run_dir, begun):
                 index = self.index
             file = self.run_dir / "captions-preview.html"
             preview_captions(file, self.recipe, self.registry, index, self.reporter, count=count)
@@ -250,19 +250,6 @@ class Pipeline:
                 self.reporter.line(f"data: {line}")
             for line in self._buckets:
                 self.reporter.line(f"buckets: {line}")
-
-    @contextmanager
-    def _leaving_nothing(self, begun: bool) -> Iterator[None]:
-        """Where a first command cannot begin, its folder goes again, unless pictures were looked at."""
-        try:
-            yield
-        except LdmkitError:
-            if not begun and not (self.run_dir / "pictures.json").exists():
-                with suppress(OSError):  # Windows keeps the lock's file
-                    (self.run_dir / ".lock").unlink()
-                    self.run_dir.rmdir()
-                    self.run_dir.parent.rmdir()  # only where nothing else lies in it
-            raise
 
     def _make(self, spec: PartSpec, parts: RunParts, plan: Plan) -> bool:
         """Makes one part where needed; True if it did."""

@@ -112,7 +112,9 @@ def caption(noun: str, subject: Sequence[str], background: str, light: str, rng:
     adjectives = [_pick((*QUALITIES, "fluffy") if fur else QUALITIES, rng)] if rng.random() < 0.25 else []
     text = " ".join(filter(None, [_pick(OPENINGS, rng), *adjectives, *found["adjective"], noun]))
     before: list[str] = []
-    places = [place for place in found["place"] if rng.random() < 0.75 or before.append(place)]
+    places: list[str] = []
+    for place in found["place"]:
+        (places if rng.random() < 0.75 else before).append(place)
     for phrase in [*(f"with {it}" for it in found["with"]), *found["whose"], *places]:
         text += _pick((" ", " ", " ", ", "), rng) + phrase
     for phrase in _shuffled(found["clause"], rng):

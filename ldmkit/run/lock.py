@@ -1,9 +1,9 @@
-"""The lock of a folder that one process writes to at a time."""
+"""The lock of a run's folder, which one process writes to at a time, and the folder's end where nothing could begin."""
 
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ldmkit.errors import LdmkitError
@@ -31,6 +31,20 @@ def locked(folder: Path) -> Iterator[None]:
         raise LdmkitError(f"{folder}: cannot be written: {error.strerror or error}") from None
     with lock:
         yield
+
+
+@contextmanager
+def leaving_nothing(folder: Path, begun: bool) -> Iterator[None]:
+    """Where a run's first command cannot begin, its folder goes again, unless pictures were looked at."""
+    try:
+        yield
+    except LdmkitError:
+        if not begun and not (folder / "pictures.json").exists():
+            with suppress(OSError):  # Windows keeps the lock's file
+                (folder / ".lock").unlink()
+                folder.rmdir()
+                folder.parent.rmdir()  # only where nothing else lies in it
+        raise
 
 
 def _write_process(handle: int) -> None:
