@@ -37,11 +37,11 @@ BACKGROUND: dict[str, Color] = {
 # Darker than the fur, except that black fur carries lighter stripes.
 STRIPES: dict[str, Color] = {
     "orange": (182, 84, 22),
-    "black": (112, 110, 118),
+    "black": (82, 81, 88),
     "white": (170, 168, 172),
     "grey": (78, 82, 92),
     "brown": (62, 36, 22),
-    "cream": (190, 138, 78),
+    "cream": (210, 168, 112),
 }
 INK: Color = (38, 33, 38)
 PINK: Color = (238, 150, 158)
