@@ -132,6 +132,7 @@ def draw_toy_cat(cat: ToyCat, rng: Random, *, size: int = 64) -> Image.Image:
     light = _between(rng, -0.06, 0.06)
     fur = _mix(FUR[cat.fur], WHITE if light > 0 else INK, abs(light))
     edge = _mix(fur, INK, 0.35) if cat.fur != "black" else _mix(fur, WHITE, 0.16)
+    ear = STRIPES[cat.fur] if cat.coat == "tabby" else fur
     background = BACKGROUND[cat.background]
     canvas = _Canvas(size, background, rng)
 
@@ -148,10 +149,10 @@ def draw_toy_cat(cat: ToyCat, rng: Random, *, size: int = 64) -> Image.Image:
     canvas.ellipse(0, head_y + 8, 7, 10, _mix(fur, WHITE, 0.45))  # chest
     for grow, color in ((0.9, edge), (0.0, fur)):
         for side in (-1, 1):
-            _ear(canvas, side, ear_x, head_y, ear_height, grow, color)
+            _ear(canvas, side, ear_x, head_y, ear_height, grow, color if grow else ear)
         canvas.ellipse(0, 0, head_x + grow, head_y + grow, color, power=2.3)
     for side in (-1, 1):
-        _ear(canvas, side, ear_x, head_y, ear_height, -2.4, _mix(PINK, fur, 0.15))
+        _ear(canvas, side, ear_x, head_y, ear_height, -2.4, _mix(PINK, ear, 0.15 if ear == fur else 0.5))
     canvas.ellipse(0, 1.5, head_x - 0.4, head_y - 1.9, fur, power=2.3)  # the head lies before the inner ears
 
     if cat.coat == "tabby":
@@ -181,7 +182,7 @@ def draw_toy_cat(cat: ToyCat, rng: Random, *, size: int = 64) -> Image.Image:
 
 
 def _stripes(canvas: _Canvas, head_x: float, head_y: float, color: Color) -> None:
-    """As broad as a face of this size bears: what fills a hundredth of the picture, a small network learns last."""
+    """As broad as a face of this size bears: what is a hundredth of the picture, a small network learns last."""
     top = -head_y + 0.8
     canvas.stroke([(0, top), (0, top + 6), (0, top + 11)], 4.4, color, taper=0.4)
     for side in (-1, 1):
