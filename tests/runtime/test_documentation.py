@@ -4,10 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
 from PIL import Image
 
+from ldmkit.cli import cli
 from ldmkit.cli.generate import generate
 from ldmkit.components.registry import Registry
 from ldmkit.runtime import providers
@@ -36,8 +36,9 @@ def test_the_commands_are_understood() -> None:
     for line in block.splitlines():
         program, verb, *arguments = shlex.split(line, comments=True)
         assert (program, verb) == ("ldmkit", "generate")
-        with click.Context(generate) as context:
-            generate.parse_args(context, arguments)
+        # Under the group, whose names of the help option click keeps for every later call of the command.
+        with cli.make_context("ldmkit", [verb], resilient_parsing=True) as parent:
+            generate.make_context(verb, arguments, parent=parent)
 
 
 def test_tables_are_complete() -> None:
