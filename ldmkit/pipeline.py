@@ -11,6 +11,7 @@ from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
 from ldmkit.data.buckets import describe
 from ldmkit.data.captions import caption_content_hash, read_captions, require_captions
+from ldmkit.data.check import held_out_copies
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import LdmkitError, UsageError
 from ldmkit.recipe import Recipe, check_components
@@ -246,7 +247,8 @@ class Pipeline:
             self.reporter.line(f"reads {self.index.folder}; writes {self.run_dir} and {self.bundle_dir}")
             if self.index.news:
                 self.reporter.line(f"data: since the pictures were last read {self.index.news}")
-            for line in self.index.summary(MAX_REMARKS):
+            twins = held_out_copies(self.index, self.recipe.data, self.recipe.seed) if self._launch.is_first else []
+            for line in self.index.summary(MAX_REMARKS) + twins:
                 self.reporter.line(f"data: {line}")
             for line in self._buckets:
                 self.reporter.line(f"buckets: {line}")

@@ -274,6 +274,16 @@ def told(workshop: Any, capsys: pytest.CaptureFixture[str], stages: Any, *overri
     return capsys.readouterr().out.splitlines()
 
 
+def test_near_copies_across_the_split_are_named_before_anything_is_made(
+    made: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (made.folder / "pictures").glob("*.png"):
+        Image.open(file).convert("RGB").resize((90, 90)).save(file.with_suffix(".bmp"))
+    lines = told(made, capsys, ("caption", "train-vae"))
+    assert [line.split()[0] for line in lines if "look like one that trains" in line] == ["data:"]
+    assert not any("look like" in line for line in told(made, capsys, ("caption", "train-vae")))  # nothing is made
+
+
 def test_gate_is_shown_once_before_the_first_unet(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(made.run / "t2i")
     lines = told(made, capsys, stage_names(), "unet.steps=9", "gate.min_psnr=19")

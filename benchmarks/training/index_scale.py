@@ -43,7 +43,8 @@ if what == "list":
     told("list", began)
     row = {"width": 1, "height": 1, "note": None}
     hashed = {key: hashlib.sha256(key.encode()).hexdigest() for key in source.files}
-    rows = {key: {"size": s, "mtime_ns": t, "sha256": hashed[key], **row} for key, (s, t) in source.files.items()}
+    facts = {key: {"sha256": hash, "look": [hash, 99, None], **row} for key, hash in hashed.items()}
+    rows = {key: {"size": s, "mtime_ns": t, **facts[key]} for key, (s, t) in source.files.items()}
     write_cache(cache, source.path, rows)
     found["disk"] = cache.stat().st_size / len(rows)
 else:

@@ -105,27 +105,25 @@ def decode(data: bytes) -> tuple[Image.Image, str | None]:
 
 def measure(data: bytes) -> tuple[tuple[int, int], str | None]:
     """((width, height), note) of a file's bytes as `decode` gives them. Raises DecodeError."""
-    size, note, _ = glance(data, looks=False)
+    size, note, _ = glance(data, sharpness=False)
     return size, note
 
 
-def glance(data: bytes, *, looks: bool) -> tuple[tuple[int, int], str | None, Look | None]:
-    """((width, height), note, look where asked for) of a file's bytes as `decode` gives them. Raises DecodeError."""
+def glance(data: bytes, *, sharpness: bool) -> tuple[tuple[int, int], str | None, Look]:
+    """((width, height), note, look) of a file's bytes as `decode` gives them. Raises DecodeError."""
 
     def of_sound_jpeg(data: bytes, pixels: NDArray[np.uint8], notes: set[str]) -> tuple[Any, str | None]:
         size, turn, note = _header(data, notes)
-        if not looks:
-            return (size, None), note
         grey = pixels[..., 0]
         if pixels.shape[2] == 4:  # Adobe's four inks, of which 255 is none
             grey = (pixels[..., :3] @ _LUMA * pixels[..., 3] / 255).astype(np.uint8)
         image = Image.fromarray(grey)
-        return (size, Look.at(image if turn is None else image.transpose(turn))), note
+        return (size, Look.at(image if turn is None else image.transpose(turn), sharpness=sharpness)), note
 
     def of_others(image: Image.Image) -> Any:
-        return image.size, Look.at(image) if looks else None
+        return image.size, Look.at(image, sharpness=sharpness)
 
-    (size, look), note = _decoded(data, of_others, of_sound_jpeg, GLANCE if looks else 1)
+    (size, look), note = _decoded(data, of_others, of_sound_jpeg, GLANCE)
     return size, note, look
 
 

@@ -50,8 +50,8 @@ def _is_look(value: Any) -> bool:
         and isinstance(value[0], str)
         and re.fullmatch("[0-9a-f]{64}", value[0]) is not None
         and isinstance(value[1], int)
-        and isinstance(value[2], list)
-        and all(isinstance(sharpness, float) for sharpness in value[2])
+        and isinstance(value[2], list | None)
+        and all(isinstance(sharpness, float) for sharpness in value[2] or ())
     )
 
 

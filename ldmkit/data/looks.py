@@ -30,11 +30,12 @@ class Look(NamedTuple):
     """perceptual hash of 256 bits, hexadecimal"""
     contrast: int
     """grey levels between the first and the last hundredth of the pixels"""
-    sharpness: tuple[float, ...]
-    """variance of the Laplacian, in grey levels squared, at each of LEVELS that the shorter side reaches"""
+    sharpness: tuple[float, ...] | None
+    """variance of the Laplacian, in grey levels squared, at each of LEVELS that the shorter side reaches; None where
+    nobody asked for it, since it takes most of the time"""
 
     @classmethod
-    def at(cls, image: Image.Image) -> "Look":
+    def at(cls, image: Image.Image, *, sharpness: bool = True) -> "Look":
         """The look of a picture of any size and mode."""
         if (times := min(image.size) // GLANCE) > 1:
             image = image.reduce(times)
@@ -42,11 +43,14 @@ class Look(NamedTuple):
         shares = np.cumsum(grey.histogram()) / (grey.width * grey.height)
         low, high = np.searchsorted(shares, (0.01, 0.99))
         levels = [level for level in LEVELS if level <= min(grey.size)]
-        return cls(_phash(grey), int(high - low), tuple(round(_sharpness(grey, level), 1) for level in levels))
+        measured = tuple(round(_sharpness(grey, level), 1) for level in levels) if sharpness else None
+        return cls(_phash(grey), int(high - low), measured)
 
     def sharpness_at(self, size: int) -> float | None:
         """Near the working size `size`; None for a picture too small to tell."""
-        fitting = [value for level, value in zip(LEVELS, self.sharpness, strict=False) if level <= max(size, LEVELS[0])]
+        fitting = [
+            value for level, value in zip(LEVELS, self.sharpness or (), strict=False) if level <= max(size, LEVELS[0])
+        ]
         return fitting[-1] if fitting else None
 
 
@@ -92,6 +96,17 @@ def alike(hashes: Sequence[str]) -> list[int]:
     return [int(i) for i in _roots(root, np.arange(len(hashes)))]
 
 
+def first_alike(hashes: Sequence[str], others: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) for each hash the place of the first one of `others` that differs from it by at most ALIKE bits, mirrored
+    or not; -1 where none does. A second and a half for 2,500 against 47,500."""
+    own, found = _signs(hashes), np.full(len(hashes), -1)
+    for start in range(0, len(others), _BLOCK):
+        near = _near(own, _signs(others[start : start + _BLOCK]))
+        new = near.any(axis=1) & (found < 0)
+        found[new] = start + near[new].argmax(axis=1)
+    return found
+
+
 def _roots(root: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.int64]:
     while not np.array_equal(found := root[indices], indices):
         indices = found
@@ -100,13 +115,25 @@ def _roots(root: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.in
 
 def _pairs(hashes: Sequence[str]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """(i, j) with i < j of hashes that are alike, a block of i after the other, ordered by i."""
-    packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(-1, _BITS * _BITS // 8)
-    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
-    # In a mirrored picture the odd horizontal frequencies change their sign, and but for the median their bits.
-    even, odd = np.ascontiguousarray(signs[:, ::2]), np.ascontiguousarray(signs[:, 1::2])
+    even, odd = _signs(hashes)
     for start in range(0, len(hashes), _BLOCK):
         own = slice(start, start + _BLOCK)
-        same = even[own] @ even[start:].T + np.abs(odd[own] @ odd[start:].T)  # bits alike minus bits that differ
-        rows, columns = np.nonzero(same >= _BITS * _BITS - 2 * ALIKE)
+        rows, columns = np.nonzero(_near((even[own], odd[own]), (even[start:], odd[start:])))
         later = rows < columns
         yield rows[later] + start, columns[later] + start
+
+
+def _signs(hashes: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The bits of even and of odd horizontal frequencies, (N, 128) each, as 1 and -1."""
+    packed = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(-1, _BITS * _BITS // 8)
+    signs = np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+    return np.ascontiguousarray(signs[:, ::2]), np.ascontiguousarray(signs[:, 1::2])
+
+
+def _near(
+    ones: tuple[NDArray[np.float32], NDArray[np.float32]], others: tuple[NDArray[np.float32], NDArray[np.float32]]
+) -> NDArray[np.bool_]:
+    """(N, M) whether each of `ones` and each of `others`, as `_signs` gives them, are alike."""
+    # In a mirrored picture the odd horizontal frequencies change their sign, and but for the median their bits.
+    same: NDArray[np.float32] = ones[0] @ others[0].T + np.abs(ones[1] @ others[1].T)  # bits alike minus others
+    return same >= _BITS * _BITS - 2 * ALIKE

@@ -44,7 +44,7 @@ class Entry:
     note: str | None = None
     """what of the file is lost or taken on trust, as frames after the first"""
     look: Look | None = None
-    """where `scan` was asked for it"""
+    """None where it was read by an ldmkit that did not look"""
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ def scan(
     so of all but the hidden. Symbolic links are followed into the folders of `follow_links` alone, relative to
     `folder`. What lies in an archive and beside it as well is left out of the archive.
     `max_pictures` takes an even sample that does not depend on how names sort. `progress(done, total)` counts files.
-    `also`: another one's `index_cache`, whose results are taken too; `looks`: each picture gets its look; `excluded`:
-    keys that are passed over. `closely` hashes files of unchanged size and time as well.
+    `also`: another one's `index_cache`, whose results are taken too; `looks`: each picture gets its whole look, where
+    else those that are decoded now get theirs without its sharpness; `excluded`: keys that are passed over. `closely`
+    hashes files of unchanged size and time as well.
     Raises LdmkitError naming data.path, or data.max_bad where a larger share of the files is unusable (None: never).
     """
     source = Source(folder, follow_links)
@@ -199,7 +200,7 @@ def scan(
         return (
             row is not None
             and (row["size"], row["mtime_ns"]) == files[key]
-            and not (looks and "sha256" in row and "look" not in row)
+            and not (looks and "sha256" in row and (row.get("look") or [None])[-1] is None)
             and not (closely and "sha256" in row and _sha256(source, key) != row["sha256"])
         )
 
@@ -299,7 +300,7 @@ def _measure(source: Source, key: str, size: int, mtime_ns: int, *, looks: bool)
     try:
         with one_large if size > LARGE_BYTES else nullcontext():
             data = source.read(key, MAX_BYTES)
-            (width, height), note, look = glance(data, looks=looks)
+            (width, height), note, look = glance(data, sharpness=looks)
     except OSError as error:
         return {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
@@ -307,8 +308,8 @@ def _measure(source: Source, key: str, size: int, mtime_ns: int, *, looks: bool)
         known = f"; by its first bytes {name}" if name and (not is_picture or name not in FORMATS) else ""
         return {**row, "reason": f"{error}{known}"}
     sha256 = hashlib.sha256(data).hexdigest()
-    seen = {"look": [look.phash, look.contrast, [*look.sharpness]]} if look else {}
-    return {**row, "sha256": sha256, "width": width, "height": height, "note": note, **seen}
+    seen = [look.phash, look.contrast, None if look.sharpness is None else [*look.sharpness]]
+    return {**row, "sha256": sha256, "width": width, "height": height, "note": note, "look": seen}
 
 
 def _key_bytes(key: str) -> bytes:

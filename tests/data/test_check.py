@@ -1,6 +1,7 @@
 """What is wrong with a set of pictures and its captions, by kind."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from ldmkit.components.registry import Registry
-from ldmkit.data.check import Check, check_pictures
+from ldmkit.data.check import Check, check_pictures, held_out_copies
 from ldmkit.data.check_captions import check_captions
 from ldmkit.data.checked import quarantine, read_excluded, write_excluded
+from ldmkit.data.looks import Look
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
@@ -116,13 +118,46 @@ def test_near_duplicates_go_to_one_side_where_the_recipe_says_so(save: Any, tmp_
     assert "straddling" not in checked(tmp_path / "set", held_out=0.3, group_duplicates=True).findings
 
 
+def test_a_run_names_the_held_out_pictures_that_look_like_one_that_trains(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imagehash = pytest.importorskip("imagehash")
+    folder, data = tmp_path / "set", Data(path=str(tmp_path / "set"), held_out=0.4)
+    for seed in range(12):
+        save(f"{seed}.png", photo(seed))
+        save(f"{seed} again.jpg", ImageOps.mirror(photo(seed)))
+        save(f"{seed} alone.png", photo(100 + seed))
+        save(f"{seed} blank.png", Image.new("L", (100, 100), 10 * seed))
+    index = scan(folder)
+    sides = [
+        [index.entries[i].key for i in side if "blank" not in index.entries[i].key] for side in index.split(0.4, 3)
+    ]
+    train, held = ([(key, Image.open(folder / key)) for key in side] for side in sides)
+    phash = partial(imagehash.phash, hash_size=16)
+    hashes = [(key, phash(image), phash(ImageOps.mirror(image))) for key, image in train]
+    pairs = []
+    for key, image in held:
+        own = phash(image)
+        pairs += [f"{key} like {other}" for other, *its in hashes if min(own - one for one in its) <= 40][:1]
+    assert 3 < len(pairs) < len(held)
+    (line,) = held_out_copies(index, data, 3)
+    assert line.startswith(f"{len(pairs)} of {len(held)} held-out pictures look like one that trains, so that ")
+    assert f"should be: {', '.join(pairs[:3])}, ...; " in line
+    for other in ({"group_duplicates": True}, {"held_out": 0.0}, {"source": "toy-cats"}):
+        assert held_out_copies(index, data.model_copy(update=other), 3) == []
+    monkeypatch.setattr("ldmkit.data.check.MOST_PAIRS", len(held) * len(train) // 2)
+    (line,) = held_out_copies(index, data, 3)
+    assert f" of {-(-len(held) // 3)} held-out pictures compared look like one" in line
+
+
 def test_reading_for_looks_keeps_what_was_read(save: Any, tmp_path: Path) -> None:
     save("a.png", photo(0))
     folder, own, other = tmp_path / "set", tmp_path / "own.json", tmp_path / "other.json"
     plain = scan(folder, index_cache=own)
-    assert plain.entries[0].look is None
+    assert plain.entries[0].look == Look.at(photo(0), sharpness=False)
     looked = scan(folder, index_cache=other, also=own, looks=True)
     assert looked.entries[0].look is not None
+    assert looked.entries[0].look.sharpness
     read = []
     for _ in range(2):
         again = scan(folder, index_cache=own, also=other, looks=True, progress=lambda *done: read.append(done))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ldmkit.data.decode import glance
-from ldmkit.data.looks import ALIKE, BLANK, GLANCE, LEVELS, Look, alike
+from ldmkit.data.looks import ALIKE, BLANK, GLANCE, LEVELS, Look, alike, first_alike
 
 
 def photo(seed: int, size: tuple[int, int] = (200, 160)) -> Image.Image:
@@ -94,8 +94,12 @@ def test_groups_are_the_connected_components_of_scipy() -> None:
     plain = (bits[:, None] ^ bits[None]).sum(axis=2)
     mirrored = (bits[:, None] ^ bits[None] ^ mask).sum(axis=2)
     number, labels = sparse.csgraph.connected_components(np.minimum(plain, mirrored) <= ALIKE)
-    found = alike([np.packbits(row).tobytes().hex() for row in bits])
+    names = [np.packbits(row).tobytes().hex() for row in bits]
+    found = alike(names)
     assert 5 < number < len(rows) - 45
+    near = np.minimum(plain, mirrored)[:50, 50:] <= ALIKE
+    assert first_alike(names[:50], names[50:]).tolist() == np.where(near.any(1), near.argmax(1), -1).tolist()
+    assert 5 < near.any(1).sum() < 50
     assert len({*zip(labels, found, strict=True)}) == len(set(found)) == number
     assert all(found[first] == first for first in found)
     assert alike([]) == []
@@ -106,23 +110,21 @@ def test_a_jpeg_is_looked_at_upright_and_while_it_is_decoded_smaller(orientation
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = photo(3, (1100, 800))
-    size, _, look = glance(jpeg(image, exif=exif, quality=95), looks=True)
+    size, _, look = glance(jpeg(image, exif=exif, quality=95), sharpness=True)
     upright = image if orientation == 1 else image.transpose(Image.Transpose.ROTATE_270)
-    assert look is not None
     assert size == upright.size
     assert distance(look, Look.at(upright)) <= 4
     assert look.sharpness == pytest.approx(
         Look.at(upright).sharpness, rel=0.25
     )  # Pillow's reduction is another than libjpeg's
     assert min(size) / GLANCE > 3
-    _, _, of_png = glance(png(upright), looks=True)
+    _, _, of_png = glance(png(upright), sharpness=True)
     assert of_png == Look.at(upright)
 
 
 def test_four_inks_are_as_bright_as_what_they_print() -> None:
     image = photo(4)
-    _, _, look = glance(jpeg(image.convert("CMYK")), looks=True)
-    assert look is not None
+    _, _, look = glance(jpeg(image.convert("CMYK")), sharpness=True)
     assert distance(look, Look.at(image)) <= ALIKE
 
 
