@@ -1,14 +1,27 @@
 """[data]: the pictures, and the sizes that they are brought to."""
 
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from ldmkit.recipe.training import Section, later, no_result
 
-Side = Annotated[int, Field(ge=8, le=2048)]
+MAX_SIDE = 2048
+MAX_BUCKETS = 64
+Side = Annotated[int, Field(ge=8, le=MAX_SIDE)]
 Shape = tuple[Side, Side]
 """pixels, width and height"""
+
+
+@cache
+def by_step(size: Shape, step: int) -> tuple[Shape, ...]:
+    """The aspect buckets of kohya's sd-scripts (`make_bucket_resolutions`), from 1:2 to 2:1, ordered by width: for each
+    side that is a multiple of `step` the longest other one with no more pixels than `size`, upright and lying."""
+    area = size[0] * size[1]
+    upright = [(side, area // side // step * step) for side in range(step, MAX_SIDE + 1, step)]
+    shapes = {*upright, *((height, width) for width, height in upright)}
+    return tuple(sorted(shape for shape in shapes if max(shape) <= min(MAX_SIDE, 2 * min(shape))))
 
 
 class Data(Section):
@@ -35,11 +48,11 @@ class Data(Section):
     size: Side | Shape = Field(
         64, description="pixels that pictures are brought to: one number for width and height alike, or [width, height]"
     )
-    buckets: tuple[Shape, ...] = later(
+    buckets: Side | Annotated[tuple[Shape, ...], Field(max_length=MAX_BUCKETS)] = later(
         (),
-        max_length=64,
         description="further sizes, [[width, height], ...]: a picture is brought to that one of them and `size` whose "
-        "aspect ratio is nearest to its own, and the pictures of a batch have one size",
+        "aspect ratio is nearest to its own, and the pictures of a batch have one size; one number: the sizes of about "
+        "as many pixels as `size` whose sides are multiples of it, from 1:2 to 2:1",
     )
     crop: Literal["center", "squash"] = Field(
         "center", description="`center` keeps the aspect ratio and cuts the longer side, `squash` distorts"
@@ -82,7 +95,14 @@ class Data(Section):
     def shapes(self) -> tuple[Shape, ...]:
         """Width and height that pictures are brought to: `size`, then the other buckets."""
         shape = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return tuple(dict.fromkeys((shape, *self.buckets)))
+        return tuple(
+            dict.fromkeys((shape, *(by_step(shape, buckets) if isinstance(buckets := self.buckets, int) else buckets)))
+        )
+
+    def fingerprint_keys(self) -> dict[str, Any]:
+        """As of any section; buckets by a step count as the sizes that it gives."""
+        stepped = {"buckets": [list(shape) for shape in self.shapes[1:]]} if isinstance(self.buckets, int) else {}
+        return super().fingerprint_keys() | stepped
 
     def bucket(self, width: int, height: int) -> int:
         """Which of `shapes` a picture is brought to: the nearest in aspect ratio, of several the first."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmkit.recipe.data import Data
+from ldmkit.recipe.data import MAX_BUCKETS, Data
 from ldmkit.recipe.training import (
     T2I,
     AnyT2I,
@@ -199,10 +199,19 @@ def misfits(recipe: Recipe) -> list[str]:
     """What no key can tell alone: a line for each pair of keys that do not fit, with both and what would."""
     down = None if recipe.vae.pretrained else recipe.vae.patch_size * 2 ** (len(recipe.vae.channels) - 1)
     sizes = () if down is None else size_misfits(recipe, down)
-    return [*_networks(recipe), *_same_ratio(recipe.data), *sizes, *_losses(recipe), *_noise(recipe)]
+    return [*_networks(recipe), *_buckets(recipe.data), *sizes, *_losses(recipe), *_noise(recipe)]
 
 
-def _same_ratio(data: Data) -> Iterator[str]:
+def _buckets(data: Data) -> Iterator[str]:
+    if isinstance(step := data.buckets, int):
+        size = list(data.size) if isinstance(data.size, tuple) else data.size
+        if any(side % step for side in data.shapes[0]):
+            yield f"[data] buckets = {step} must divide size = {size}, which is one of the sizes that it gives"
+        elif not 1 < (number := len(data.shapes)) <= MAX_BUCKETS:
+            told = "no size but" if number == 1 else f"{number} sizes, more than {MAX_BUCKETS}, for"
+            than = "smaller" if number == 1 else "larger"
+            yield f"[data] buckets = {step} gives {told} size = {size}; use a {than} step"
+        return
     for shape in data.shapes:
         if (other := data.shapes[data.bucket(*shape)]) != shape:
             yield f"[data] buckets: {list(shape)} has the aspect ratio of {list(other)}, so that no picture comes to it"
@@ -248,11 +257,13 @@ def _sections(recipe: Recipe, *names: str) -> Iterator[tuple[str, Any]]:
 
 def size_misfits(recipe: Recipe, down: int) -> Iterator[str]:
     """As `misfits`, of the sizes alone: `down` is the autoencoder's factor."""
-    size, shapes = recipe.data.size, recipe.data.shapes
+    size, shapes, step = recipe.data.size, recipe.data.shapes, recipe.data.buckets
     if wrong := [shape for shape in shapes if any(side % down for side in shape)]:
         by = "the pretrained autoencoder" if recipe.vae.pretrained else "vae.channels and vae.patch_size"
         key = "size =" if wrong[0] == shapes[0] else "buckets:"
         told = f"{size} must be a multiple" if (size,) * 2 == wrong[0] else f"{list(wrong[0])} must be multiples"
+        if isinstance(step, int) and wrong[0] != shapes[0]:
+            key, told = "buckets =", f"{step} must be a multiple"
         yield f"[data] {key} {told} of {down}, by which {by} shrink{'s' * (by[0] == 't')} it"
         return
     for name, section in _sections(recipe, "unet", "t2i"):
@@ -261,12 +272,15 @@ def size_misfits(recipe: Recipe, down: int) -> Iterator[str]:
         if unfit is None:
             continue
         seen = f"{unfit[0]} wide" + (f" and {unfit[1]} high" if unfit[0] != unfit[1] else "")
+        rest = ""
+        if isinstance(step, int) and unfit != latents[0]:
+            rest = f", or make [data] buckets = {step} a multiple of {down * section.shrink}"
         if isinstance(section, DiTTraining):
-            yield f"[{name}] patch_size = {section.patch_size} must divide the latents, {seen}"
+            yield f"[{name}] patch_size = {section.patch_size} must divide the latents, {seen}{rest}"
         else:
             yield (
                 f"[{name}] channels = {list(section.channels)} shrink by {section.shrink}, but the latents are "
-                f"{seen}: use fewer levels"
+                f"{seen}: use fewer levels{rest}"
             )
 
 

@@ -21,7 +21,7 @@ from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.export.torch_backend import TorchBackend
 from ldmkit.recipe import load_recipe
-from ldmkit.recipe.data import Data
+from ldmkit.recipe.data import Data, by_step
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.randomness import BucketOrder, SampleOrder, order_of
@@ -78,6 +78,10 @@ def test_size_and_buckets_of_a_recipe(workshop: Any) -> None:
     assert "buckets" not in plain.fingerprint_keys()
     assert data("data.size=[24, 16]").fingerprint_keys()["size"] == [24, 16]
     # The ratios' logarithms halve the way: 1.22 between 16x16 and 24x16.
+    stepped = data("data.size=24", "data.buckets=8")
+    listed = data("data.size=24", "data.buckets=[[16, 32], [32, 16]]")
+    assert stepped.shapes == listed.shapes
+    assert stepped.fingerprint_keys() == listed.fingerprint_keys()
     several = data(*BUCKETS)
     assert several.shapes == ((16, 16), (24, 16), (16, 24))
     sizes = [(100, 100), (121, 100), (123, 100), (4000, 100), (100, 123), (100, 121), (7, 4000)]
@@ -88,11 +92,57 @@ def test_size_and_buckets_of_a_recipe(workshop: Any) -> None:
         (("data.size=[24, 18]",), "[8, 8] shrink by 2, but the latents are 12 wide and 9 high: use fewer levels"),
         (("data.buckets=[[32, 32]]",), "buckets: [32, 32] has the aspect ratio of [16, 16], so that no picture comes"),
         (("data.size=[24]",), "size = [24] is not allowed: it takes integer >= 8, <= 2048 or list of integer"),
-        (("data.buckets=[[24, 4]]",), "buckets[0][1] = 4 is not allowed: it takes list of list of integer"),
+        (("data.size=24", "data.buckets=7"), "buckets = 7 is not allowed: it takes integer >= 8, <= 2048 or list of"),
+        (("data.size=24", "data.buckets=9"), "[data] buckets = 9 must divide size = 24, which is one of the sizes"),
+        (("data.buckets=16",), "buckets = 16 gives no size but size = 16; use a smaller step"),
+        (("data.size=1024", "data.buckets=8"), "buckets = 8 gives 105 sizes, more than 64, for size = 1024; use a lar"),
+        (("data.size=36", "data.buckets=9"), "[data] buckets = 9 must be a multiple of 2, by which vae.channels and"),
+        (("data.size=60", "data.buckets=10"), "use fewer levels, or make [data] buckets = 10 a multiple of 4"),
+        (("data.buckets=[[24, 4]]",), "buckets = [[24, 4]] is not allowed: it takes integer >= 8, <= 2048 or list"),
     ):
         with pytest.raises(LdmkitError) as refused:
             data(*wrong)
         assert words in str(refused.value)
+
+
+KOHYA_512 = [(256, side) for side in (832, 896, 960, 1024)] + [
+    (320, 704),
+    (320, 768),
+    (384, 640),
+    (448, 576),
+    (512, 512),
+]
+"""sd-scripts' resolutions for 512x512 in steps of 64, upright (those of the NovelAI model too)"""
+SDXL = {
+    **{704: (1344, 1408), 768: (1280, 1344), 832: (1152, 1216), 896: (1088, 1152), 960: (1024, 1088), 1024: (1024,)},
+    **{512: (1856, 1920, 1984, 2048), 576: (1664, 1728, 1792), 640: (1536, 1600)},
+}
+"""Podell et al. 2023, appendix I: width -> heights of the upright ones, but for 704x1472"""
+
+
+def test_buckets_by_a_step_are_those_that_others_train_in() -> None:
+    upright = [(width, height) for width, height in KOHYA_512 if height <= 2 * width]
+    assert set(by_step((512, 512), 64)) == {*upright, *((height, width) for width, height in upright)}
+    found = [shape for shape in by_step((1024, 1024), 64) if shape[0] <= shape[1]]
+    assert all(height in SDXL[width] for width, height in found)
+    # Of theirs some are smaller than they need be: one of ours holds each.
+    within = [(width, height) for width, heights in SDXL.items() for height in heights if height <= 2 * width]
+    assert all(any(w >= width and h >= height for w, h in found) for width, height in within)
+
+
+def test_buckets_by_a_step_fill_the_area() -> None:
+    rng = np.random.default_rng(0)
+    for step, across, down in rng.integers((1, 2, 2), (9, 12, 12), (50, 3)) * [8, 1, 1]:
+        size = (int(step * across), int(step * down))
+        shapes = by_step(size, int(step))
+        assert (size in shapes) == (max(size) <= 2 * min(size))
+        assert {(height, width) for width, height in shapes} == set(shapes)
+        assert len({width / height for width, height in shapes}) == len(shapes)
+        for width, height in shapes:
+            assert width % step == height % step == 0
+            assert 0.5 <= width / height <= 2
+            # No more pixels than `size`, and a step more on the longer or the shorter side would be too many.
+            assert width * height <= size[0] * size[1] < width * height + step * max(width, height)
 
 
 def test_what_buckets_crop_is_told(tmp_path: Path) -> None:
