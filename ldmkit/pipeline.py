@@ -297,7 +297,7 @@ class Pipeline:
                 part.discard()
             part.begin(anew=step.action in ("renew", "extend") and part.bundle is None, extend=step.action == "extend")
         self._launch.wait()
-        if self._launch.is_first or spec.trained:
+        if self._launch.is_first or spec.trained or spec.shared:
             workspace = Workspace(
                 self.recipe,
                 self.registry,

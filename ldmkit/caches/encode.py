@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 
 from ldmkit.atomic import sweep, write_atomic, write_json
 from ldmkit.caches.earlier import EarlierLatents
-from ldmkit.caches.quality import LatentMoments, held_out_quality
+from ldmkit.caches.quality import held_out_quality
 from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
+from ldmkit.caches.together import Share, gather
 from ldmkit.components.hub import commit_of
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
@@ -44,46 +45,56 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     Those of pictures that did not change are taken over from the latents before a change to the pictures.
 
     `mean.npy` and `std.npy` are (N, F, C, h, w), F = 2 with the mirrored copy, else 1, in the index's order; they grow
-    in shards, and a next run resumes after the last whole one. With buckets they are flat, bucket by bucket, and
+    in shards, and a next run resumes after the last whole one. Several processes take turns by batches, and make to the
+    bit what one does; the first of them writes the rest. With buckets the arrays are flat, bucket by bucket, and
     `buckets.json` has the latents' `shapes` (h, w), the bucket of each picture, and the `trained` sizes: width and
     height of the buckets that hold training pictures. `statistics.json` holds each channel's mean and std of
     z over the whole set, both draws and copies counted; `quality.json` is what the gate judges. In fp32 whatever
     precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
-    recipe, folder = workspace.recipe, workspace.folder("latents")
-    sweep(folder)
+    recipe, folder, team = workspace.recipe, workspace.folder("latents"), processes()
     pictures = prepared_pictures(workspace.index, recipe.data, workspace.run_dir, workspace.reporter)
-    device = processes().device
+    device = team.device
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     shapes = [
         (height // autoencoder.downsample, width // autoencoder.downsample) for width, height in recipe.data.shapes
     ]
     contents = [entry.sha256 for entry in workspace.index.entries]
-    write_contents(folder, workspace.index)
     copies, channels, buckets = (2 if recipe.data.flip else 1), autoencoder.latent_channels, workspace.buckets()
     order = np.argsort(buckets, kind="stable")
-    num_places = int(np.prod(shapes, axis=1)[buckets].sum())
+    places = np.concatenate([[0], np.cumsum(np.prod(shapes, axis=1)[buckets[order]])])
+    starts = np.arange(len(pictures) + 1)
     rows: tuple[int, ...] = (len(pictures), copies, channels, *shapes[0])
     if recipe.data.buckets:
-        rows = (copies * channels * num_places,)
-        trained = [recipe.data.shapes[bucket] for bucket in np.unique(buckets[workspace.split()[0]])]
-        write_json(folder / BUCKETS, {"shapes": shapes, "buckets": buckets.tolist(), "trained": trained})
+        starts = copies * channels * places
+        rows = (int(starts[-1]),)
     encoder = _Encoder(autoencoder, device, workspace.reporter)
     batch = BATCH if device.type == "cuda" else max(1, min(BATCH, CPU_PIXELS // math.prod(recipe.data.shapes[0])))
     whole = (np.dtype(recipe.latents.dtype), rows)
     earlier = EarlierLatents(workspace.parts["latents"], workspace.reporter)
-    with ShardedArrays(folder, {"mean": whole, "std": whole}) as shards, StopSignals("encode latents") as signals:
-        moments = LatentMoments(channels, shards.memory.get("moments"))
-        first = shards.memory.get("pictures", shards.done)
+    with team.main_process_first():
+        if team.is_main_process:
+            sweep(folder)
+            write_contents(folder, workspace.index)
+            if recipe.data.buckets:
+                trained = [recipe.data.shapes[bucket] for bucket in np.unique(buckets[workspace.split()[0]])]
+                write_json(folder / BUCKETS, {"shapes": shapes, "buckets": buckets.tolist(), "trained": trained})
+            gather(folder, channels, buckets[order], starts)  # what several processes left that were stopped
+        shards = ShardedArrays(folder, {"mean": whole, "std": whole}, joins=not team.is_main_process)
+    with shards, StopSignals("encode latents", quiet=workspace.reporter.quiet) as signals:
+        share = Share(shards, team, channels, batch)
+        first = share.first
         if 0 < first < len(pictures):
             workspace.reporter.line(f"encode latents: resuming after picture {first} of {len(pictures)}")
         batches = [order[first:][places] for places in of_one_bucket(buckets[order[first:]], batch)]
+        if earlier.rows:
+            count = sum(contents[i] not in earlier.rows for own in batches for i in own)
+            workspace.reporter.line(f"encode latents: {len(pictures) - first - count} taken over, {count} to encode")
+        begins = starts[first + np.cumsum([0, *map(len, batches)])][share.rank :: share.count]
+        batches = batches[share.rank :: share.count]
         new = [[k for k, i in enumerate(own) if contents[i] not in earlier.rows] for own in batches]
         loaded = picture_batches(pictures, recipe.data, [own[at] for own, at in zip(batches, new, strict=True) if at])
-        if earlier.rows:
-            count = sum(map(len, new))
-            workspace.reporter.line(f"encode latents: {len(pictures) - first - count} taken over, {count} to encode")
-        with workspace.reporter.bar("encode", len(pictures), first) as bar:
+        with workspace.reporter.bar("encode", first + sum(map(len, batches)), first) as bar:
             clock, done = Clock(), first
             for number, (own, at) in enumerate(zip(batches, new, strict=True), 1):
                 shape = (len(own), copies, channels, *shapes[buckets[own[0]]])
@@ -94,20 +105,19 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
                         pixels = next(loaded)
                     for copy in range(copies):
                         mean[at, copy], std[at, copy] = encoder(pixels.flip(-1) if copy else pixels)
-                moments.add(mean, std)
-                if recipe.data.buckets:
-                    mean, std = mean.ravel(), std.ravel()
-                shards.append(mean=mean, std=std)
+                share.append(int(begins[number - 1]), mean, std, flat=bool(recipe.data.buckets))
                 done += len(own)
-                if number % -(-SHARD // batch) == 0 or done == len(pictures) or signals.number:
-                    in_memory = {"pictures": done} if recipe.data.buckets else {}
-                    shards.save({"moments": moments.sums.tolist(), **in_memory})
+                if number % -(-SHARD // batch) == 0 or number == len(batches) or signals.number:
+                    share.save(done)
                 bar.advance(len(own))
                 if signals.number:
-                    saved = f"saved up to picture {done} of {len(pictures)}"
+                    saved = f"saved up to picture {done} of {len(pictures)}" if share.count == 1 else "saved"
                     raise stopped(f"encode latents: {saved}; the same command resumes", signals.number)
             loader_wait = clock.share() if batches else 0.0
-    found = moments.channels(copies * num_places)
+    team.wait_for_everyone()
+    if not team.is_main_process:
+        return {}
+    found = gather(folder, channels, buckets[order], starts).channels(int(copies * places[-1]))
     statistics = {key: [row[key] for row in found] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
     write_json(folder / "pictures.json", [picture.key for picture in pictures])

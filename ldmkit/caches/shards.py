@@ -29,8 +29,11 @@ class ShardedArrays:
     Raises LdmkitError where the disk is too full for what is still to come.
     """
 
-    def __init__(self, folder: Path, arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> None:
-        """`arrays`: name -> (dtype, shape once whole); the first entries of the shapes are the same."""
+    def __init__(
+        self, folder: Path, arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], *, joins: bool = False
+    ) -> None:
+        """`arrays`: name -> (dtype, shape once whole); the first entries of the shapes are the same. `joins`: another
+        process has opened them to write, and this one writes rows of its own."""
         self.folder = folder
         self.done = 0
         self.memory: dict[str, Any] = {}
@@ -41,17 +44,29 @@ class ShardedArrays:
         done, memory = read_progress(folder)
         if done and all(_holds(folder / f"{n}.npy", h, len(h) + done * row_bytes[n]) for n, h in headers.items()):
             self.done, self.memory = done, memory
-        left = sum((shape[0] - self.done) * row_bytes[name] for name, (_, shape) in arrays.items())
+        elif done and not joins:
+            write_progress(folder, 0, {})  # for whoever joins
+        self._places = {name: (len(header), row_bytes[name]) for name, header in headers.items()}
+        left = 0 if joins else sum((shape[0] - self.done) * row_bytes[name] for name, (_, shape) in arrays.items())
         if (free := shutil.disk_usage(folder).free) < (least := left * 1.05 + 2**20):
             raise LdmkitError(
                 f"{folder}: {megabytes(least)} are needed and {megabytes(free)} are free; "
                 "make room and run the same command again"
             )
         for name, header in headers.items():
-            file = self._files[name] = (folder / f"{name}.npy").open("r+b" if self.done else "wb")
+            file = self._files[name] = (folder / f"{name}.npy").open("r+b" if self.done or joins else "wb")
+            if joins:
+                continue
             if not self.done:
                 file.write(header)
             file.truncate(file.seek(len(header) + self.done * row_bytes[name]))
+            file.flush()
+
+    def seek(self, row: int) -> None:
+        """What is appended next begins at this row."""
+        for name, (start, row_bytes) in self._places.items():
+            self._files[name].seek(start + row * row_bytes)
+        self.done = row
 
     def append(self, **rows: np.ndarray) -> None:
         """The next rows of every array, as many of each; cast to its dtype."""
@@ -62,11 +77,15 @@ class ShardedArrays:
 
     def save(self, memory: Mapping[str, Any]) -> None:
         """Ends a shard: what was appended so far is safe, `memory` (JSON values) with it."""
+        self.sync()
+        self.memory = dict(memory)
+        write_progress(self.folder, self.done, self.memory)
+
+    def sync(self) -> None:
+        """Brings what was appended to the disk."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        self.memory = dict(memory)
-        write_sealed(self.folder / PROGRESS, {"done": self.done, "memory": self.memory})
 
     def __enter__(self) -> Self:
         return self
@@ -76,6 +95,11 @@ class ShardedArrays:
     ) -> None:
         for file in self._files.values():
             file.close()
+
+
+def write_progress(folder: Path, done: int, memory: Mapping[str, Any]) -> None:
+    """So many rows are safe, and this belongs to them."""
+    write_sealed(folder / PROGRESS, {"done": done, "memory": memory})
 
 
 def read_progress(folder: Path) -> tuple[int, dict[str, Any]]:

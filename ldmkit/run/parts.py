@@ -59,6 +59,8 @@ class PartSpec:
     """worth no more than the autoencoder is, so that the gate comes before it"""
     torch: bool = True
     """whether making it always takes the packages of `ldmkit[train]`"""
+    shared: bool = False
+    """whether several processes make it together though it is no network"""
     edited: bool = False
     """whether people correct its file by hand, and rather keep than lose it"""
     help: str = ""
@@ -158,6 +160,7 @@ _ROWS = (
         maker="ldmkit.caches.encode:encode_latents",
         inputs=_latents,
         needs=("vae",),
+        shared=True,
         help="Cache the latents and the text.",
     ),
     PartSpec(

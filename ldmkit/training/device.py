@@ -22,7 +22,7 @@ def processes() -> PartialState:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # accelerate by itself leaves processes on a machine without GPU to themselves, each thinking it is alone.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
-    # Captioning and encoding run in the first process alone, for hours where the pictures are many.
+    # Captioning runs in the first process alone, for hours where the pictures are many.
     return PartialState(cpu=on_cpu, timeout=timedelta(days=7))
 
 

@@ -18,6 +18,7 @@ from ldmkit.models.unet import UNet
 from ldmkit.report import Reporter
 from ldmkit.run.networks import load_autoencoder
 from ldmkit.run.randomness import derive
+from tests.training.test_processes import both
 
 CAPTIONS = ("a red cat", "a blue cat", "a cat on a mat", "two cats")
 ENCODE = ("encode", "tiny.toml", "--set", 'plugins=["./words.py", "./shards.py"]')
@@ -116,6 +117,28 @@ def test_killed_between_shards(undisturbed: Any, trained: Any, processes: Any, t
         assert [line for line in output.splitlines() if "resuming after" in line] == ([behind] if behind else []), (
             output
         )
+    for name in ("latents", "text"):
+        assert contents(run / name) == contents(undisturbed[0] / name)
+
+
+def test_two_processes_make_what_one_makes_whoever_is_killed(
+    undisturbed: Any, trained: Any, processes: Any, tmp_path: Path
+) -> None:
+    """Of 5 batches the first process has 3 and the second 2; how far one is, is opened, renamed and swept."""
+    run = in_small_shards(trained, tmp_path)
+    code, output = processes.run(tmp_path, ("caption", "tiny.toml"))
+    assert code == 0, output
+    # The second one loses its second batch: the last of the first one comes behind it.
+    (code, output), (killed, _) = both(processes, tmp_path, ENCODE, strike=4, at="/.share-1.json")
+    assert (code, killed) == (1, -signal.SIGKILL), output
+    assert "error: another process of this run has ended" in output
+    assert not (run / "latents" / "pictures.json").exists()
+    code, output = processes.run(tmp_path, ENCODE, strike=8, at="/.progress.json")  # one alone, at its second batch
+    assert code == -signal.SIGKILL
+    assert "encode latents: resuming after picture 12 of 20" in output
+    (code, output), (other, quiet) = both(processes, tmp_path, ENCODE)
+    assert (code, other, quiet) == (0, 0, ""), output
+    assert "encode latents: resuming after picture 16 of 20" in output
     for name in ("latents", "text"):
         assert contents(run / name) == contents(undisturbed[0] / name)
 

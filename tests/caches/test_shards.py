@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldmkit.caches.shards import ShardedArrays
+from ldmkit.caches.quality import LatentMoments
+from ldmkit.caches.shards import ShardedArrays, read_progress
+from ldmkit.caches.together import Share, gather
 from ldmkit.errors import LdmkitError
 
 ROWS = {
@@ -65,8 +67,50 @@ def test_begins_anew_where_the_files_are_others(damage: str, tmp_path: Path) -> 
         file.write_bytes(file.read_bytes()[:-1])
     else:
         np.save(file, np.arange(10, dtype=np.int16))
+    with ShardedArrays(tmp_path, SHAPES):
+        assert read_progress(tmp_path) == (0, {})
     assert write(tmp_path) == 0
     assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "damaged", "whole"), [(None, None, 5), (4, None, 4), (2, None, 2), (None, 0, 0), (3, 1, 1)]
+)
+def test_what_several_processes_have_done_counts_up_to_the_first_gap(
+    stopped: int | None, damaged: int | None, whole: int, tmp_path: Path
+) -> None:
+    """Three processes and five batches of two pictures; one is never made, or one process's sums are spoilt."""
+    mean, std = np.random.default_rng(0).uniform(0.1, 1, (2, 10, 1, 2, 3, 1)).astype(np.float32)
+    shapes: Any = dict.fromkeys(("mean", "std"), (mean.dtype, mean.shape))
+    buckets, rows = np.zeros(10, np.int64), np.arange(11)
+    with ShardedArrays(tmp_path, shapes):
+        pass
+    for rank in (2, 0, 1):
+        with ShardedArrays(tmp_path, shapes, joins=True) as shards:
+            team: Any = SimpleNamespace(process_index=rank, num_processes=3)
+            share = Share(shards, team, channels=2, batch=2)
+            for number in range(rank, 5, 3):
+                if number == stopped:
+                    break
+                own = slice(2 * number, 2 * number + 2)
+                share.append(2 * number, mean[own], std[own], flat=False)
+                share.save(0)
+    if damaged is not None:
+        file = tmp_path / f"share-{damaged}.bin"
+        file.write_bytes(b"x" + file.read_bytes()[1:])
+    expected = LatentMoments(2)
+    for number in range(whole):
+        expected.add(mean[2 * number : 2 * number + 2], std[2 * number : 2 * number + 2])
+    found = gather(tmp_path, 2, buckets, rows)
+    assert (found.sums == expected.sums).all()
+    assert (gather(tmp_path, 2, buckets, rows).sums == expected.sums).all()  # once is enough
+    assert read_progress(tmp_path)[0] == 2 * whole
+    assert not [*tmp_path.glob("share-*")]
+    with ShardedArrays(tmp_path, shapes) as shards:  # which cuts off what lies behind it
+        assert shards.done == 2 * whole
+    if whole == 5:
+        assert (np.load(tmp_path / "mean.npy") == mean).all()
+        assert (np.load(tmp_path / "std.npy") == std).all()
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,6 +290,16 @@ def test_latents_of_each_bucket_are_the_encoders(bucketed: Path) -> None:
     torch.testing.assert_close(latents.channel_std.flatten(), spread, rtol=1e-3, atol=1e-4)
 
 
+def test_two_processes_encode_buckets_as_one_does(bucketed: Path, processes: Any, tmp_path: Path) -> None:
+    shutil.copytree(bucketed, tmp_path, dirs_exist_ok=True)
+    latents = tmp_path / "runs" / "tiny" / "latents"
+    expected = {file.name: file.read_bytes() for file in latents.iterdir() if file.name != "record.json"}
+    shutil.rmtree(latents)
+    found = both(processes, tmp_path, STAGES[2])
+    assert [code for code, _ in found] == [0, 0], found
+    assert {file.name: file.read_bytes() for file in latents.iterdir() if file.name != "record.json"} == expected
+
+
 def test_a_run_in_buckets_knows_and_draws_its_sizes(bucketed: Path) -> None:
     registry = Registry.load([bucketed / "watch.py"])
     backend = TorchBackend(load_recipe(bucketed / "tiny.toml", BUCKETS), registry, bucketed / "runs" / "tiny")
