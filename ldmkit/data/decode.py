@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from ldmkit.data import jpeg, png, tiff, webp
 from ldmkit.data.colour import conversion
-from ldmkit.data.looks import GLANCE, Look
+from ldmkit.data.looks import GLANCE, HASHED, Look
 from ldmkit.errors import LdmkitError
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ def glance(data: bytes, *, sharpness: bool) -> tuple[tuple[int, int], str | None
     def of_others(image: Image.Image) -> Any:
         return image.size, Look.at(image, sharpness=sharpness)
 
-    (size, look), note = _decoded(data, of_others, of_sound_jpeg, GLANCE)
+    (size, look), note = _decoded(data, of_others, of_sound_jpeg, GLANCE if sharpness else HASHED)
     return size, note, look
 
 

@@ -120,6 +120,10 @@ def test_a_jpeg_is_looked_at_upright_and_while_it_is_decoded_smaller(orientation
     assert min(size) / GLANCE > 3
     _, _, of_png = glance(png(upright), sharpness=True)
     assert of_png == Look.at(upright)
+    for data in (jpeg(image, exif=exif, quality=95), png(upright)):
+        _, _, small = glance(data, sharpness=False)
+        assert small.sharpness is None
+        assert distance(small, of_png) <= 8
 
 
 def test_four_inks_are_as_bright_as_what_they_print() -> None:
