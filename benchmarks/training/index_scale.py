@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.command import print_table, run
 from benchmarks.runs import watched
+from ldmkit.data.index_cache import INDEX
 
 KINDS = ("tar", "zip", "folder", "parquet")
 PICTURE = bytes.fromhex(
@@ -29,6 +30,7 @@ import hashlib, json, sys, time
 from pathlib import Path
 from ldmkit.data.index_cache import write_cache
 from ldmkit.data.pictures import scan
+from ldmkit.data.rows import Rows
 from ldmkit.data.sources import Source
 
 def told(name, began):
@@ -41,9 +43,12 @@ began = time.process_time()
 if what == "list":
     source = Source(path)
     told("list", began)
+    files = zip(source.files.names, source.files.sizes.tolist(), source.files.times.tolist())
     row = {"width": 1, "height": 1, "note": None}
-    hashed = {key: hashlib.sha256(key.encode()).hexdigest() for key in source.files}
-    rows = {key: {"size": s, "mtime_ns": t, "sha256": hashed[key], **row} for key, (s, t) in source.files.items()}
+    rows = Rows.of(
+        (key, {"size": size, "mtime_ns": time, "sha256": hashlib.sha256(key.encode()).hexdigest(), **row})
+        for key, size, time in files
+    )
     write_cache(cache, source.path, rows)
     found["disk"] = cache.stat().st_size / len(rows)
 else:
@@ -96,7 +101,7 @@ def main(*, entries: int = 1_000_000, kinds: list[str] = [*KINDS]) -> None:  # n
     ]
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="ldmkit-index-scale-") as folder:
-            path, cache = Path(folder) / ("set" if kind == "folder" else f"set.{kind}"), Path(folder) / "pictures.json"
+            path, cache = Path(folder) / ("set" if kind == "folder" else f"set.{kind}"), Path(folder) / INDEX
             os.environ["LDMKIT_CACHE"] = str(Path(folder) / "cache")
             make(path, kind, entries)
             found: list[dict[str, list[float]]] = []

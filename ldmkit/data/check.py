@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from math import log
 
 from ldmkit.data.looks import BLANK
-from ldmkit.data.pictures import SAME_CONTENT, Entry, PictureIndex
+from ldmkit.data.pictures import SAME_CONTENT, PictureIndex
+from ldmkit.data.rows import Entry
 from ldmkit.recipe.data import Data
 from ldmkit.report import printable
 

@@ -3,15 +3,20 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ldmkit.components.files import Folder
-from ldmkit.data.archives import Archive
+from ldmkit.data.columns import Names, Positions
 from ldmkit.data.decode import SUFFIXES
 from ldmkit.data.kinds import HEAD, kind
+from ldmkit.data.members import Archive
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
@@ -21,12 +26,33 @@ _NOT_THE_USERS = frozenset({"@eadir", "#recycle", "#snapshot", "$recycle.bin", "
 _BESIDE = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".db", ".ini", ".md", ".toml"})
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Files that are to be read as pictures."""
+
+    names: Names
+    """keys"""
+    sizes: NDArray[np.int64]
+    """(N,) bytes"""
+    times: NDArray[np.int64]
+    """(N,) of the last change, nanoseconds"""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, positions: Positions) -> "Listed":
+        """Those at `positions`, in that order."""
+        return Listed(self.names.take(positions), self.sizes[positions], self.times[positions])
+
+
 @dataclass
 class Listing:
     """The files of a data set, sorted as they are told."""
 
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     """{key of a picture: (size, mtime_ns)}"""
+    archived: list[Listed] = field(default_factory=list)
+    """of each archive those that its names tell for pictures, ordered by key"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of what would be a picture and cannot be read"""
     containers: list[str] = field(default_factory=list)
@@ -50,15 +76,21 @@ class Listing:
         """Its files, as if they lay in a folder of the archive's name; hidden ones and a system's are left out."""
         self.rejected += [(prefix.rstrip("/") if key == "" else prefix + key, why) for key, why in archive.rejected]
         self.left |= {f"{printable(prefix)}{line}" for line in archive.said}
+        names, sizes = archive.members.names, archive.members.places["size"]
+        apart = _may_be_apart(names)
+        pictures = np.flatnonzero(_ending(names, SUFFIXES) & ~apart)
+        times = np.full(len(pictures), archive.mtime_ns, dtype=np.int64)
+        self.archived.append(Listed(names.take(pictures).prefixed(prefix), sizes[pictures], times))
         folders: dict[str, str | None] = {}
-        for key, member in archive.members.items():
+        for i in np.flatnonzero(apart | ~_ending(names, SUFFIXES | _BESIDE)):
+            key = names[i]
             folder, _, name = key.rpartition("/")
             if folder not in folders:
                 folders[folder] = _apart(folder)
-            if apart := folders[folder]:
-                self._leave(prefix + apart)
-            elif apart is None and not name.startswith("."):
-                self.add(prefix + key, member.size, archive.mtime_ns, partial(_head, archive, key))
+            if outermost := folders[folder]:
+                self._leave(prefix + outermost)
+            elif outermost is None and not name.startswith("."):
+                self.add(prefix + key, int(sizes[i]), archive.mtime_ns, partial(_head, archive, key))
 
     def add_folder(self, folder: Folder, is_container: Callable[[str], bool]) -> None:
         """What lies below a folder. A folder is read once, whichever way leads there, so that no loop is endless.
@@ -106,6 +138,24 @@ class Listing:
                     self.add(key, status.st_size, status.st_mtime_ns, partial(_head, folder, key))
         self.containers.sort()
 
+    def listed(self) -> Listed:
+        """All pictures, ordered by key."""
+        keys = sorted(self.files)
+        table = np.array([self.files[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+        parts = [part for part in (Listed(Names.of(keys), table[:, 0], table[:, 1]), *self.archived) if len(part)]
+        parts.sort(key=lambda part: part.names[0])
+        if not parts[1:]:
+            return next(iter(parts), Listed(Names.of(()), table[:, 0], table[:, 1]))
+        whole = Listed(
+            Names(np.concatenate([part.names.blob for part in parts])),
+            np.concatenate([part.sizes for part in parts]),
+            np.concatenate([part.times for part in parts]),
+        )
+        if all(before.names[-1] < after.names[0] for before, after in pairwise(parts)):  # as shards are
+            return whole
+        every = list(whole.names)
+        return whole.take(np.array(sorted(range(len(every)), key=every.__getitem__), dtype=np.int64))
+
     def unread(self) -> tuple[str, ...]:
         """Lines on what was not looked at."""
         counted = [f"{number} with {ending}" for ending, number in self._endings.most_common()]
@@ -113,6 +163,29 @@ class Listing:
 
     def _leave(self, key: str) -> None:
         self.left.add(f"{printable(key)}: a system's folder of thumbnails or of what was thrown away")
+
+
+def _ending(names: Names, endings: Collection[str]) -> NDArray[np.bool_]:
+    """(N,) which of them have one of these endings of at most 8 letters, in upper or lower case."""
+    lower = np.frombuffer(bytes(8) + names.blob.tobytes().lower(), np.uint8)
+    found = np.zeros(len(names), dtype=bool)
+    last = np.zeros(len(names), dtype=np.uint64)
+    for length in range(1, 9):
+        last = last << np.uint64(8) | lower[names.ends + (8 - length)]
+        found |= np.isin(last, [int.from_bytes(each.encode(), "little") for each in endings if len(each) == length])
+    return found
+
+
+def _may_be_apart(names: Names) -> NDArray[np.bool_]:
+    """(N,) which of them are hidden, or lie in a hidden or a system's folder."""
+    lower, found = b"\0" + names.blob.tobytes().lower(), np.zeros(len(names), dtype=bool)
+    for word in (b".", *(f"{name}/".encode() for name in _NOT_THE_USERS)):
+        for begin in (b"\0" + word, b"/" + word):
+            at = lower.find(begin)
+            while at >= 0:
+                found[np.searchsorted(names.ends, at)] = True
+                at = lower.find(begin, at + 1)
+    return found
 
 
 def _apart(folder: str) -> str | None:

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ldmkit.components.files import Folder
 from ldmkit.components.protocols import Picture
-from ldmkit.data.archives import Archive, Member, is_archive, open_archive, read_member
+from ldmkit.data.archives import is_archive, open_archive
 from ldmkit.data.decode import MAX_BYTES, load_bytes, load_picture
 from ldmkit.data.listing import Listing
+from ldmkit.data.members import Archive, Member, read_member
 from ldmkit.data.remote import address, cached, expanded, fetched
 from ldmkit.data.tables import NoPictures, is_table, open_table
 from ldmkit.errors import LdmkitError
@@ -64,16 +65,17 @@ class Source:
             if str(path).startswith("~"):
                 what += " (a shell reads ~ as the home folder, a recipe does not: write the whole path)"
             raise LdmkitError(f"data.path: {self.path} {what}; name a folder of pictures with --set data.path=DIR")
-        self.files = {key: listing.files[key] for key in sorted(listing.files)}
-        """{key of a picture: (size, mtime_ns)}, ordered by key"""
+        self.files = listing.listed()
+        """the pictures, ordered by key"""
         self.rejected = listing.rejected
         """(key, reason) of what would be a picture and cannot be read"""
         self.unread = listing.unread()
         """lines on what was not looked at"""
 
     def _mount(self, prefix: str, archive: Archive, listing: Listing) -> None:
-        self.archives[prefix] = archive
-        listing.add_archive(prefix, archive)
+        if prefix not in self.archives:  # as one of the shards "{a,a}.tar"
+            self.archives[prefix] = archive
+            listing.add_archive(prefix, archive)
 
     def _at(self, key: str) -> tuple[Archive | None, str]:
         """The archive that holds a file, None for the folder; and the file's key in it."""
@@ -135,7 +137,7 @@ class Source:
             name = key[key.rfind("/") + 1 :]
             ending = name[name.rfind(".") :].lower() if name.rfind(".") > 0 else ""
             if ending == ".json" and not stems:
-                stems = {key.rpartition(".")[0] for key in self.files}
+                stems = {key.rpartition(".")[0] for key in self.files.names}
             if ending in _CAPTIONS or name in METADATA or (ending == ".json" and key[:-5] in stems):
                 keys.append(key)
         found = []

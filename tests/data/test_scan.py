@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from ldmkit.components.protocols import Picture
+from ldmkit.data.index_cache import read_cache
 from ldmkit.data.pictures import PictureIndex, scan
+from ldmkit.data.rows import Rows
 from ldmkit.errors import LdmkitError
 
 
@@ -126,7 +128,7 @@ def test_names_that_are_no_utf8_round_trip(tmp_path):
         draw(tmp_path / os.fsdecode(b"caf\xe9.png"))
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     index = scan(tmp_path, index_cache=cache)
     assert os.fsencode(index.entries[0].key) == b"caf\xe9.png"
     assert index.pictures()[0].load().size == (6, 4)
@@ -149,7 +151,7 @@ def test_remarks_name_copies_clashes_and_animations(tmp_path):
 
 
 def test_cache_reads_only_what_changed(tmp_path, monkeypatch):
-    cache = tmp_path / "run" / "pictures.json"
+    cache = tmp_path / "run" / "pictures.safetensors"
     folder = tmp_path / "data"
     for number in range(5):
         draw(folder / f"{number}.png", size=(number + 1, 2))
@@ -177,11 +179,11 @@ def test_cache_reads_only_what_changed(tmp_path, monkeypatch):
     assert "bad.png" not in read
     assert keys(changed) == ["0.png", "2.png", "3.png", "4.png"]
     assert changed.entries[0].width == 9
-    assert "1.png" not in json.loads(cache.read_text())["pictures"]
+    assert list(read_cache(cache, folder).names) == ["0.png", "2.png", "3.png", "4.png", "bad.png"]
 
 
 def test_change_of_the_same_length_is_noticed(tmp_path):
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     path = draw(tmp_path / "a.bmp", "red")
     os.utime(path, ns=(10**18, 10**18))
     before = scan(tmp_path, index_cache=cache)
@@ -195,10 +197,10 @@ def test_change_of_the_same_length_is_noticed(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 0}', b"\xff"])
 def test_unreadable_cache_is_made_anew(tmp_path, content):
     draw(tmp_path / "a.png")
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     cache.write_bytes(content)
     assert len(scan(tmp_path, index_cache=cache)) == 1
-    assert json.loads(cache.read_text())["pictures"].keys() == {"a.png"}
+    assert list(read_cache(cache, tmp_path).names) == ["a.png"]
 
 
 def test_cache_of_another_folder_is_not_used(tmp_path):
@@ -206,13 +208,13 @@ def test_cache_of_another_folder_is_not_used(tmp_path):
         path = draw(tmp_path / name / "a.bmp", size=size)
         path.write_bytes(path.read_bytes().ljust(400, b"\0"))
         os.utime(path, ns=(10**18, 10**18))
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     assert scan(tmp_path / "one", index_cache=cache).entries[0].width == 3
     assert scan(tmp_path / "two", index_cache=cache).entries[0].width == 5
 
 
 def test_sample_is_even_and_keeps_the_cache(tmp_path):
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     for number in range(60):
         draw(tmp_path / f"{'a' if number < 30 else 'b'}{number:02}.png")
     index = scan(tmp_path, max_pictures=20, index_cache=cache)
@@ -222,15 +224,14 @@ def test_sample_is_even_and_keeps_the_cache(tmp_path):
     assert keys(scan(tmp_path, max_pictures=20)) == keys(index)
     assert set(keys(index)) < set(keys(scan(tmp_path, max_pictures=40, index_cache=cache)))
     scan(tmp_path, max_pictures=20, index_cache=cache)
-    assert len(json.loads(cache.read_text())["pictures"]) == 40
+    assert len(read_cache(cache, tmp_path)) == 40
 
 
 def made_up_index(num, same=()):
-    from ldmkit.data.pictures import Entry
-
     contents = [hashlib.sha256(b"same" if n in same else b"%d" % n).hexdigest() for n in range(num)]
-    entries = tuple(Entry(f"{n:04}.png", content, 1, 1, 1, 1) for n, content in enumerate(contents))
-    return PictureIndex(Path("x"), entries, ())
+    row = {"size": 1, "mtime_ns": 1, "width": 1, "height": 1, "note": None}
+    rows = ((f"{n:04}.png", {**row, "sha256": content}) for n, content in enumerate(contents))
+    return PictureIndex(Path("x"), Rows.of(rows), ())
 
 
 def test_split_is_a_stable_partition():
