@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ldmkit.atomic import write_atomic
@@ -53,15 +54,22 @@ class Names:
     def _begin(self, i: int) -> int:
         return int(self.ends[i - 1]) + 1 if i else 0
 
+    def parts(self) -> Iterator["Names"]:
+        """The same, a few thousand at a time: what is made of them for a moment shall not be made of millions."""
+        for i in range(0, len(self), _AT_ONCE):
+            yield Names(self.blob[self._begin(i) : self.ends[i:][:_AT_ONCE][-1] + 1])
+
     def raw(self) -> Iterator[bytes]:
         """The bytes of each."""
-        for i in range(0, len(self), _AT_ONCE):
-            yield from self.blob[self._begin(i) : self.ends[i:][:_AT_ONCE][-1]].tobytes().split(b"\0")
+        for part in self.parts():
+            yield from part.blob[:-1].tobytes().split(b"\0")
 
     def where(self, others: "Names") -> Positions:
         """(len(others),) where each of them is among these, -1 for nowhere."""
         if self == others:
             return np.arange(len(self))
+        if not len(self):
+            return np.full(len(others), -1)
         places = {name: i for i, name in enumerate(self.raw())}
         return np.fromiter((places.get(name, -1) for name in others.raw()), np.int64, len(others))
 
@@ -114,22 +122,24 @@ def load_columns(path: Path, about: Mapping[str, str]) -> dict[str, Bytes] | Non
     The columns are read-only.
     """
     try:
+        with safe_open(path, "np") as whole:  # which looks whether the header is one
+            words = whole.metadata()
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length) if length < os.fstat(file.fileno()).st_size else b"")
-            words, begin = header.pop("__metadata__"), file.tell()
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header.pop("__metadata__")
+            begin = file.tell()
             places = {name: entry["data_offsets"] for name, entry in sorted(header.items())}
             sha256 = words.pop("sha256")
             lengths = {name: last - first for name, (first, last) in places.items()}
             # Not by way of the mapping, whose pages would then all count as this process's memory.
             digest = hashlib.file_digest(file, lambda: _begun(words, lengths))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, SafetensorError, AttributeError, KeyError):
         return None
     if digest.hexdigest() != sha256 or not about.items() <= words.items():
         return None
     # Windows replaces no file that is mapped.
-    whole = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, np.uint8, "r").view(np.ndarray)
-    return {name: whole[begin + first : begin + last] for name, (first, last) in places.items()}
+    data = np.fromfile(path, np.uint8) if os.name == "nt" else np.memmap(path, np.uint8, "r").view(np.ndarray)
+    return {name: data[begin + first : begin + last] for name, (first, last) in places.items()}
 
 
 def _begun(about: Mapping[str, str], lengths: Mapping[str, int]) -> "hashlib._Hash":

@@ -31,13 +31,13 @@ def read_cache(path: Path | None, folder: Path | None) -> Rows:
     Where it is not there, the one in the earlier form beside it is read.
     """
     about = {"version": str(_VERSION)} | ({"folder": json.dumps(str(folder))} if folder is not None else {})
-    if path is not None and (columns := load_columns(path, about)) is not None:
-        return Rows.from_columns(columns)
-    if path is not None and not path.exists():
-        try:
+    try:
+        if path is not None and (columns := load_columns(path, about)) is not None:
+            return Rows.from_columns(columns)
+        if path is not None and not path.exists():
             return Rows.of(sorted(_read_json(path.with_suffix(".json"), folder).items()))
-        except (OSError, ValueError, RecursionError, struct.error):
-            pass  # a cache: what cannot be read is computed again
+    except (OSError, ValueError, KeyError, RecursionError, struct.error):
+        pass  # a cache: what cannot be read is computed again
     return Rows.of(())
 
 

@@ -42,7 +42,8 @@ class Listed:
 
     def take(self, positions: Positions) -> "Listed":
         """Those at `positions`, in that order."""
-        return Listed(self.names.take(positions), self.sizes[positions], self.times[positions])
+        names = self.names.take(positions)
+        return self if names is self.names else Listed(names, self.sizes[positions], self.times[positions])
 
 
 @dataclass
@@ -77,12 +78,11 @@ class Listing:
         self.rejected += [(prefix.rstrip("/") if key == "" else prefix + key, why) for key, why in archive.rejected]
         self.left |= {f"{printable(prefix)}{line}" for line in archive.said}
         names, sizes = archive.members.names, archive.members.places["size"]
-        apart = _may_be_apart(names)
-        pictures = np.flatnonzero(_ending(names, SUFFIXES) & ~apart)
-        times = np.full(len(pictures), archive.mtime_ns, dtype=np.int64)
+        pictures, others = (np.flatnonzero(mask) for mask in _told_by_name(names))
+        times = np.broadcast_to(np.int64(archive.mtime_ns), len(pictures))
         self.archived.append(Listed(names.take(pictures).prefixed(prefix), sizes[pictures], times))
         folders: dict[str, str | None] = {}
-        for i in np.flatnonzero(apart | ~_ending(names, SUFFIXES | _BESIDE)):
+        for i in others:
             key = names[i]
             folder, _, name = key.rpartition("/")
             if folder not in folders:
@@ -163,6 +163,15 @@ class Listing:
 
     def _leave(self, key: str) -> None:
         self.left.add(f"{printable(key)}: a system's folder of thumbnails or of what was thrown away")
+
+
+def _told_by_name(names: Names) -> NDArray[np.bool_]:
+    """(2, N) which are pictures without a doubt, and which of the others are more than captions."""
+    told = [np.zeros((2, 0), dtype=bool)]
+    for part in names.parts():
+        apart = _may_be_apart(part)
+        told.append(np.stack([_ending(part, SUFFIXES) & ~apart, apart | ~_ending(part, SUFFIXES | _BESIDE)]))
+    return np.concatenate(told, axis=1)
 
 
 def _ending(names: Names, endings: Collection[str]) -> NDArray[np.bool_]:

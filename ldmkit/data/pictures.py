@@ -4,7 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldmkit.components.protocols import Picture
-from ldmkit.data.columns import Bytes, Lazy, Names, Positions
+from ldmkit.data.columns import Lazy, Names, Positions
 from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, glance, one_large
 from ldmkit.data.index_cache import read_cache, write_cache
 from ldmkit.data.kinds import HEAD, kind
@@ -96,8 +96,11 @@ class PictureIndex:
         """(N,) the first picture of the same content, or of one that is `alike`."""
         contents = self.entries.sha256
         first, seen = np.arange(len(self)), dict[str, int]()
-        _, kind, count = np.unique(_leading(contents), return_inverse=True, return_counts=True)
-        for i in range(len(first)) if alike else np.flatnonzero(count[kind] > 1).tolist():
+        # All that are the same begin alike.
+        begin = np.ascontiguousarray(contents[:, :8]).view(np.uint64)[:, 0]
+        order = begin.argsort()
+        again = begin[order[1:]] == begin[order[:-1]]
+        for i in range(len(first)) if alike else np.union1d(order[1:][again], order[:-1][again]).tolist():
             content = contents[i].tobytes().hex()
             first[i] = seen.setdefault(alike.get(content, content), i)
         return first
@@ -186,14 +189,8 @@ def scan(
         same = _unchanged(source, files, table, at, looks=looks, closely=closely)
         rows[same] = at[same] + begin
     unknown = np.flatnonzero(rows < 0)
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        measured = []
-        for row in pool.map(partial(_measure, source, files, looks=looks), unknown):
-            measured.append(row)
-            if progress is not None:
-                progress(len(files) - len(unknown) + len(measured), len(files))
     rows[unknown] = len(own) + len(other) + np.arange(len(unknown))
-    known = (own + other + Rows.of(measured)).take(rows)
+    known = (own + other + Rows.of(_measured(source, files, unknown, looks=looks, progress=progress))).take(rows)
     gone, beyond = np.ones((2, len(own)), dtype=bool)
     gone[in_own[in_own >= 0]] = False
     beyond[in_own[chosen][in_own[chosen] >= 0]] = False
@@ -202,7 +199,10 @@ def scan(
         len(kept) + len(files) == len(own) and (rows < len(own)).all() and index_cache.is_file()
     ):
         write_cache(index_cache, folder, known + own.take(kept))
-    news = _news(own, known, in_own[chosen], came=int((in_own < 0).sum()), went=int(gone.sum()))
+    anew = np.flatnonzero((rows >= len(own)) & (in_own[chosen] >= 0))
+    changed = (own.sha256[in_own[chosen[anew]]] != known.sha256[anew]).any(axis=1)
+    counts = {"came": (in_own < 0).sum(), "went": gone.sum(), "changed": changed.sum()}
+    news = ", ".join(f"{number} {verb}" for verb, number in counts.items() if number) if len(own) else ""
 
     held_in = source.archive_of if source.folder and source.archives else None
     entries, copies = _without_copies(known.take(np.flatnonzero(known.files["good"])), held_in)
@@ -228,23 +228,16 @@ def require_usable(index: PictureIndex, max_bad: float) -> None:
 def _unchanged(source: Source, files: Listed, table: Rows, at: Positions, *, looks: bool, closely: bool) -> Positions:
     """Which of `files` are as they were when the table's rows `at` (-1: none) were made of them."""
     there = np.flatnonzero(at >= 0)
-    row, contents = table.files[at[there]], table.sha256[at[there]]
-    fits = (row["size"] == files.sizes[there]) & (row["mtime_ns"] == files.times[there])
+    was = at[there]
+    fits = table.files["size"][was] == files.sizes[there]
+    fits &= table.files["mtime_ns"][was] == files.times[there]
     if looks:
-        fits &= ~table.lacks_look()[at[there]]
+        fits &= ~table.lacks_look()[was]
     if closely:
-        for number in np.flatnonzero(fits & row["good"]):
-            fits[number] = _sha256(source, files.names[there[number]]) == contents[number].tobytes()
+        for i in np.flatnonzero(fits & table.files["good"][was]):
+            fits[i] = _sha256(source, files.names[there[i]]) == table.sha256[was[i]].tobytes()
     same: Positions = there[fits]
     return same
-
-
-def _news(then: Rows, now: Rows, at: Positions, *, came: int, went: int) -> str:
-    """What differs from the rows that were read last time, `at` of today's; nothing where there was no such time."""
-    both = np.flatnonzero(at >= 0)
-    changed = int((then.sha256[at[both]] != now.sha256[both]).any(axis=1).sum())
-    counts = {"came": came, "went": went, "changed": changed}
-    return ", ".join(f"{number} {verb}" for verb, number in counts.items() if number) if len(then) else ""
 
 
 def remembered(
@@ -295,6 +288,17 @@ def _sha256(source: Source, key: str) -> bytes | None:
         return None
 
 
+def _measured(
+    source: Source, files: Listed, which: Positions, *, looks: bool, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        found = pool.map(partial(_measure, source, files, looks=looks), which)
+        for done, row in enumerate(found, len(files) - len(which) + 1):
+            yield row
+            if progress is not None:
+                progress(done, len(files))
+
+
 def _measure(source: Source, files: Listed, i: int, *, looks: bool) -> tuple[str, dict[str, Any]]:
     """What `Rows.of` takes."""
     key, size = files.names[i], int(files.sizes[i])
@@ -316,11 +320,6 @@ def _measure(source: Source, files: Listed, i: int, *, looks: bool) -> tuple[str
 
 def _picture(files: Source, names: Names, i: int) -> Picture:
     return files.picture(names[i])
-
-
-def _leading(contents: Bytes) -> NDArray[np.uint64]:
-    """(N, 32) -> (N,), by which nearly all that differ do."""
-    return np.ascontiguousarray(contents[:, :8]).view(np.uint64)[:, 0]
 
 
 def _shares(names: Names, salt: int | str) -> NDArray[np.float64]:

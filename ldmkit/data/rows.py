@@ -46,8 +46,8 @@ class Rows:
     """One for each file, each an `Entry` made when it is asked for, or the reason why it cannot be used."""
 
     names: Names
-    texts: Names
-    """notes and reasons in JSON"""
+    texts: list[str]
+    """notes and reasons"""
     files: NDArray[np.void]
     """size, mtime_ns, width, height, the text's number or -1, whether it is an `Entry`"""
     sha256: Bytes
@@ -67,7 +67,7 @@ class Rows:
             if "\0" in key:
                 raise ValueError("a name with a NUL")
             text, good, look = row.get("reason", row.get("note")), "reason" not in row, row.get("look")
-            code = -1 if text is None else texts.setdefault(json.dumps(text), len(texts))
+            code = -1 if text is None else texts.setdefault(text, len(texts))
             names.append(key)
             files += _PACK_FILE(row["size"], row["mtime_ns"], row.get("width", 0), row.get("height", 0), code, good)
             sha256 += bytes.fromhex(row.get("sha256", "00" * 32))
@@ -75,19 +75,27 @@ class Rows:
             sharpness = (*sharpness, *[np.nan] * (len(LEVELS) - len(sharpness)))
             looks += _PACK_LOOK(look is not None, bytes.fromhex(phash), contrast, *sharpness)
             any_look |= look is not None
-        columns = {"files": files, "sha256": sha256, "looks": looks if any_look else b""}
+        columns = {"files": files, "sha256": sha256, "looks": looks if any_look else b"", "texts": _json([*texts])}
         made = {name: np.frombuffer(bytes(column), np.uint8) for name, column in columns.items()}
-        return cls.from_columns(made | {"names": Names.of(names).blob, "texts": Names.of(texts).blob})
+        return cls.from_columns(made | {"names": Names.of(names).blob})
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Bytes]) -> "Rows":
-        """Of what `columns` gives."""
-        files, looks = columns["files"].view(_FILE), columns["looks"].view(_LOOK)
-        return cls(Names(columns["names"]), Names(columns["texts"]), files, columns["sha256"].reshape(-1, 32), looks)
+        """Of what `columns` gives. Raises KeyError or ValueError where it is something else."""
+        files, looks, sha256 = columns["files"].view(_FILE), columns["looks"].view(_LOOK), columns["sha256"]
+        made = cls(
+            Names(columns["names"]), json.loads(columns["texts"].tobytes()), files, sha256.reshape(-1, 32), looks
+        )
+        if not len(made) == len(files) == len(made.sha256) or len(looks) not in (0, len(made)):
+            raise ValueError("columns of several lengths")
+        if not all(isinstance(text, str) for text in made.texts) or files["text"].max(initial=-1) >= len(made.texts):
+            raise ValueError("no text where one is named")
+        return made
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """All of it in arrays."""
-        names = {"names": self.names.blob, "texts": self.texts.blob}
+        texts = np.frombuffer(_json(self.texts), np.uint8)
+        names = {"names": self.names.blob, "texts": texts}
         return names | {"files": self.files, "sha256": self.sha256, "looks": self.looks}
 
     def __len__(self) -> int:
@@ -110,7 +118,7 @@ class Rows:
         rows = zip(self.files[begin:end].tolist(), self.sha256[begin:end], looks, names, strict=False)
         for (size, mtime_ns, width, height, text, good), sha256, look, key in rows:
             assert good, key
-            note, seen = None if text < 0 else json.loads(self.texts[text]), None
+            note, seen = None if text < 0 else self.texts[text], None
             if look is not None and look["there"]:
                 sharpness = look["sharpness"]
                 seen = Look(
@@ -121,7 +129,7 @@ class Rows:
     def reasons(self) -> list[tuple[str, str]]:
         """(key, reason) of each that is no `Entry`."""
         bad = np.flatnonzero(~self.files["good"])
-        return [(self.names[i], json.loads(self.texts[self.files["text"][i]])) for i in bad]
+        return [(self.names[i], self.texts[self.files["text"][i]]) for i in bad]
 
     def lacks_look(self) -> NDArray[np.bool_]:
         """(N,) whether it is an `Entry` without one."""
@@ -135,7 +143,7 @@ class Rows:
         files, looks = self.files[positions], self.looks[positions] if len(self.looks) else self.looks
         told = files["text"] >= 0
         used, files["text"][told] = np.unique(files["text"][told], return_inverse=True)
-        return Rows(self.names.take(positions), self.texts.take(used), files, self.sha256[positions], looks)
+        return Rows(self.names.take(positions), [self.texts[i] for i in used], files, self.sha256[positions], looks)
 
     def __add__(self, other: "Rows") -> "Rows":
         if not len(self) or not len(other):
@@ -146,8 +154,12 @@ class Rows:
         none = not len(self.looks) and not len(other.looks)
         return Rows(
             Names(np.concatenate([self.names.blob, other.names.blob])),
-            Names(np.concatenate([self.texts.blob, other.texts.blob])),
+            self.texts + other.texts,
             files,
             np.concatenate([self.sha256, other.sha256]),
             self.looks if none else np.concatenate(looks),
         )
+
+
+def _json(texts: list[str]) -> bytes:
+    return json.dumps(texts).encode("ascii")
