@@ -3,8 +3,9 @@
 python -m benchmarks.training.index_scale [--entries 1000000] [--kinds tar --kinds zip]
 
 `list` is the first look at a folder, zip, tar or table: which pictures there are. `start` is what every later start of
-`train` adds to it before the first stage: what was read of each is taken from `pictures.json`, the hash of all, and the
-held-out split. Here that file is written without decoding; decoding is measured by `benchmarks.faults.data_check`.
+`train` costs before the first stage: what was read of each is taken from `pictures.safetensors`; the hash of all, the
+held-out split, the remarks, the caption files. Here that file is written without decoding; decoding is measured by
+`benchmarks.faults.data_check`.
 """
 
 import json
@@ -28,6 +29,7 @@ PICTURE = bytes.fromhex(
 CHILD = """
 import hashlib, json, sys, time
 from pathlib import Path
+from ldmkit.data.captions import caption_files_hash
 from ldmkit.data.index_cache import write_cache
 from ldmkit.data.pictures import scan
 from ldmkit.data.rows import Rows
@@ -54,7 +56,7 @@ if what == "list":
 else:
     index = scan(path, index_cache=cache)
     told("scan", began)
-    index.hash, index.split(0.05)
+    index.hash, index.split(0.05), index.summary(10), caption_files_hash(index.source)
     told("start", began)
 print(json.dumps(found))
 """
@@ -96,9 +98,7 @@ def make(path: Path, kind: str, entries: int) -> None:
 
 
 def main(*, entries: int = 1_000_000, kinds: list[str] = [*KINDS]) -> None:  # noqa: B006 - typer's way
-    rows: list[list[object]] = [
-        ["set", "list, s", "MB", "again, s", "start, s", "MB", "pictures.json, bytes a picture"]
-    ]
+    rows: list[list[object]] = [["set", "list, s", "MB", "again, s", "start, s", "MB", "index, bytes a picture"]]
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="ldmkit-index-scale-") as folder:
             path, cache = Path(folder) / ("set" if kind == "folder" else f"set.{kind}"), Path(folder) / INDEX

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar, overload
 
@@ -72,6 +72,15 @@ class Names:
             return np.full(len(others), -1)
         places = {name: i for i, name in enumerate(self.raw())}
         return np.fromiter((places.get(name, -1) for name in others.raw()), np.int64, len(others))
+
+    def end_in(self, endings: Collection[str]) -> NDArray[np.bool_]:
+        """(N,) whether each has one of these endings of at most 8 letters, in upper or lower case."""
+        lower = np.frombuffer(bytes(8) + self.blob.tobytes().lower(), np.uint8)
+        found, last = np.zeros(len(self), dtype=bool), np.zeros(len(self), dtype=np.uint64)
+        for length in range(1, 9):
+            last = last << np.uint64(8) | lower[self.ends + (8 - length)]
+            found |= np.isin(last, [int.from_bytes(each.encode(), "little") for each in endings if len(each) == length])
+        return found
 
     def take(self, positions: Positions) -> "Names":
         """Those at `positions`, in that order."""

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -170,19 +170,8 @@ def _told_by_name(names: Names) -> NDArray[np.bool_]:
     told = [np.zeros((2, 0), dtype=bool)]
     for part in names.parts():
         apart = _may_be_apart(part)
-        told.append(np.stack([_ending(part, SUFFIXES) & ~apart, apart | ~_ending(part, SUFFIXES | _BESIDE)]))
+        told.append(np.stack([part.end_in(SUFFIXES) & ~apart, apart | ~part.end_in(SUFFIXES | _BESIDE)]))
     return np.concatenate(told, axis=1)
-
-
-def _ending(names: Names, endings: Collection[str]) -> NDArray[np.bool_]:
-    """(N,) which of them have one of these endings of at most 8 letters, in upper or lower case."""
-    lower = np.frombuffer(bytes(8) + names.blob.tobytes().lower(), np.uint8)
-    found = np.zeros(len(names), dtype=bool)
-    last = np.zeros(len(names), dtype=np.uint64)
-    for length in range(1, 9):
-        last = last << np.uint64(8) | lower[names.ends + (8 - length)]
-        found |= np.isin(last, [int.from_bytes(each.encode(), "little") for each in endings if len(each) == length])
-    return found
 
 
 def _may_be_apart(names: Names) -> NDArray[np.bool_]:

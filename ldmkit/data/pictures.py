@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,10 +97,8 @@ class PictureIndex:
         contents = self.entries.sha256
         first, seen = np.arange(len(self)), dict[str, int]()
         # All that are the same begin alike.
-        begin = np.ascontiguousarray(contents[:, :8]).view(np.uint64)[:, 0]
-        order = begin.argsort()
-        again = begin[order[1:]] == begin[order[:-1]]
-        for i in range(len(first)) if alike else np.union1d(order[1:][again], order[:-1][again]).tolist():
+        several = _several(np.ascontiguousarray(contents[:, :8]).view(np.int64)[:, 0])
+        for i in range(len(first)) if alike else several:
             content = contents[i].tobytes().hex()
             first[i] = seen.setdefault(alike.get(content, content), i)
         return first
@@ -113,28 +111,27 @@ class PictureIndex:
 
     def noted(self) -> list[tuple[str, str, str]]:
         """(key, remark, other key or "") of each; where another one is concerned, the remark has `{}` for it."""
-        found = [(entry.key, entry.note, "") for entry in self.entries if entry.note]
-        first: dict[tuple[str, str], str] = {}
-        for entry in self.entries:
-            for remark, value in (
-                (SAME_CONTENT, entry.sha256),
-                ("differs from {} by Unicode normalisation only", unicodedata.normalize("NFC", entry.key)),
-                (
-                    "shares its caption file with {}, which has the same stem",
-                    str(PurePosixPath(entry.key).with_suffix("")),
-                ),
-            ):
-                other = first.setdefault((remark, value), entry.key)
-                if other != entry.key:
-                    found.append((entry.key, remark, other))
-        return found
+        names, told = self.entries.names, np.flatnonzero(self.entries.files["text"] >= 0)
+        first = self._first_of_content({})
+        found = [(int(i), SAME_CONTENT, int(first[i])) for i in np.flatnonzero(first != np.arange(len(first)))]
+        for remark, form in (
+            ("differs from {} by Unicode normalisation only", partial(unicodedata.normalize, "NFC")),
+            ("shares its caption file with {}, which has the same stem", lambda key: key.rpartition(".")[0]),
+        ):
+            seen: dict[str, int] = {}
+            for i in _several(np.fromiter((hash(form(key)) for key in names), np.int64, len(names))):
+                if (other := seen.setdefault(form(names[i]), i)) != i:
+                    found.append((i, remark, other))
+        found.sort(key=lambda row: row[0])
+        notes = [(names[i], self.entries[i].note or "", "") for i in told]
+        return [*notes, *((names[i], remark, names[other]) for i, remark, other in found)]
 
     def summary(self, limit: int | None = None, *, findings: bool = True) -> list[str]:
         """Lines for a person: what was read and what was not, `findings`: what is left out and why, and the remarks; at
         most `limit` of each."""
         lines = []
         if self.source and (prefixes := [prefix for prefix in self.source.archives if prefix]):
-            held = Counter(self.source.archive_of(entry.key) for entry in self.entries)
+            held = Counter(_held_in(self.entries.names, self.source.archive_of))
             named = [f"{printable(prefix[:-1])} ({held[prefix]})" for prefix in prefixes[:limit]]
             lines.append(f"archives and tables read: {', '.join(named)}{', ...' if len(prefixes) > len(named) else ''}")
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected if findings]
@@ -271,14 +268,26 @@ def _without_copies(entries: Rows, archive_of: Callable[[str], str] | None) -> t
     """Without those in a folder's archives that lie in the folder as files too, as in a backup; and what to say."""
     if archive_of is None:
         return entries, []
-    held_in = cache(lambda folder: archive_of(f"{folder}/_"))
-    inside = [held_in(key.rpartition("/")[0]) if "/" in key else "" for key in entries.names]
+    inside = list(_held_in(entries.names, archive_of))
     files = {content.tobytes() for content, prefix in zip(entries.sha256, inside, strict=True) if not prefix}
     copy = np.array([p and s.tobytes() in files for s, p in zip(entries.sha256, inside, strict=True)], dtype=bool)
     total, copies = (Counter(inside[i] for i in np.flatnonzero(some)) for some in (np.array(inside) != "", copy))
     said = "copies of files beside the archive; left out"
     lines = [f"{printable(prefix)}: {copies[prefix]} of {total[prefix]} pictures are {said}" for prefix in copies]
     return entries.take(np.flatnonzero(~copy)), lines
+
+
+def _held_in(names: Names, archive_of: Callable[[str], str]) -> Iterator[str]:
+    """What `archive_of` says of each, asked once a folder."""
+    known = cache(lambda folder: archive_of(f"{folder}/_"))
+    return (known(key.rpartition("/")[0]) if "/" in key else "" for key in names)
+
+
+def _several(codes: Positions) -> list[int]:
+    """Where those of (N,) lie that occur more than once, rising."""
+    order = codes.argsort()
+    again = codes[order[1:]] == codes[order[:-1]]
+    return [int(i) for i in np.union1d(order[1:][again], order[:-1][again])]
 
 
 def _sha256(source: Source, key: str) -> bytes | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
 from ldmkit.components.files import Folder
@@ -21,6 +22,7 @@ from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
 _CAPTIONS = (".txt", ".caption")
+_ENDINGS = (*_CAPTIONS, ".json", ".jsonl", ".csv", ".parquet")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -121,6 +123,14 @@ class Source:
         for prefix, archive in self.archives.items():
             yield from (prefix + key for key in archive.members)
 
+    def _beside(self) -> Iterator[str]:
+        """Of these keys all that end as captions do."""
+        if self.folder is not None:
+            yield from self.folder.walk()
+        for prefix, archive in self.archives.items():
+            for names in archive.members.names.parts():
+                yield from (prefix + names[i] for i in np.flatnonzero(names.end_in(_ENDINGS)))
+
     def picture(self, key: str) -> Picture:
         """To be decoded when needed; it pickles, for loader processes."""
         archive, inner = self._at(key)
@@ -133,7 +143,7 @@ class Source:
         """(key, size, mtime_ns) of the files that captions are read from beside the pictures; of a link its own."""
         stems: set[str] = set()
         keys = []
-        for key in self.walk():
+        for key in self._beside():
             name = key[key.rfind("/") + 1 :]
             ending = name[name.rfind(".") :].lower() if name.rfind(".") > 0 else ""
             if ending == ".json" and not stems:
