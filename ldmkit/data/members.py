@@ -24,6 +24,7 @@ from ldmkit.data.cache import cache_folder
 from ldmkit.data.columns import Bytes, Names, load_columns, save_columns
 
 _CHUNK = 2**20
+_DRIVE = re.compile("[A-Za-z]:")
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")
 # Raised whenever archives are listed otherwise.
 _VERSION = 1
@@ -50,40 +51,39 @@ class Found:
     """What is found in an archive while it is listed."""
 
     def __init__(self) -> None:
-        self._keys: list[str] = []
-        self._places = bytearray()
+        self._keys, self._places = bytearray(), bytearray()
         self.rejected: list[tuple[str, str]] = []
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places) // _PLACE.itemsize
 
     def add(self, name: str, member: Member, reason: str | None) -> None:
         """A member, to be left out for `reason`."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if not parts and not name.startswith("/"):
             self.rejected.append((name or "(a member)", "has no name"))
-        elif name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
+        elif name.startswith("/") or ".." in parts or _DRIVE.match(name):
             self.rejected.append((name, "its name leads out of the archive"))
         elif "\0" in name:
             self.rejected.append((name, "its name holds a NUL"))
         elif reason is not None:
             self.rejected.append(("/".join(parts), reason))
         else:
-            self._keys.append("/".join(parts))
+            self._keys += "/".join(parts).encode("utf-8", "surrogateescape") + b"\0"
             self._places += _PACK(*member)
 
     def columns(self) -> dict[str, Bytes]:
         """Sorted by key, of several of one name the last."""
-        keys = self._keys
-        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
-        again = np.array([keys[i] == keys[after] for i, after in pairwise(order)] + [False] * bool(keys), dtype=bool)
-        said = [f"{keys[i]}: is in the archive twice; the last one is used" for i in order[again]]
-        kept = order[~again]
-        return {
-            "names": Names.of(keys[i] for i in kept).blob,
-            "places": np.frombuffer(bytes(self._places), _PLACE)[kept].view(np.uint8),
-            "other": np.frombuffer(json.dumps([self.rejected, said]).encode(), np.uint8),
-        }
+        names, places = Names(np.frombuffer(self._keys, np.uint8)), np.frombuffer(self._places, _PLACE)
+        said: list[str] = []
+        if any(before >= after for before, after in pairwise(names)):
+            keys = list(names)
+            order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+            again = np.array([*(keys[i] == keys[after] for i, after in pairwise(order)), False])
+            said = [f"{keys[i]}: is in the archive twice; the last one is used" for i in order[again]]
+            names, places = names.take(order[~again]), places[order[~again]]
+        other = np.frombuffer(json.dumps([self.rejected, said]).encode(), np.uint8)
+        return {"names": names.blob, "places": places.view(np.uint8), "other": other}
 
 
 class Members(Mapping[str, Member]):
