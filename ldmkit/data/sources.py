@@ -123,14 +123,6 @@ class Source:
         for prefix, archive in self.archives.items():
             yield from (prefix + key for key in archive.members)
 
-    def _beside(self) -> Iterator[str]:
-        """Of these keys all that end as captions do."""
-        if self.folder is not None:
-            yield from self.folder.walk()
-        for prefix, archive in self.archives.items():
-            for names in archive.members.names.parts():
-                yield from (prefix + names[i] for i in np.flatnonzero(names.end_in(_ENDINGS)))
-
     def picture(self, key: str) -> Picture:
         """To be decoded when needed; it pickles, for loader processes."""
         archive, inner = self._at(key)
@@ -142,24 +134,30 @@ class Source:
     def caption_files(self) -> list[tuple[str, int, int]]:
         """(key, size, mtime_ns) of the files that captions are read from beside the pictures; of a link its own."""
         stems: set[str] = set()
-        keys = []
-        for key in self._beside():
+        found = []
+        for key, size, mtime_ns in self._beside():
             name = key[key.rfind("/") + 1 :]
             ending = name[name.rfind(".") :].lower() if name.rfind(".") > 0 else ""
             if ending == ".json" and not stems:
                 stems = {key.rpartition(".")[0] for key in self.files.names}
             if ending in _CAPTIONS or name in METADATA or (ending == ".json" and key[:-5] in stems):
-                keys.append(key)
-        found = []
-        for key in sorted(keys, key=lambda key: key.split("/")):
-            archive, inner = self._at(key)
-            if archive is not None:
-                found.append((key, archive.members[inner].size, archive.mtime_ns))
-            elif self.folder is not None:
-                path = self.path / key
-                status = path.lstat() if self.folder.leads_out(key) else path.stat()
-                found.append((key, status.st_size, status.st_mtime_ns))
-        return found
+                if size < 0 and self.folder is not None:
+                    path = self.path / key
+                    status = path.lstat() if self.folder.leads_out(key) else path.stat()
+                    size, mtime_ns = status.st_size, status.st_mtime_ns
+                found.append((key, size, mtime_ns))
+        return sorted(found, key=lambda row: row[0].split("/"))
+
+    def _beside(self) -> Iterator[tuple[str, int, int]]:
+        """Of all files that may be captions; a size of -1 in a folder, where it is not known yet."""
+        if self.folder is not None:
+            yield from ((key, -1, 0) for key in self.folder.walk())
+        for prefix, archive in self.archives.items():
+            begin, sizes = 0, archive.members.places["size"]
+            for names in archive.members.names.parts():
+                for i in np.flatnonzero(names.end_in(_ENDINGS)).tolist():
+                    yield prefix + names[i], int(sizes[begin + i]), archive.mtime_ns
+                begin += len(names)
 
 
 def archive_by_name(key: str) -> str:
