@@ -114,7 +114,7 @@ def main(*, entries: int = 1_000_000, kinds: list[str] = [*KINDS]) -> None:  # n
                 found.append(json.loads(said.splitlines()[-1]))
             first, again, start = found
             seconds = [f"{value:.1f}" for value in (first["list"][0], again["list"][0], start["start"][0])]
-            peaks = [f"{value:.0f}" for value in (again["list"][1], start["start"][1])]
+            peaks = [f"{value:.0f}" for value in (first["list"][1], start["start"][1])]
             rows.append([kind, seconds[0], peaks[0], seconds[1], seconds[2], peaks[1], f"{again['disk']:.0f}"])
     print_table(*rows)
 

@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from ldmkit.components.files import Folder
 from ldmkit.data.columns import Names, Positions
 from ldmkit.data.decode import SUFFIXES
-from ldmkit.data.kinds import HEAD, kind
+from ldmkit.data.kinds import BESIDE, HEAD, kind
 from ldmkit.data.members import Archive
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
 # What a NAS, Windows, macOS or a disk check keeps beside one's files: thumbnails, and what was thrown away.
 _NOT_THE_USERS = frozenset({"@eadir", "#recycle", "#snapshot", "$recycle.bin", "lost+found", "__macosx"})
-# Captions and system files, of which nobody expects a picture.
-_BESIDE = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".db", ".ini", ".md", ".toml"})
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,14 @@ class Listing:
     _like_pictures: list[str] = field(default_factory=list)
     left: set[str] = field(default_factory=set)
 
-    def add(self, key: str, size: int, mtime_ns: int, head: Callable[[], bytes]) -> None:
-        """A regular file; `head` reads its first bytes."""
+    def add(self, key: str, size: int, mtime_ns: int, kind_of: Callable[[], str | None]) -> None:
+        """A regular file; `kind_of` tells what it is by its first bytes."""
         ending = key[key.rfind(".") :].lower()
         if ending in SUFFIXES:
             self.files[key] = (size, mtime_ns)
-        elif ending not in _BESIDE:
+        elif ending not in BESIDE:
             self._endings[PurePosixPath(key).suffix or "no ending"] += 1
-            name, _ = kind(head())
-            if name is not None:
+            if (name := kind_of()) is not None:
                 self._like_pictures.append(f"{printable(key)}: by its first bytes {name}")
 
     def add_archive(self, prefix: str, archive: Archive) -> None:
@@ -90,7 +87,7 @@ class Listing:
             if outermost := folders[folder]:
                 self._leave(prefix + outermost)
             elif outermost is None and not name.startswith("."):
-                self.add(prefix + key, int(sizes[i]), archive.mtime_ns, partial(_head, archive, key))
+                self.add(prefix + key, int(sizes[i]), archive.mtime_ns, partial(archive.kinds.get, key))
 
     def add_folder(self, folder: Folder, is_container: Callable[[str], bool]) -> None:
         """What lies below a folder. A folder is read once, whichever way leads there, so that no loop is endless.
@@ -123,9 +120,9 @@ class Listing:
                 if is_folder and entry.name.lower() in _NOT_THE_USERS:
                     self._leave(key)
                 elif status is None or (entry.is_symlink() and folder.leads_out(key)):
-                    if wanted or is_folder or (status is None and ending not in _BESIDE):
+                    if wanted or is_folder or (status is None and ending not in BESIDE):
                         self.rejected.append((key, _why(folder, key) if status else gone))
-                    elif ending not in _BESIDE:
+                    elif ending not in BESIDE:
                         self._endings[Path(entry.name).suffix or "no ending"] += 1
                 elif is_folder:
                     (links if entry.is_symlink() else waiting).append(key if entry.is_symlink() else f"{key}/")
@@ -135,7 +132,7 @@ class Listing:
                 elif is_container(entry.name):
                     self.containers.append(key)
                 else:
-                    self.add(key, status.st_size, status.st_mtime_ns, partial(_head, folder, key))
+                    self.add(key, status.st_size, status.st_mtime_ns, partial(_kind, folder, key))
         self.containers.sort()
 
     def listed(self) -> Listed:
@@ -170,7 +167,7 @@ def _told_by_name(names: Names) -> NDArray[np.bool_]:
     told = [np.zeros((2, 0), dtype=bool)]
     for part in names.parts():
         apart = _may_be_apart(part)
-        told.append(np.stack([part.end_in(SUFFIXES) & ~apart, apart | ~part.end_in(SUFFIXES | _BESIDE)]))
+        told.append(np.stack([part.end_in(SUFFIXES) & ~apart, apart | ~part.end_in(SUFFIXES | BESIDE)]))
     return np.concatenate(told, axis=1)
 
 
@@ -195,11 +192,11 @@ def _apart(folder: str) -> str | None:
     return "" if any(part.startswith(".") for part in parts) else None
 
 
-def _head(files: Folder | Archive, key: str) -> bytes:
+def _kind(folder: Folder, key: str) -> str | None:
     try:
-        return files.read(key, HEAD - 1)
+        return kind(folder.read(key, HEAD - 1))[0]
     except OSError:  # counted by its ending; nobody said that it is a picture
-        return b""
+        return None
 
 
 def _why(folder: Folder, key: str) -> str:

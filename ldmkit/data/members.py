@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from ldmkit.data.cache import cache_folder
 from ldmkit.data.columns import Bytes, Names, load_columns, save_columns
+from ldmkit.data.decode import SUFFIXES
+from ldmkit.data.kinds import BESIDE, HEAD, kind
 
 _CHUNK = 2**20
 _DRIVE = re.compile("[A-Za-z]:")
@@ -72,8 +74,8 @@ class Found:
             self._keys += "/".join(parts).encode("utf-8", "surrogateescape") + b"\0"
             self._places += _PACK(*member)
 
-    def columns(self) -> dict[str, Bytes]:
-        """Sorted by key, of several of one name the last."""
+    def columns(self, path: Path) -> dict[str, Bytes]:
+        """Sorted by key, of several of one name the last; `path` is read where no name tells what a member is."""
         names, places = Names(np.frombuffer(self._keys, np.uint8)), np.frombuffer(self._places, _PLACE)
         said: list[str] = []
         if any(before >= after for before, after in pairwise(names)):
@@ -82,7 +84,13 @@ class Found:
             again = np.array([*(keys[i] == keys[after] for i, after in pairwise(order)), False])
             said = [f"{keys[i]}: is in the archive twice; the last one is used" for i in order[again]]
             names, places = names.take(order[~again]), places[order[~again]]
-        other = np.frombuffer(json.dumps([self.rejected, said]).encode(), np.uint8)
+        kinds: dict[str, str] = {}
+        told = [part.end_in(SUFFIXES | BESIDE) for part in names.parts()]
+        for i in np.flatnonzero(~np.concatenate(told)) if told else ():
+            with suppress(OSError):
+                if name := kind(read_member(path, Member(*places[i].item()), HEAD - 1))[0]:
+                    kinds[names[i]] = name
+        other = np.frombuffer(json.dumps([self.rejected, said, kinds]).encode(), np.uint8)
         return {"names": names.blob, "places": places.view(np.uint8), "other": other}
 
 
@@ -119,6 +127,8 @@ class Archive:
     """(key, reason); the key is "" for the archive itself"""
     said: list[str]
     """lines on what is taken on trust"""
+    kinds: dict[str, str]
+    """by key, what the first bytes tell of a member that ends neither as pictures nor as captions do"""
 
     def read(self, key: str, most: int) -> bytes:
         """At most `most` + 1 bytes of a member. Raises OSError where it is damaged."""
@@ -140,19 +150,19 @@ class Archive:
 def listed_once(path: Path, lister: Callable[[Path, Found], None]) -> Archive:
     """What `lister` finds in an archive, from the cache as long as its path, size and times are the same."""
     status, whole = path.stat(), os.path.realpath(path)
-    as_it_is = [whole, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    as_it_is = [whole, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sorted(SUFFIXES)]
     about = {"version": str(_VERSION), "archive": json.dumps(as_it_is)}
     file = cache_folder("members") / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]}.safetensors"
     columns = load_columns(file, about)
     if columns is None:
         found = Found()
         lister(path, found)
-        columns = found.columns()
+        columns = found.columns(path)
         with suppress(OSError):  # without a cache it is listed again
             save_columns(file, columns, about)
-    rejected, said = json.loads(columns["other"].tobytes())
+    rejected, said, kinds = json.loads(columns["other"].tobytes())
     members = Members(Names(columns["names"]), columns["places"].view(_PLACE))
-    return Archive(path, status.st_mtime_ns, members, [(key, reason) for key, reason in rejected], said)
+    return Archive(path, status.st_mtime_ns, members, [(key, reason) for key, reason in rejected], said, kinds)
 
 
 def read_member(path: Path, member: Member, most: int) -> bytes:

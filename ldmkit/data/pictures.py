@@ -269,12 +269,13 @@ def _without_copies(entries: Rows, archive_of: Callable[[str], str] | None) -> t
     if archive_of is None:
         return entries, []
     inside = list(_held_in(entries.names, archive_of))
-    files = {content.tobytes() for content, prefix in zip(entries.sha256, inside, strict=True) if not prefix}
-    copy = np.array([p and s.tobytes() in files for s, p in zip(entries.sha256, inside, strict=True)], dtype=bool)
-    total, copies = (Counter(inside[i] for i in np.flatnonzero(some)) for some in (np.array(inside) != "", copy))
+    contents = [content.tobytes() for content in entries.sha256]
+    files = {content for content, prefix in zip(contents, inside, strict=True) if not prefix}
+    copy = [prefix != "" and content in files for content, prefix in zip(contents, inside, strict=True)]
+    total, copies = Counter(inside), Counter(prefix for prefix, is_copy in zip(inside, copy, strict=True) if is_copy)
     said = "copies of files beside the archive; left out"
     lines = [f"{printable(prefix)}: {copies[prefix]} of {total[prefix]} pictures are {said}" for prefix in copies]
-    return entries.take(np.flatnonzero(~copy)), lines
+    return entries.take(np.flatnonzero(~np.array(copy, dtype=bool))), lines
 
 
 def _held_in(names: Names, archive_of: Callable[[str], str]) -> Iterator[str]:

@@ -76,7 +76,7 @@ class Rows:
             looks += _PACK_LOOK(look is not None, bytes.fromhex(phash), contrast, *sharpness)
             any_look |= look is not None
         columns = {"files": files, "sha256": sha256, "looks": looks if any_look else b"", "texts": _json([*texts])}
-        made = {name: np.frombuffer(bytes(column), np.uint8) for name, column in columns.items()}
+        made = {name: np.frombuffer(column, np.uint8) for name, column in columns.items()}
         return cls.from_columns(made | {"names": Names.of(names).blob})
 
     @classmethod

@@ -126,8 +126,7 @@ def test_archives_in_a_folder_are_folders_of_their_names(method, tmp_path, folde
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
 def test_an_archive_is_listed_once(name, tmp_path, monkeypatch):
-    files = {key: data for key, data in FILES.items() if key != "notes.pdf"}  # whose first bytes are looked at
-    path = write(tmp_path / name, files)
+    path = write(tmp_path / name, FILES)
     index = scan(path, index_cache=tmp_path / "pictures.safetensors")
     opened = []
     original = io.open
@@ -140,7 +139,7 @@ def test_an_archive_is_listed_once(name, tmp_path, monkeypatch):
     assert np.array_equal(again.pictures()[0].load(), index.pictures()[0].load())
     assert str(path) in opened
     then = path.stat()
-    write(path, {name.replace("one/a", "one/z"): data for name, data in files.items()})
+    write(path, {name.replace("one/a", "one/z"): data for name, data in FILES.items()})
     os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
     assert path.stat().st_size == then.st_size
     assert [entry.key for entry in scan(path).entries] == sorted({*CAPTIONS, "one/z.png"} - {"one/a.png"})
