@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar, overload
 
@@ -72,6 +73,13 @@ class Names:
             return np.full(len(others), -1)
         places = {name: i for i, name in enumerate(self.raw())}
         return np.fromiter((places.get(name, -1) for name in others.raw()), np.int64, len(others))
+
+    def order(self) -> Positions:
+        """(N,) how they are sorted, as `sorted` does; of those that are the same the earlier one comes first."""
+        if all(before <= after for before, after in pairwise(self)):
+            return np.arange(len(self))
+        every = list(self)
+        return np.array(sorted(range(len(every)), key=every.__getitem__), dtype=np.int64)
 
     def end_in(self, endings: Collection[str]) -> NDArray[np.bool_]:
         """(N,) whether each has one of these endings of at most 8 letters, in upper or lower case."""

@@ -7,8 +7,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ldmkit.data.columns import load_columns, save_columns
 from ldmkit.data.looks import LEVELS
 from ldmkit.data.rows import Rows
@@ -87,10 +85,10 @@ def _is_look(value: Any) -> bool:
 
 def write_cache(path: Path, folder: Path, rows: Rows) -> None:
     """Writes them ordered by key. Raises LdmkitError where it cannot be written."""
-    keys = list(rows.names)
-    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
     try:
-        save_columns(path, rows.take(order).columns(), {"version": str(_VERSION), "folder": json.dumps(str(folder))})
+        save_columns(
+            path, rows.take(rows.names.order()).columns(), {"version": str(_VERSION), "folder": json.dumps(str(folder))}
+        )
         path.with_suffix(".json").unlink(missing_ok=True)
     except OSError as error:
         raise LdmkitError(f"{path}: the list of pictures cannot be written: {error.strerror or error}") from error

@@ -150,8 +150,7 @@ class Listing:
         )
         if all(before.names[-1] < after.names[0] for before, after in pairwise(parts)):  # as shards are
             return whole
-        every = list(whole.names)
-        return whole.take(np.array(sorted(range(len(every)), key=every.__getitem__), dtype=np.int64))
+        return whole.take(whole.names.order())
 
     def unread(self) -> tuple[str, ...]:
         """Lines on what was not looked at."""

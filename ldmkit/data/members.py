@@ -77,13 +77,12 @@ class Found:
     def columns(self, path: Path) -> dict[str, Bytes]:
         """Sorted by key, of several of one name the last; `path` is read where no name tells what a member is."""
         names, places = Names(np.frombuffer(self._keys, np.uint8)), np.frombuffer(self._places, _PLACE)
-        said: list[str] = []
-        if any(before >= after for before, after in pairwise(names)):
-            keys = list(names)
-            order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
-            again = np.array([*(keys[i] == keys[after] for i, after in pairwise(order)), False])
-            said = [f"{keys[i]}: is in the archive twice; the last one is used" for i in order[again]]
-            names, places = names.take(order[~again]), places[order[~again]]
+        order = names.order()
+        names, places = names.take(order), places[order]
+        again = np.zeros(len(names), dtype=bool)
+        again[:-1] = [before == after for before, after in pairwise(names.raw())]
+        said = [f"{names[i]}: is in the archive twice; the last one is used" for i in np.flatnonzero(again)]
+        names, places = names.take(np.flatnonzero(~again)), places[~again]
         kinds: dict[str, str] = {}
         told = [part.end_in(SUFFIXES | BESIDE) for part in names.parts()]
         for i in np.flatnonzero(~np.concatenate(told)) if told else ():
