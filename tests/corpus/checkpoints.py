@@ -269,6 +269,6 @@ def checkpoints() -> Iterator[Artefact]:
             ),
         )
     yield Artefact("list of pictures: deep", partial(_cached, DEEP))
-    columns = {"name too many": {"names": b"a.png\0b.png\0"}, "deep texts": {"texts": DEEP}, "cut": {"files": b"x"}}
+    columns = {"name too many": {"names": b"_.png\0a.png\0"}, "deep texts": {"texts": DEEP}, "cut": {"files": b"x"}}
     for word, changes in columns.items():
         yield Artefact(f"list of pictures in columns: {word}", partial(_columns, changes))
