@@ -15,16 +15,17 @@ def other_damages(pipeline: "Pipeline") -> Iterator[str]:
 
     To be asked for before the parts' states: then the pictures are remembered as they are now.
     """
+    from ldmkit.data.index_cache import INDEX
     from ldmkit.data.pictures import remembered
     from ldmkit.run.files import sha256_of
     from ldmkit.run.first_weights import kept_starts, ways_on
     from ldmkit.run.folder import recipe_of_run
     from ldmkit.runtime.manifest import read_manifest
 
-    run, cache = pipeline.run_dir, pipeline.run_dir / "pictures.json"
+    run, cache = pipeline.run_dir, pipeline.run_dir / INDEX
     if not run.is_dir():
         return
-    then = remembered(cache, Path(pipeline.recipe.data.path)) if cache.is_file() else None
+    then = remembered(cache, Path(pipeline.recipe.data.path))
     if then is None:
         yield f"{cache} is gone or damaged; the pictures are read again"
     elif then.folder.exists():

@@ -53,6 +53,7 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     """(a row a stage, bytes of memory that the run could have, the run's folder)."""
     from ldmkit.cli.recipe import open_recipe
     from ldmkit.components.registry import Registry
+    from ldmkit.data.index_cache import index_file
     from ldmkit.pipeline import Pipeline
     from ldmkit.report import Reporter
 
@@ -60,8 +61,7 @@ def _measure(name: str, overrides: tuple[str, ...], steps: int, scratch: Path) -
     reporter = Reporter(err=True)
     run = Pipeline(recipe, registry=registry, reporter=reporter)
     own = Pipeline(recipe, registry=registry, reporter=reporter, runs_dir=scratch)
-    cache = run.run_dir / "pictures.json"
-    if cache.is_file():  # what was decoded before need not be again
+    if cache := index_file(run.run_dir):  # what was decoded before need not be again
         own.run_dir.mkdir(parents=True)
         shutil.copy(cache, own.run_dir)
     run.dataset.index = own.index  # the run itself is only looked at

@@ -11,7 +11,8 @@ def buckets_of(index: PictureIndex, data: Data) -> np.ndarray:
     """(N,) int64: which of `data.shapes` each picture is brought to."""
     if not data.buckets:  # of millions it would take seconds
         return np.zeros(len(index), dtype=np.int64)
-    return np.array([data.bucket(entry.width, entry.height) for entry in index.entries], dtype=np.int64)
+    sides = zip(index.entries.files["width"].tolist(), index.entries.files["height"].tolist(), strict=True)
+    return np.array([data.bucket(width, height) for width, height in sides], dtype=np.int64)
 
 
 def of_one_bucket(buckets: np.ndarray, size: int) -> list[np.ndarray]:

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 
+import numpy as np
+
 from ldmkit.data.looks import BLANK, first_alike
-from ldmkit.data.pictures import SAME_CONTENT, Entry, PictureIndex
+from ldmkit.data.pictures import SAME_CONTENT, PictureIndex
+from ldmkit.data.rows import Entry
 from ldmkit.recipe.data import Data
 from ldmkit.report import printable
 
@@ -170,18 +173,19 @@ def held_out_copies(index: PictureIndex, data: Data, seed: int) -> list[str]:
     """
     if data.group_duplicates or data.source == "toy-cats":
         return []
-    looks = {e.sha256: e.look for e in index.entries if e.look and e.look.contrast >= BLANK}
-    train, held = (
-        {e.sha256: e.key for e in (index.entries[i] for i in side) if e.sha256 in looks}
-        for side in index.split(data.held_out, seed)
-    )
-    compared = list(held)[:: 1 + len(held) * len(train) // MOST_PAIRS]
-    found = first_alike(*([looks[content].phash for content in side] for side in (compared, train)))
-    trained = list(train.values())
+    looks, names = index.entries.looks, index.entries.names
+    if not len(looks):
+        return []
+    clear = looks["there"] & (looks["contrast"] >= BLANK)
+    train, held = ((at := np.array(side, dtype=np.int64))[clear[at]] for side in index.split(data.held_out, seed))
+    _, once = np.unique(index.entries.sha256[held], axis=0, return_index=True)
+    held = held[np.sort(once)]
+    compared = held[:: 1 + len(held) * len(train) // MOST_PAIRS]
+    found = first_alike(looks["phash"][compared], looks["phash"][train])
     pairs = [
-        f"{printable(held[content])} like {printable(trained[i])}"
-        for content, i in zip(compared, found, strict=True)
-        if i >= 0
+        f"{printable(names[i])} like {printable(names[train[like]])}"
+        for i, like in zip(compared, found, strict=True)
+        if like >= 0
     ]
     if not pairs:
         return []

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from ldmkit.atomic import write_atomic
+from ldmkit.data.index_cache import INDEX
 from ldmkit.data.pictures import PictureIndex, scan
 from ldmkit.data.remote import address, expanded
 from ldmkit.data.sources import Source, is_container
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.data import Data
 from ldmkit.report import printable
-
-CACHE = "pictures.json"
 
 
 def checked_folder(path: str, runs_dir: Path = Path("runs")) -> Path:
@@ -36,7 +35,7 @@ def scan_data(
 
     `checking`: as `data check` reads them, with their looks, however many cannot be used, and with its own cache.
     """
-    checked = checked_folder(data.path) / CACHE
+    checked = checked_folder(data.path) / INDEX
     return scan(
         Path(data.path),
         follow_links=data.follow_links,

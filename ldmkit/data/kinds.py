@@ -1,5 +1,7 @@
 """What a file is by its first bytes, whatever its name says."""
 
+# Captions and system files, of which nobody expects a picture.
+BESIDE = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".db", ".ini", ".md", ".toml"})
 HEAD = 512
 """bytes that `kind` looks at"""
 _HEIC = 'HEIC; convert it, or pip install "ldmkit[heif]"'

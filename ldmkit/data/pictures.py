@@ -4,47 +4,30 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ldmkit.components.protocols import Picture
+from ldmkit.data.columns import Lazy, Names, Positions
 from ldmkit.data.decode import FORMATS, LARGE_BYTES, MAX_BYTES, SUFFIXES, DecodeError, glance, one_large
 from ldmkit.data.index_cache import read_cache, write_cache
 from ldmkit.data.kinds import HEAD, kind
-from ldmkit.data.looks import BLANK, Look, alike
+from ldmkit.data.listing import Listed
+from ldmkit.data.looks import BLANK, alike
+from ldmkit.data.rows import Rows
 from ldmkit.data.sources import Source, archive_by_name
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
-T = TypeVar("T")
 SAME_CONTENT = "the same content as {}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One good picture."""
-
-    key: str
-    """path relative to the folder, with ending, `/`-separated; bytes that are no UTF-8 as surrogates (PEP 383)"""
-    sha256: str
-    """of the file's bytes, hexadecimal"""
-    width: int
-    """pixels, upright"""
-    height: int
-    """pixels, upright"""
-    size: int
-    """bytes"""
-    mtime_ns: int
-    """time of the last change, nanoseconds"""
-    note: str | None = None
-    """what of the file is lost or taken on trust, as frames after the first"""
-    look: Look | None = None
-    """None where it was read by an ldmkit that did not look"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,8 @@ class PictureIndex:
     """The pictures of a folder, ordered by key."""
 
     folder: Path
-    entries: tuple[Entry, ...]
+    entries: Rows
+    """of the good ones"""
     rejected: tuple[tuple[str, str], ...]
     """(key, reason) of each file that has a picture's ending and is left out"""
     unread: tuple[str, ...] = ()
@@ -68,16 +52,15 @@ class PictureIndex:
     @cached_property
     def hash(self) -> str:
         """SHA-256 over all keys and contents: changes exactly when the data set does."""
-        digest = hashlib.sha256()
-        for entry in self.entries:
+        digest, contents = hashlib.sha256(), self.entries.sha256
+        for i, key in enumerate(self.entries.names.raw()):
             # No file name holds a NUL, so the records cannot run into each other.
-            digest.update(_key_bytes(entry.key) + b"\0" + bytes.fromhex(entry.sha256))
+            digest.update(key + b"\0" + contents[i].tobytes())
         return digest.hexdigest()
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> Sequence[Picture]:
         """The same pictures in the same order, to be decoded when needed; they pickle, for loader processes."""
-        files = self.files
-        return [files.picture(entry.key) for entry in self.entries]
+        return Lazy(len(self), partial(_picture, self.files, self.entries.names))
 
     @cached_property
     def files(self) -> Source:
@@ -100,21 +83,25 @@ class PictureIndex:
         """
         if not 0 <= held_out < 1:
             raise LdmkitError(f"data.held_out must be at least 0 and below 1, not {held_out}")
-        alike = self.alike if together else {}
-        contents = [alike.get(entry.sha256, entry.sha256) for entry in self.entries]
-        first: dict[str, str] = {}  # content -> key
-        for content, entry in zip(contents, self.entries, strict=True):
-            first.setdefault(content, entry.key)
-        shares = {content: _share(key, seed) for content, key in first.items()}
-        held = {content for content, share in shares.items() if share < held_out}
-        if held and len(held) == len(shares):
-            held.remove(max(shares, key=shares.__getitem__))
-        elif held_out > 0 and not held and len(shares) > 1:
-            held = {min(shares, key=shares.__getitem__)}
-        sides: tuple[list[int], list[int]] = ([], [])
-        for index, content in enumerate(contents):
-            sides[content in held].append(index)
-        return sides
+        first = self._first_of_content(self.alike if together else {})
+        shares = _shares(self.entries.names, seed)
+        held, leads = shares[first] < held_out, np.flatnonzero(first == np.arange(len(first)))
+        if held.any() and held.all():
+            held[first == leads[shares[leads].argmax()]] = False
+        elif held_out > 0 and not held.any() and len(leads) > 1:
+            held[first == leads[shares[leads].argmin()]] = True
+        return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+    def _first_of_content(self, alike: Mapping[str, str]) -> Positions:
+        """(N,) the first picture of the same content, or of one that is `alike`."""
+        contents = self.entries.sha256
+        first, seen = np.arange(len(self)), dict[str, int]()
+        # All that are the same begin alike.
+        several = _several(np.ascontiguousarray(contents[:, :8]).view(np.int64)[:, 0])
+        for i in range(len(first)) if alike else several:
+            content = contents[i].tobytes().hex()
+            first[i] = seen.setdefault(alike.get(content, content), i)
+        return first
 
     def remarks(self) -> list[str]:
         """What a person should know of these files beside the rejected ones: notes, copies, names that clash."""
@@ -124,28 +111,27 @@ class PictureIndex:
 
     def noted(self) -> list[tuple[str, str, str]]:
         """(key, remark, other key or "") of each; where another one is concerned, the remark has `{}` for it."""
-        found = [(entry.key, entry.note, "") for entry in self.entries if entry.note]
-        first: dict[tuple[str, str], str] = {}
-        for entry in self.entries:
-            for remark, value in (
-                (SAME_CONTENT, entry.sha256),
-                ("differs from {} by Unicode normalisation only", unicodedata.normalize("NFC", entry.key)),
-                (
-                    "shares its caption file with {}, which has the same stem",
-                    str(PurePosixPath(entry.key).with_suffix("")),
-                ),
-            ):
-                other = first.setdefault((remark, value), entry.key)
-                if other != entry.key:
-                    found.append((entry.key, remark, other))
-        return found
+        names, told = self.entries.names, np.flatnonzero(self.entries.files["text"] >= 0)
+        first = self._first_of_content({})
+        found = [(int(i), SAME_CONTENT, int(first[i])) for i in np.flatnonzero(first != np.arange(len(first)))]
+        for remark, form in (
+            ("differs from {} by Unicode normalisation only", partial(unicodedata.normalize, "NFC")),
+            ("shares its caption file with {}, which has the same stem", lambda key: key.rpartition(".")[0]),
+        ):
+            seen: dict[str, int] = {}
+            for i in _several(np.fromiter((hash(form(key)) for key in names), np.int64, len(names))):
+                if (other := seen.setdefault(form(names[i]), i)) != i:
+                    found.append((i, remark, other))
+        found.sort(key=lambda row: row[0])
+        notes = [(names[i], self.entries[i].note or "", "") for i in told]
+        return [*notes, *((names[i], remark, names[other]) for i, remark, other in found)]
 
     def summary(self, limit: int | None = None, *, findings: bool = True) -> list[str]:
         """Lines for a person: what was read and what was not, `findings`: what is left out and why, and the remarks; at
         most `limit` of each."""
         lines = []
         if self.source and (prefixes := [prefix for prefix in self.source.archives if prefix]):
-            held = Counter(self.source.archive_of(entry.key) for entry in self.entries)
+            held = Counter(_held_in(self.entries.names, self.source.archive_of))
             named = [f"{printable(prefix[:-1])} ({held[prefix]})" for prefix in prefixes[:limit]]
             lines.append(f"archives and tables read: {', '.join(named)}{', ...' if len(prefixes) > len(named) else ''}")
         rejected = [f"{printable(key)}: {reason}" for key, reason in self.rejected if findings]
@@ -184,42 +170,41 @@ def scan(
     """
     source = Source(folder, follow_links)
     folder, unread = source.path, source.unread
-    all_files = {key: found for key, found in source.files.items() if key not in excluded}
     rejected = [(key, reason) for key, reason in source.rejected if key not in excluded]
-    files = _sample(all_files, max_pictures)
-    if not files and not rejected:
+    chosen = _chosen(source.files.names, excluded, max_pictures)
+    files = source.files.take(chosen)
+    if not len(files) and not rejected:
         there = "".join(f"\n  not read: {line}" for line in unread[:5])
         raise LdmkitError(
             f"data.path: {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); "
             f"name a folder that does with --set data.path=DIR{there}"
         )
 
-    cached = read_cache(index_cache, folder)
+    own, other = read_cache(index_cache, folder), read_cache(also, folder)
+    in_own = own.names.where(source.files.names)
+    rows = np.full(len(files), -1)  # where each one lies in own + other
+    for table, at, begin in ((other, other.names.where(files.names), len(own)), (own, in_own[chosen], 0)):
+        same = _unchanged(source, files, table, at, looks=looks, closely=closely)
+        rows[same] = at[same] + begin
+    unknown = np.flatnonzero(rows < 0)
+    rows[unknown] = len(own) + len(other) + np.arange(len(unknown))
+    known = (own + other + Rows.of(_measured(source, files, unknown, looks=looks, progress=progress))).take(rows)
+    gone, beyond = np.ones((2, len(own)), dtype=bool)
+    gone[in_own[in_own >= 0]] = False
+    beyond[in_own[chosen][in_own[chosen] >= 0]] = False
+    kept = np.flatnonzero(beyond & ~gone)  # what is there and not in this sample
+    if index_cache is not None and not (
+        len(kept) + len(files) == len(own) and (rows < len(own)).all() and index_cache.is_file()
+    ):
+        write_cache(index_cache, folder, known + own.take(kept))
+    anew = np.flatnonzero((rows >= len(own)) & (in_own[chosen] >= 0))
+    changed = (own.sha256[in_own[chosen[anew]]] != known.sha256[anew]).any(axis=1)
+    counts = {"came": (in_own < 0).sum(), "went": gone.sum(), "changed": changed.sum()}
+    news = ", ".join(f"{number} {verb}" for verb, number in counts.items() if number) if len(own) else ""
 
-    def fits(key: str, row: dict[str, Any] | None) -> bool:
-        return (
-            row is not None
-            and (row["size"], row["mtime_ns"]) == files[key]
-            and not (looks and "sha256" in row and (row.get("look") or [None])[-1] is None)
-            and not (closely and "sha256" in row and _sha256(source, key) != row["sha256"])
-        )
-
-    tables = [cached, read_cache(also, folder)]
-    known = {key: row for table in reversed(tables) for key in files if fits(key, row := table.get(key)) and row}
-    unknown = [key for key in files if key not in known]
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        measured = pool.map(lambda key: _measure(source, key, *files[key], looks=looks), unknown)
-        for count, (key, row) in enumerate(zip(unknown, measured, strict=True), 1):
-            known[key] = row
-            if progress is not None:
-                progress(len(files) - len(unknown) + count, len(files))
-    kept = {key: row for key, row in cached.items() if key in source.files} | known  # rows beyond this sample as well
-    if index_cache is not None and kept != cached:
-        write_cache(index_cache, folder, kept)
-
-    entries, copies = _without_copies(_entries(known, files), source.archive_of if source.folder else lambda _: "")
-    rejected += [(key, known[key]["reason"]) for key in files if "reason" in known[key]]
-    news = _news(cached, source.files, known)
+    held_in = source.archive_of if source.folder and source.archives else None
+    entries, copies = _without_copies(known.take(np.flatnonzero(known.files["good"])), held_in)
+    rejected += known.reasons()
     index = PictureIndex(folder, entries, tuple(sorted(rejected)), (*unread, *copies), news, source)
     if max_bad is not None:
         require_usable(index, max_bad)
@@ -238,13 +223,19 @@ def require_usable(index: PictureIndex, max_bad: float) -> None:
         )
 
 
-def _news(
-    then: Mapping[str, dict[str, Any]], files: Mapping[str, tuple[int, int]], now: Mapping[str, dict[str, Any]]
-) -> str:
-    """What differs from the rows that were read last time; nothing where there was no such time."""
-    changed = [key for key in then.keys() & now.keys() if then[key].get("sha256") != now[key].get("sha256")]
-    counts = {"came": len(files.keys() - then), "went": len(then.keys() - files), "changed": len(changed)}
-    return ", ".join(f"{number} {verb}" for verb, number in counts.items() if number) if then else ""
+def _unchanged(source: Source, files: Listed, table: Rows, at: Positions, *, looks: bool, closely: bool) -> Positions:
+    """Which of `files` are as they were when the table's rows `at` (-1: none) were made of them."""
+    there = np.flatnonzero(at >= 0)
+    was = at[there]
+    fits = table.files["size"][was] == files.sizes[there]
+    fits &= table.files["mtime_ns"][was] == files.times[there]
+    if looks:
+        fits &= ~table.lacks_look()[was]
+    if closely:
+        for i in np.flatnonzero(fits & table.files["good"][was]):
+            fits[i] = _sha256(source, files.names[there[i]]) == table.sha256[was[i]].tobytes()
+    same: Positions = there[fits]
+    return same
 
 
 def remembered(
@@ -256,67 +247,99 @@ def remembered(
     excluded: frozenset[str] = frozenset(),
 ) -> PictureIndex | None:
     """The pictures as `scan` last saw them, wherever they are now; None where that is not known."""
-    rows = {key: row for key, row in sorted(read_cache(index_cache, None).items()) if key not in excluded}
-    if looks and any("sha256" in row and "look" not in row for row in rows.values()):
+    rows = read_cache(index_cache, None)
+    if looks and rows.take(_chosen(rows.names, excluded, None)).lacks_look().any():
         return None
-    entries, _ = _without_copies(_entries(rows, _sample(rows, max_pictures)), archive_by_name)
-    return PictureIndex(Path(os.path.abspath(folder)), entries, ()) if entries else None  # noqa: PTH100 - as `scan`
+    rows = rows.take(_chosen(rows.names, excluded, max_pictures))
+    entries, _ = _without_copies(rows.take(np.flatnonzero(rows.files["good"])), archive_by_name)
+    return PictureIndex(Path(os.path.abspath(folder)), entries, ()) if len(entries) else None  # noqa: PTH100 - as `scan`
 
 
-def _sample(files: dict[str, T], count: int | None) -> dict[str, T]:
-    if count is None:
-        return files
-    return dict(sorted(sorted(files.items(), key=lambda item: _share(item[0], "sample"))[:count]))
+def _chosen(names: Names, excluded: frozenset[str], count: int | None) -> Positions:
+    """Where those lie that are not excluded, or an even sample of them."""
+    found = np.arange(len(names))
+    if excluded:
+        found = np.array([i for i, key in enumerate(names) if key not in excluded], dtype=np.int64)
+    if count is not None:
+        found = np.sort(found[np.argsort(_shares(names, "sample")[found], kind="stable")[:count]])
+    return found
 
 
-def _entries(rows: Mapping[str, dict[str, Any]], keys: Iterable[str]) -> tuple[Entry, ...]:
-    good = [(key, rows[key]) for key in keys if "reason" not in rows[key]]
-    return tuple(Entry(key=key, **{**row, "look": Look(*row["look"])} if "look" in row else row) for key, row in good)
-
-
-def _without_copies(
-    entries: tuple[Entry, ...], archive_of: Callable[[str], str]
-) -> tuple[tuple[Entry, ...], list[str]]:
+def _without_copies(entries: Rows, archive_of: Callable[[str], str] | None) -> tuple[Rows, list[str]]:
     """Without those in a folder's archives that lie in the folder as files too, as in a backup; and what to say."""
-    inside = [archive_of(entry.key) for entry in entries]
-    files = {entry.sha256 for entry, prefix in zip(entries, inside, strict=True) if not prefix}
-    total = Counter(prefix for prefix in inside if prefix)
-    copies = Counter(p for entry, p in zip(entries, inside, strict=True) if p and entry.sha256 in files)
-    kept = tuple(e for e, p in zip(entries, inside, strict=True) if not p or e.sha256 not in files)
+    if archive_of is None:
+        return entries, []
+    inside = list(_held_in(entries.names, archive_of))
+    contents = [content.tobytes() for content in entries.sha256]
+    files = {content for content, prefix in zip(contents, inside, strict=True) if not prefix}
+    copy = [prefix != "" and content in files for content, prefix in zip(contents, inside, strict=True)]
+    total, copies = Counter(inside), Counter(prefix for prefix, is_copy in zip(inside, copy, strict=True) if is_copy)
     said = "copies of files beside the archive; left out"
-    return kept, [f"{printable(prefix)}: {copies[prefix]} of {total[prefix]} pictures are {said}" for prefix in copies]
+    lines = [f"{printable(prefix)}: {copies[prefix]} of {total[prefix]} pictures are {said}" for prefix in copies]
+    return entries.take(np.flatnonzero(~np.array(copy, dtype=bool))), lines
 
 
-def _sha256(source: Source, key: str) -> str | None:
+def _held_in(names: Names, archive_of: Callable[[str], str]) -> Iterator[str]:
+    """What `archive_of` says of each, asked once a folder."""
+    known = cache(lambda folder: archive_of(f"{folder}/_"))
+    return (known(key.rpartition("/")[0]) if "/" in key else "" for key in names)
+
+
+def _several(codes: Positions) -> list[int]:
+    """Where those of (N,) lie that occur more than once, rising."""
+    order = codes.argsort()
+    again = codes[order[1:]] == codes[order[:-1]]
+    return [int(i) for i in np.union1d(order[1:][again], order[:-1][again])]
+
+
+def _sha256(source: Source, key: str) -> bytes | None:
     try:
-        return hashlib.sha256(source.read(key, MAX_BYTES)).hexdigest()
+        return hashlib.sha256(source.read(key, MAX_BYTES)).digest()
     except OSError:
         return None
 
 
-def _measure(source: Source, key: str, size: int, mtime_ns: int, *, looks: bool) -> dict[str, Any]:
-    """An Entry's fields, or size, mtime_ns and the reason why it cannot be used."""
-    row: dict[str, Any] = {"size": size, "mtime_ns": mtime_ns}
+def _measured(
+    source: Source, files: Listed, which: Positions, *, looks: bool, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        found = pool.map(partial(_measure, source, files, looks=looks), which)
+        for done, row in enumerate(found, len(files) - len(which) + 1):
+            yield row
+            if progress is not None:
+                progress(done, len(files))
+
+
+def _measure(source: Source, files: Listed, i: int, *, looks: bool) -> tuple[str, dict[str, Any]]:
+    """What `Rows.of` takes."""
+    key, size = files.names[i], int(files.sizes[i])
+    row: dict[str, Any] = {"size": size, "mtime_ns": int(files.times[i])}
     try:
         with one_large if size > LARGE_BYTES else nullcontext():
             data = source.read(key, MAX_BYTES)
             (width, height), note, look = glance(data, sharpness=looks)
     except OSError as error:
-        return {**row, "reason": f"cannot be read ({error.strerror or error})"}
+        return key, {**row, "reason": f"cannot be read ({error.strerror or error})"}
     except DecodeError as error:
         name, is_picture = kind(data[:HEAD])
         known = f"; by its first bytes {name}" if name and (not is_picture or name not in FORMATS) else ""
-        return {**row, "reason": f"{error}{known}"}
+        return key, {**row, "reason": f"{error}{known}"}
     sha256 = hashlib.sha256(data).hexdigest()
     seen = [look.phash, look.contrast, None if look.sharpness is None else [*look.sharpness]]
-    return {**row, "sha256": sha256, "width": width, "height": height, "note": note, "look": seen}
+    return key, {**row, "sha256": sha256, "width": width, "height": height, "note": note, "look": seen}
 
 
-def _key_bytes(key: str) -> bytes:
-    return key.encode("utf-8", "surrogateescape")
+def _picture(files: Source, names: Names, i: int) -> Picture:
+    return files.picture(names[i])
 
 
-def _share(key: str, salt: int | str) -> float:
-    """A number in [0, 1) that depends on its arguments alone."""
-    digest = hashlib.sha256(f"{salt}/".encode() + _key_bytes(key)).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56
+def _shares(names: Names, salt: int | str) -> NDArray[np.float64]:
+    """(N,) numbers in [0, 1), each dependent on its name and the salt alone."""
+    before = hashlib.sha256(f"{salt}/".encode())
+
+    def leading(name: bytes) -> int:
+        digest = before.copy()
+        digest.update(name)
+        return int.from_bytes(digest.digest()[:7], "big")
+
+    return np.fromiter(map(leading, names.raw()), np.uint64, len(names)) / 2**56

@@ -5,7 +5,7 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,8 +20,10 @@ from ldmkit.atomic import no_room
 from ldmkit.components.protocols import Picture
 from ldmkit.data.batches import uint8_batches
 from ldmkit.data.buckets import of_one_bucket
+from ldmkit.data.columns import Lazy
 from ldmkit.data.decode import PIXELS_VERSION
 from ldmkit.data.pictures import PictureIndex
+from ldmkit.data.rows import Rows
 from ldmkit.recipe.data import Data
 from ldmkit.report import Reporter
 
@@ -86,14 +88,15 @@ def _mapped(file: Path, length: int) -> mmap.mmap:
     return mapped
 
 
-def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: Reporter | None) -> list[Picture]:
+def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: Reporter | None) -> Sequence[Picture]:
     """The pictures of an index, the large ones already in the working size: `prepare` leaves those as is.
 
     What is not there yet is decoded first, as far as `data.cache_gb` and the disk go; without a `reporter` nothing is.
     Raises LdmkitError for a picture that can no longer be decoded.
     """
-    pictures = index.pictures()
-    large = [i for i, e in enumerate(index.entries) if e.width * e.height > WORTH * math.prod(data.shapes[0])]
+    pictures, files = index.pictures(), index.entries.files
+    pixels = files["width"].astype(np.int64) * files["height"]
+    large = np.flatnonzero(pixels > WORTH * math.prod(data.shapes[0])).tolist()
     if not large or not data.cache_gb:
         return pictures
     # Other versions of Pillow may resize otherwise in the last bit.
@@ -104,14 +107,17 @@ def prepared_pictures(index: PictureIndex, data: Data, run_dir: Path, reporter: 
     store = Store(folder, data.shapes)
     if reporter is not None:
         store = _filled(store, folder, index, large, data, reporter)
-    rows = store.rows()
-    for i in large:
-        row = rows.get(index.entries[i].sha256)
-        if row is not None:
-            old = pictures[i]
-            bucket = data.bucket(index.entries[i].width, index.entries[i].height)
-            pictures[i] = replace(old, load=partial(store.load, row, bucket, old.load))
-    return pictures
+    return Lazy(len(index), partial(_kept, pictures, index.entries, store, store.rows(), data))
+
+
+def _kept(
+    pictures: Sequence[Picture], entries: Rows, store: Store, rows: Mapping[str, int], data: Data, i: int
+) -> Picture:
+    picture, entry = pictures[i], entries[i]
+    if (row := rows.get(entry.sha256)) is None:
+        return picture
+    bucket = data.bucket(entry.width, entry.height)
+    return replace(picture, load=partial(store.load, row, bucket, picture.load))
 
 
 def _filled(store: Store, folder: Path, index: PictureIndex, large: list[int], data: Data, reporter: Reporter) -> Store:

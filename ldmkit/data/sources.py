@@ -7,19 +7,22 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
 from ldmkit.components.files import Folder
 from ldmkit.components.protocols import Picture
-from ldmkit.data.archives import Archive, Member, is_archive, open_archive, read_member
+from ldmkit.data.archives import is_archive, open_archive
 from ldmkit.data.decode import MAX_BYTES, load_bytes, load_picture
 from ldmkit.data.listing import Listing
+from ldmkit.data.members import Archive, Member, read_member
 from ldmkit.data.remote import address, cached, expanded, fetched
 from ldmkit.data.tables import NoPictures, is_table, open_table
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
 _CAPTIONS = (".txt", ".caption")
+_ENDINGS = (*_CAPTIONS, ".json", ".jsonl", ".csv", ".parquet")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -64,16 +67,17 @@ class Source:
             if str(path).startswith("~"):
                 what += " (a shell reads ~ as the home folder, a recipe does not: write the whole path)"
             raise LdmkitError(f"data.path: {self.path} {what}; name a folder of pictures with --set data.path=DIR")
-        self.files = {key: listing.files[key] for key in sorted(listing.files)}
-        """{key of a picture: (size, mtime_ns)}, ordered by key"""
+        self.files = listing.listed()
+        """the pictures, ordered by key"""
         self.rejected = listing.rejected
         """(key, reason) of what would be a picture and cannot be read"""
         self.unread = listing.unread()
         """lines on what was not looked at"""
 
     def _mount(self, prefix: str, archive: Archive, listing: Listing) -> None:
-        self.archives[prefix] = archive
-        listing.add_archive(prefix, archive)
+        if prefix not in self.archives:  # as one of the shards "{a,a}.tar"
+            self.archives[prefix] = archive
+            listing.add_archive(prefix, archive)
 
     def _at(self, key: str) -> tuple[Archive | None, str]:
         """The archive that holds a file, None for the folder; and the file's key in it."""
@@ -130,24 +134,30 @@ class Source:
     def caption_files(self) -> list[tuple[str, int, int]]:
         """(key, size, mtime_ns) of the files that captions are read from beside the pictures; of a link its own."""
         stems: set[str] = set()
-        keys = []
-        for key in self.walk():
+        found = []
+        for key, size, mtime_ns in self._beside():
             name = key[key.rfind("/") + 1 :]
             ending = name[name.rfind(".") :].lower() if name.rfind(".") > 0 else ""
             if ending == ".json" and not stems:
-                stems = {key.rpartition(".")[0] for key in self.files}
+                stems = {key.rpartition(".")[0] for key in self.files.names}
             if ending in _CAPTIONS or name in METADATA or (ending == ".json" and key[:-5] in stems):
-                keys.append(key)
-        found = []
-        for key in sorted(keys, key=lambda key: key.split("/")):
-            archive, inner = self._at(key)
-            if archive is not None:
-                found.append((key, archive.members[inner].size, archive.mtime_ns))
-            elif self.folder is not None:
-                path = self.path / key
-                status = path.lstat() if self.folder.leads_out(key) else path.stat()
-                found.append((key, status.st_size, status.st_mtime_ns))
-        return found
+                if size < 0 and self.folder is not None:
+                    path = self.path / key
+                    status = path.lstat() if self.folder.leads_out(key) else path.stat()
+                    size, mtime_ns = status.st_size, status.st_mtime_ns
+                found.append((key, size, mtime_ns))
+        return sorted(found, key=lambda row: row[0].split("/"))
+
+    def _beside(self) -> Iterator[tuple[str, int, int]]:
+        """Of all files that may be captions; a size of -1 in a folder, where it is not known yet."""
+        if self.folder is not None:
+            yield from ((key, -1, 0) for key in self.folder.walk())
+        for prefix, archive in self.archives.items():
+            begin, sizes = 0, archive.members.places["size"]
+            for names in archive.members.names.parts():
+                for i in np.flatnonzero(names.end_in(_ENDINGS)).tolist():
+                    yield prefix + names[i], int(sizes[begin + i]), archive.mtime_ns
+                begin += len(names)
 
 
 def archive_by_name(key: str) -> str:

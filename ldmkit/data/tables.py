@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldmkit.data.archives import MAX_RATIO, Archive, open_archive, write_tar
+from ldmkit.data.archives import MAX_RATIO, open_archive, write_tar
 from ldmkit.data.cache import made_once
 from ldmkit.data.kinds import HEAD, kind
+from ldmkit.data.members import Archive
 from ldmkit.errors import LdmkitError
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def open_table(path: Path) -> Archive:
     archive.mtime_ns = path.stat().st_mtime_ns
     if _OTHERS in archive.members:
         archive.said.append(archive.read(_OTHERS, 2**16).decode())
-        del archive.members[_OTHERS]
     return archive
 
 

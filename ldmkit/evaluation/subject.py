@@ -16,6 +16,7 @@ from ldmkit.components.registry import Registry
 from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.checked import scan_data
 from ldmkit.data.decode import prepare
+from ldmkit.data.index_cache import INDEX
 from ldmkit.data.pictures import scan
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.denoising.neighbours import Neighbours
@@ -100,7 +101,7 @@ class Subject:
     def of_run(cls, run_dir: Path, recipe: Recipe, registry: Registry, features: str) -> "Subject":
         """A finished run, drawn by torch; the captions of its held-out pictures are the prompts."""
         data = recipe.data
-        index = scan_data(data, index_cache=run_dir / "pictures.json")
+        index = scan_data(data, index_cache=run_dir / INDEX)
         # Those that were prepared for another bucket lack what a picture of `data.size` shows.
         pictures = index.pictures() if data.buckets else prepared_pictures(index, data, run_dir, None)
         sides = index.split(data.held_out, recipe.seed, together=data.group_duplicates)

@@ -61,7 +61,8 @@ def sample_of(workspace: Workspace) -> Sample:
     """A workspace whose index holds a sample of the pictures, each of them trained on and held out."""
     size = min(MAX_SAMPLE, max(MIN_SAMPLE, 2**20 // math.prod(workspace.recipe.data.shapes[0])))
     entries = workspace.index.entries
-    index = replace(workspace.index, entries=entries[:: max(1, -(-len(entries) // size))], rejected=())
+    some = np.arange(0, len(entries), max(1, -(-len(entries) // size)))
+    index = replace(workspace.index, entries=entries.take(some), rejected=())
     train, held_out = (np.arange(len(side)) % len(index) for side in workspace.split())
     return Sample(**{**vars(workspace), "index": index}, sides=(train, held_out))
 
@@ -146,9 +147,10 @@ class Planner:
             sidecar: Captioner = self.workspace.registry.build("captioner", {"use": "sidecar"}, where="[caption]")
             texts = zip(index.entries, sidecar.caption(index.pictures()), strict=True)
             beside = {entry.key: text for entry, text in texts if text}
-        waiting = {entry.key: entry for entry in index.entries if entry.key not in done | beside.keys()}
-        sampled = [entry for entry in self.sample.index.entries if entry.key in waiting]
-        some = tuple(sampled or [*waiting.values()][:MIN_SAMPLE])
+        known = done | beside.keys()
+        waiting = {entry.key: i for i, entry in enumerate(index.entries) if entry.key not in known}
+        sampled = [waiting[entry.key] for entry in self.sample.index.entries if entry.key in waiting]
+        some = index.entries.take(np.array(sampled or [*waiting.values()][:MIN_SAMPLE], dtype=np.int64))
         section = self.recipe.caption.model_copy(update={"keep_existing": False})
         recipe = self.recipe.model_copy(update={"caption": section})
         probe = Probe(patience=CAPTION_SECONDS)

@@ -11,6 +11,7 @@ from ldmkit.data.buckets import buckets_of
 from ldmkit.data.captions import caption_content_hash, caption_files_hash
 from ldmkit.data.checked import read_excluded, scan_data
 from ldmkit.data.fetch import fetch
+from ldmkit.data.index_cache import INDEX, index_file
 from ldmkit.data.pictures import PictureIndex, remembered
 from ldmkit.data.remote import address, fetched
 from ldmkit.data.sources import is_there
@@ -37,13 +38,13 @@ class Dataset:
     @property
     def known(self) -> bool:
         """Whether the pictures can be looked at without fetching them."""
-        return is_there(self.folder) or (self.remembers and (self.run_dir / "pictures.json").is_file())
+        return is_there(self.folder) or (self.remembers and index_file(self.run_dir) is not None)
 
     @cached_property
     def index(self) -> PictureIndex:
         """The pictures, fetched or drawn where the folder is not there, decoded once and remembered."""
         data, folder = self.data, self.folder
-        cache = self.run_dir / "pictures.json" if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
+        cache = self.run_dir / INDEX if self.run_dir.is_dir() else None  # a dry run leaves no folder behind
         there, remote = is_there(folder), address(folder)
         if self.remembers and not there and cache is not None:
             index = remembered(

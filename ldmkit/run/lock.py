@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ldmkit.data.index_cache import index_file
 from ldmkit.errors import LdmkitError
 
 
@@ -39,7 +40,7 @@ def leaving_nothing(folder: Path, begun: bool) -> Iterator[None]:
     try:
         yield
     except LdmkitError:
-        if not begun and not (folder / "pictures.json").exists():
+        if not begun and index_file(folder) is None:
             with suppress(OSError):  # Windows keeps the lock's file
                 (folder / ".lock").unlink()
                 folder.rmdir()

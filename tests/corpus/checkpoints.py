@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 
 from ldmkit.caches.sets import open_mapped
 from ldmkit.data.captions import read_captions
+from ldmkit.data.columns import load_columns, save_columns
+from ldmkit.data.index_cache import INDEX, read_cache
 from ldmkit.data.pictures import scan
 from ldmkit.models.convert import convert_checkpoint
 from ldmkit.recipe import load_recipe
@@ -115,17 +117,34 @@ def _cache_is_made_anew(path: Path) -> None:
     from PIL import Image
 
     pictures = path.parent / "pictures"
-    assert len(scan(pictures, index_cache=path)) == 1
+    assert len(scan(pictures, index_cache=path.with_name(INDEX))) == 1
     with Image.open(pictures / "a.png") as image:
-        assert json.loads(path.read_bytes())["pictures"]["a.png"]["width"] == image.width
+        assert read_cache(path.with_name(INDEX), pictures)[0].width == image.width
 
 
-def _cached(content: bytes, folder: Path) -> Callable[[], Any]:
+def _picture(folder: Path) -> Path:
     from PIL import Image
 
     (folder / "pictures").mkdir()
     Image.new("RGB", (5, 7)).save(folder / "pictures" / "a.png")
+    return folder / "pictures"
+
+
+def _cached(content: bytes, folder: Path) -> Callable[[], Any]:
+    _picture(folder)
     return _put("pictures.json", content, _cache_is_made_anew, folder)
+
+
+def _columns(changes: dict[str, bytes], folder: Path) -> Callable[[], Any]:
+    """The list of pictures with other columns, and with the seal that belongs to them."""
+    path, pictures = folder / INDEX, _picture(folder)
+    scan(pictures, index_cache=path)
+    columns = load_columns(path, {})
+    assert columns is not None
+    for name, data in changes.items():
+        columns[name] = np.frombuffer(data, np.uint8)
+    save_columns(path, columns, {"version": "3", "folder": json.dumps(str(pictures))})
+    return lambda: _cache_is_made_anew(path)
 
 
 def pickles() -> Iterator[Artefact]:
@@ -242,7 +261,7 @@ def checkpoints() -> Iterator[Artefact]:
         yield Artefact(f"checkpoint: {word}", partial(_checkpoint, change))
     row = {"size": "5", "mtime_ns": None, "sha256": "../x", "width": 1, "height": 1, "note": None}
     for word, rows in (("odd row", {"a.png": row}), ("list", [1]), ("lie", {"a.png": {"size": 1}})):
-        table = {"version": 2, "folder": "FOLDER", "pictures": rows}
+        table = {"version": 3, "folder": "FOLDER", "pictures": rows}
         yield Artefact(
             f"list of pictures: {word}",
             lambda folder, table=table: _cached(
@@ -250,3 +269,6 @@ def checkpoints() -> Iterator[Artefact]:
             ),
         )
     yield Artefact("list of pictures: deep", partial(_cached, DEEP))
+    columns = {"name too many": {"names": b"_.png\0a.png\0"}, "deep texts": {"texts": DEEP}, "cut": {"files": b"x"}}
+    for word, changes in columns.items():
+        yield Artefact(f"list of pictures in columns: {word}", partial(_columns, changes))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import stat
 import struct
@@ -36,8 +37,17 @@ FILES = {
     "notes.pdf": b"%PDF-1.7",
     ".hidden/d.png": picture(),
     "__MACOSX/._a.png": b"x",
+    "one/LOST+FOUND/e.png": picture(),
+    "one/.hidden.png": picture(),
+    "lost+found.d/f.JPEG": picture("teal", "JPEG"),
 }
-CAPTIONS = {"c.webp": "a green cat", "katze süß.png": None, "one/a.png": "a red cat", "two/deep/b.jpg": "a blue cat"}
+CAPTIONS = {
+    "c.webp": "a green cat",
+    "katze süß.png": None,
+    "lost+found.d/f.JPEG": None,
+    "one/a.png": "a red cat",
+    "two/deep/b.jpg": "a blue cat",
+}
 
 
 def write(path, files, **options):
@@ -104,14 +114,35 @@ def test_archives_in_a_folder_are_folders_of_their_names(method, tmp_path, folde
     before = caption_files_hash(index.source), index.hash
     (sets / "own.png").unlink()
     (sets / "own.png").write_bytes(picture("red"))  # a copy of what the zip holds
-    index = scan(sets, index_cache=tmp_path / "cache.json")
+    index = scan(sets, index_cache=tmp_path / "pictures.safetensors")
     assert [entry.key for entry in index.entries] == ["more/y.tar/000.png", "own.png", "x.zip/b.png"]
     assert "x.zip/: 1 of 2 pictures are copies of files beside the archive; left out" in index.unread
     assert before[0] == caption_files_hash(index.source)
-    assert scan(sets, index_cache=tmp_path / "cache.json") == index
-    assert remembered(tmp_path / "cache.json", sets).hash == index.hash
+    assert scan(sets, index_cache=tmp_path / "pictures.safetensors") == index
+    assert remembered(tmp_path / "pictures.safetensors", sets).hash == index.hash
     write(sets / "x.zip", {"a.png": picture("olive")})
-    assert "x.zip/a.png" in [entry.key for entry in scan(sets, index_cache=tmp_path / "cache.json").entries]
+    assert "x.zip/a.png" in [entry.key for entry in scan(sets, index_cache=tmp_path / "pictures.safetensors").entries]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_an_archive_is_listed_once(name, tmp_path, monkeypatch):
+    path = write(tmp_path / name, FILES)
+    index = scan(path, index_cache=tmp_path / "pictures.safetensors")
+    opened = []
+    original = io.open
+    monkeypatch.setattr(
+        io, "open", lambda file, *rest, **more: opened.append(str(file)) or original(file, *rest, **more)
+    )
+    again = scan(path, index_cache=tmp_path / "pictures.safetensors")
+    assert str(path) not in opened
+    assert again == index
+    assert np.array_equal(again.pictures()[0].load(), index.pictures()[0].load())
+    assert str(path) in opened
+    then = path.stat()
+    write(path, {name.replace("one/a", "one/z"): data for name, data in FILES.items()})
+    os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert path.stat().st_size == then.st_size
+    assert [entry.key for entry in scan(path).entries] == sorted({*CAPTIONS, "one/z.png"} - {"one/a.png"})
 
 
 def test_members_that_are_not_read_are_named(tmp_path):
@@ -183,9 +214,9 @@ def test_names_by_windows_and_names_that_are_no_utf8(tmp_path):
         opened.writestr(info, picture())
     assert [entry.key for entry in scan(tmp_path / "a.zip").entries] == ["cats/a.png"]
     write(tmp_path / "a.tar", {"caf\udce9.png": picture(), "caf\udce9.txt": b"a cat"})
-    index = scan(tmp_path / "a.tar", index_cache=tmp_path / "cache.json")
+    index = scan(tmp_path / "a.tar", index_cache=tmp_path / "pictures.safetensors")
     assert captions(index) == {"caf\udce9.png": "a cat"}
-    assert scan(tmp_path / "a.tar", index_cache=tmp_path / "cache.json") == index
+    assert scan(tmp_path / "a.tar", index_cache=tmp_path / "pictures.safetensors") == index
 
 
 def test_bombs(tmp_path):

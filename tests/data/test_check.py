@@ -1,6 +1,7 @@
 """What is wrong with a set of pictures and its captions, by kind."""
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_a_run_names_the_held_out_pictures_that_look_like_one_that_trains(
 
 def test_reading_for_looks_keeps_what_was_read(save: Any, tmp_path: Path) -> None:
     save("a.png", photo(0))
-    folder, own, other = tmp_path / "set", tmp_path / "own.json", tmp_path / "other.json"
+    folder, own, other = tmp_path / "set", tmp_path / "own.safetensors", tmp_path / "other.safetensors"
     plain = scan(folder, index_cache=own)
     assert plain.entries[0].look == Look.at(photo(0), sharpness=False)
     looked = scan(folder, index_cache=other, also=own, looks=True)
@@ -169,12 +170,11 @@ def test_reading_for_looks_keeps_what_was_read(save: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize("look", [["00" * 32, 3], ["0" * 63, 3, []], ["00" * 32, "3", []], ["00" * 32, 3, ["x"]], None])
 def test_a_spoilt_look_is_looked_for_again(look: Any, save: Any, tmp_path: Path) -> None:
     save("a.png", photo(0))
-    cache = tmp_path / "cache.json"
-    whole = scan(tmp_path / "set", index_cache=cache, looks=True)
-    table = json.loads(cache.read_bytes())
-    table["pictures"]["a.png"]["look"] = look
-    cache.write_text(json.dumps({key: value for key, value in table.items() if key != "sha256"}))
-    assert scan(tmp_path / "set", index_cache=cache, looks=True) == whole
+    whole = scan(tmp_path / "set", looks=True)
+    row = {key: value for key, value in asdict(whole.entries[0]).items() if key != "key"} | {"look": look}
+    table = {"version": 3, "folder": str(tmp_path / "set"), "pictures": {"a.png": row}}
+    (tmp_path / "pictures.json").write_text(json.dumps(table))
+    assert scan(tmp_path / "set", index_cache=tmp_path / "pictures.safetensors", looks=True) == whole
 
 
 # --- what is left out, and moved -----------------------------------------------------------------------------

@@ -98,7 +98,8 @@ def test_groups_are_the_connected_components_of_scipy() -> None:
     found = alike(names)
     assert 5 < number < len(rows) - 45
     near = np.minimum(plain, mirrored)[:50, 50:] <= ALIKE
-    assert first_alike(names[:50], names[50:]).tolist() == np.where(near.any(1), near.argmax(1), -1).tolist()
+    packed = np.frombuffer(bytes.fromhex("".join(names)), np.uint8).reshape(-1, 32)
+    assert first_alike(packed[:50], packed[50:]).tolist() == np.where(near.any(1), near.argmax(1), -1).tolist()
     assert 5 < near.any(1).sum() < 50
     assert len({*zip(labels, found, strict=True)}) == len(set(found)) == number
     assert all(found[first] == first for first in found)

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from ldmkit.components.protocols import Picture
+from ldmkit.data.index_cache import read_cache
 from ldmkit.data.pictures import PictureIndex, scan
+from ldmkit.data.rows import Rows
 from ldmkit.errors import LdmkitError
 
 
@@ -126,7 +128,7 @@ def test_names_that_are_no_utf8_round_trip(tmp_path):
         draw(tmp_path / os.fsdecode(b"caf\xe9.png"))
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / ".pictures.safetensors"
     index = scan(tmp_path, index_cache=cache)
     assert os.fsencode(index.entries[0].key) == b"caf\xe9.png"
     assert index.pictures()[0].load().size == (6, 4)
@@ -149,7 +151,7 @@ def test_remarks_name_copies_clashes_and_animations(tmp_path):
 
 
 def test_cache_reads_only_what_changed(tmp_path, monkeypatch):
-    cache = tmp_path / "run" / "pictures.json"
+    cache = tmp_path / "run" / "pictures.safetensors"
     folder = tmp_path / "data"
     for number in range(5):
         draw(folder / f"{number}.png", size=(number + 1, 2))
@@ -177,11 +179,11 @@ def test_cache_reads_only_what_changed(tmp_path, monkeypatch):
     assert "bad.png" not in read
     assert keys(changed) == ["0.png", "2.png", "3.png", "4.png"]
     assert changed.entries[0].width == 9
-    assert "1.png" not in json.loads(cache.read_text())["pictures"]
+    assert list(read_cache(cache, folder).names) == ["0.png", "2.png", "3.png", "4.png", "bad.png"]
 
 
 def test_change_of_the_same_length_is_noticed(tmp_path):
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     path = draw(tmp_path / "a.bmp", "red")
     os.utime(path, ns=(10**18, 10**18))
     before = scan(tmp_path, index_cache=cache)
@@ -192,13 +194,59 @@ def test_change_of_the_same_length_is_noticed(tmp_path):
     assert before.hash != after.hash
 
 
+@pytest.mark.parametrize("name", ["pictures.safetensors", "pictures.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 0}', b"\xff"])
-def test_unreadable_cache_is_made_anew(tmp_path, content):
+def test_unreadable_cache_is_made_anew(tmp_path, content, name):
     draw(tmp_path / "a.png")
-    cache = tmp_path / "cache.json"
-    cache.write_bytes(content)
+    cache = tmp_path / "pictures.safetensors"
+    (tmp_path / name).write_bytes(content)
     assert len(scan(tmp_path, index_cache=cache)) == 1
-    assert json.loads(cache.read_text())["pictures"].keys() == {"a.png"}
+    assert list(read_cache(cache, tmp_path).names) == ["a.png"]
+
+
+def test_a_cache_with_another_byte_is_made_anew(tmp_path):
+    for number in range(3):
+        draw(tmp_path / "set" / f"{number}.png", size=(number + 5, 3))
+    cache = tmp_path / "pictures.safetensors"
+    index = scan(tmp_path / "set", index_cache=cache)
+    whole = cache.read_bytes()
+    for place in range(0, len(whole), 7):
+        cache.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert not len(read_cache(cache, tmp_path / "set"))
+    assert scan(tmp_path / "set", index_cache=cache) == index
+    assert read_cache(cache, tmp_path / "set") == index.entries
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_the_list_of_a_run_begun_before_is_taken_over(tmp_path, sealed):
+    """As versions of before 2027 wrote it, in JSON; a width that no file has shows that none was decoded."""
+    rows = {}
+    for name in ("a.png", "b.png", "caf\udce9.png", "bad.png"):
+        status = draw(tmp_path / "set" / name).stat()
+        rows[name] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        content = {"sha256": hashlib.sha256(os.fsencode(name)).hexdigest(), "width": 99, "height": 7, "note": None}
+        rows[name] |= {"reason": "no picture: ü"} if name == "bad.png" else content
+    rows["b.png"] |= {"note": "several frames", "look": ["0f" * 32, 200, [3.5, 1.0]]}
+    table = json.dumps({"version": 3, "folder": str(tmp_path / "set"), "pictures": rows})
+    seal = f', "sha256": "{hashlib.sha256(table.encode()).hexdigest()}"}}' if sealed else "}"
+    (tmp_path / "pictures.json").write_text(table[:-1] + seal)
+    read = []
+    for _ in range(2):
+        index = scan(
+            tmp_path / "set",
+            index_cache=tmp_path / "pictures.safetensors",
+            progress=lambda *done: read.append(done),
+            max_bad=1,
+        )
+        assert read == []
+        assert index.rejected == (("bad.png", "no picture: ü"),)
+        assert {e.key: (e.width, e.height, e.sha256, e.note) for e in index.entries} == {
+            key: tuple(row[name] for name in ("width", "height", "sha256", "note"))
+            for key, row in rows.items()
+            if "reason" not in row
+        }
+        assert index.entries[1].look == ("0f" * 32, 200, (3.5, 1.0))
+        assert not (tmp_path / "pictures.json").exists()
 
 
 def test_cache_of_another_folder_is_not_used(tmp_path):
@@ -206,13 +254,13 @@ def test_cache_of_another_folder_is_not_used(tmp_path):
         path = draw(tmp_path / name / "a.bmp", size=size)
         path.write_bytes(path.read_bytes().ljust(400, b"\0"))
         os.utime(path, ns=(10**18, 10**18))
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     assert scan(tmp_path / "one", index_cache=cache).entries[0].width == 3
     assert scan(tmp_path / "two", index_cache=cache).entries[0].width == 5
 
 
 def test_sample_is_even_and_keeps_the_cache(tmp_path):
-    cache = tmp_path / "cache.json"
+    cache = tmp_path / "pictures.safetensors"
     for number in range(60):
         draw(tmp_path / f"{'a' if number < 30 else 'b'}{number:02}.png")
     index = scan(tmp_path, max_pictures=20, index_cache=cache)
@@ -222,15 +270,23 @@ def test_sample_is_even_and_keeps_the_cache(tmp_path):
     assert keys(scan(tmp_path, max_pictures=20)) == keys(index)
     assert set(keys(index)) < set(keys(scan(tmp_path, max_pictures=40, index_cache=cache)))
     scan(tmp_path, max_pictures=20, index_cache=cache)
-    assert len(json.loads(cache.read_text())["pictures"]) == 40
+    assert len(read_cache(cache, tmp_path)) == 40
 
 
 def made_up_index(num, same=()):
-    from ldmkit.data.pictures import Entry
-
     contents = [hashlib.sha256(b"same" if n in same else b"%d" % n).hexdigest() for n in range(num)]
-    entries = tuple(Entry(f"{n:04}.png", content, 1, 1, 1, 1) for n, content in enumerate(contents))
-    return PictureIndex(Path("x"), entries, ())
+    row = {"size": 1, "mtime_ns": 1, "width": 1, "height": 1, "note": None}
+    rows = ((f"{n:04}.png", {**row, "sha256": content}) for n, content in enumerate(contents))
+    return PictureIndex(Path("x"), Rows.of(rows), ())
+
+
+def test_split_by_its_formula():
+    index = made_up_index(3000, same=(7, 1500, 2000))
+    for seed, share in ((0, 0.05), (41, 0.3)):
+        drawn = [hashlib.sha256(f"{seed}/{n:04}.png".encode()).digest()[:7] for n in range(3000)]
+        drawn[1500] = drawn[2000] = drawn[7]
+        held = [n for n, number in enumerate(drawn) if int.from_bytes(number, "big") / 2**56 < share]
+        assert index.split(share, seed) == (sorted(set(range(3000)) - set(held)), held)
 
 
 def test_split_is_a_stable_partition():
