@@ -225,7 +225,7 @@ class Pipeline:
             caption = self.recipe.caption
             share = None if caption.missing == "error" else 1.0 if self._ignore_gate else caption.max_missing
             captions = read_captions(parts["captions"].folder / "captions.jsonl")
-            require_captions(captions, [entry.key for entry in self.index.entries], share)
+            require_captions(captions, list(self.index.entries.names), share)
         if {"vae", "text"} <= made and parts.frozen:  # files that have to be there, or to be fetched
             encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
             encoder.load_module(encoder.build_tokenizer([]))
