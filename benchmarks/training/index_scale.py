@@ -47,10 +47,10 @@ if what == "list":
     told("list", began)
     files = zip(source.files.names, source.files.sizes.tolist(), source.files.times.tolist())
     row = {"width": 1, "height": 1, "note": None}
+    hashed = ((hashlib.sha256(key.encode()).hexdigest(), key, size, time) for key, size, time in files)
     rows = Rows.of(
-        (key, {"size": size, "mtime_ns": time, "sha256": (hash := hashlib.sha256(key.encode()).hexdigest()), **row})
-        | {"look": [hash, 99, None]}
-        for key, size, time in files
+        (key, {"size": size, "mtime_ns": time, "sha256": sha256, "look": [sha256, 99, None], **row})
+        for sha256, key, size, time in hashed
     )
     write_cache(cache, source.path, rows)
     found["disk"] = cache.stat().st_size / len(rows)
