@@ -5,13 +5,30 @@
  * @typedef {{ ids: bigint[], mask: bigint[], cut: string }} Encoded `cut`: the words that no token was left for
  */
 
+// Unicode's White_Space, which `\s` means in the Rust library: JavaScript's, and its trim, take U+FEFF too and leave U+0085.
+const SPACE = "[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
+
+/** A normalizer of tokenizer.json that finds the same white space here.
+ * @param {any} table @returns {any} */
+function sameSpaces(table) {
+  if (table?.normalizers) return { ...table, normalizers: table.normalizers.map(sameSpaces) };
+  if (table?.type === "Replace" && table.pattern.Regex)
+    return { ...table, pattern: { Regex: table.pattern.Regex.replaceAll("\\s", SPACE) } };
+  if (table?.type === "Strip") {
+    const ends = [table.strip_left && `^${SPACE}+`, table.strip_right && `${SPACE}+$`].filter(Boolean);
+    return { type: "Replace", pattern: { Regex: ends.join("|") || "(?!)" }, content: "" };
+  }
+  return table;
+}
+
 export class TextReader {
   /** @param {new (table: object, config: object) => any} Tokenizer of the package
    * @param {any} table the content of tokenizer.json */
   constructor(Tokenizer, table) {
     const added = table.added_tokens ?? [];
     // A prompt that spells a special token is text: none is looked for, and the template alone puts them in.
-    const plain = { ...table, added_tokens: added.filter((/** @type {any} */ token) => !token.special) };
+    const text = added.filter((/** @type {any} */ token) => !token.special);
+    const plain = { ...table, normalizer: sameSpaces(table.normalizer), added_tokens: text };
     /** @type {Encoder} */
     this.encoder = new Tokenizer(plain, {});
     for (const { content, id } of added) this.encoder.model?.tokens_to_ids.set(content, id);
