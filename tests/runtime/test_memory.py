@@ -46,9 +46,7 @@ def test_a_size_that_no_memory_holds_is_refused_before_a_graph_is_opened(monkeyp
     monkeypatch.setattr(OnnxBackend, "_session", lambda _, name: opened.append(name))
     monkeypatch.setattr(memory, "total_memory", lambda: 24 << 30)
     bundle = Bundle.load(SHIPPED)
-    with pytest.raises(
-        LdmkitError, match=r"4096x4096; one picture .* 512 GiB .* 24; squares of up to (\d+) "
-    ) as error:
+    with pytest.raises(LdmkitError, match=r"4096x4096; one picture .* 512 GiB .* 24; squares of up to (\d+) ") as error:
         bundle.generate("a cat", size=(4096, 4096))
     assert not opened
     side = int(str(error.value).split("up to ")[1].split()[0])
