@@ -32,7 +32,7 @@ def test_a_plain_request_draws(forger: Any) -> None:
         ({"prompt": "x" * 1001}, "the prompt has 1001 characters; 1000 are the most"),
         ({"sampler": "ddi"}, "the sampler must be one of "),
         ({"width": 160}, "the width is 160; it must be from 32 to 128"),
-        ({"height": 65}, "the height is 65; it must be a multiple of 32"),
+        ({"height": 65}, "the height is 65; it must be a multiple of 16"),
         ({"bundle": "wordless", "prompt": "", "width": 32}, "the width is 32; it must be from 64 to 64"),
         ({"bundle": "../secret"}, "there is no such bundle"),
         ({"negative": "dog", "guidance": 1}, "negative_prompt has no effect at guidance_scale 1"),
