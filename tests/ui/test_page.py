@@ -98,7 +98,7 @@ def test_the_settings_are_those_of_the_picture_shown_though_new_ones_come_before
     browser.write("#count input[type=number]", "1")
     (first,) = browser.draw(1)
     browser.press("#settings button")
-    browser.write("#steps input[type=number]", "60")
+    browser.write("#steps input[type=number]", "250")
     browser.write("#count input[type=number]", "4")
     browser.write("#seed input", "5")
     browser.press("#draw")
