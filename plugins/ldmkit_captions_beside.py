@@ -88,10 +88,9 @@ class Beside:
         except (ValueError, RecursionError) as error:
             self.odd.add(f"{self._where(key)}: not JSON ({error}); no caption is taken from it")
             return None
-        column = next((c for c in self.columns if isinstance(found, dict) and isinstance(found.get(c), str)), None)
-        if column is None or has_surrogates(found[column]):
-            return None
-        return " ".join(found[column].split())
+        column = next((c for c in self.columns if isinstance(found, dict) and _is_text(found.get(c))), None)
+        text = "" if column is None else _plain(found[column])
+        return None if column is None or has_surrogates(text) else text
 
     def _rows(self, folder: PurePosixPath) -> Iterator[tuple[str, str, str | None]]:
         """(where, name, caption) of each row."""
@@ -105,15 +104,16 @@ class Beside:
                     raise LdmkitError(f'{where}: needs an object such as {{"file_name": "a.jpg", "text": "…"}}')
                 name = row["file_name"]
                 column = next((c for c in self.columns if c in row), self.columns[0])
-                if column not in row or not isinstance(row[column], str | None):
+                if column not in row or not (row[column] is None or _is_text(row[column])):
                     keys = ", ".join(sorted(str(key) for key in row.keys() - {"file_name"})) or "none"
                     raise LdmkitError(
                         f"{where}: {name} has no text under {column!r}; its keys are: {keys}; "
                         'name the right one with caption.column, beside caption.use = "sidecar"'
                     )
-                if len(row[column] or "") > MAX_CAPTION or has_surrogates(row[column] or ""):
+                text = None if row[column] is None else _plain(row[column])
+                if len(text or "") > MAX_CAPTION or has_surrogates(text or ""):
                     raise LdmkitError(f"{where}: the caption of {name} is too long or no valid Unicode")
-                yield where, name, None if row[column] is None else " ".join(row[column].split())
+                yield where, name, text
 
     def _read(self, key: PurePosixPath, most: int) -> str:
         """A file's text; where a caption cannot be decoded, the error names all such ones of the set."""
@@ -257,6 +257,18 @@ class Table:
 
 def _is_rooted(name: PurePosixPath) -> bool:
     return name.is_absolute() or re.match("[A-Za-z]:/", str(name)) is not None
+
+
+def _is_text(value: Any) -> bool:
+    """A caption, or a list of some, as COCO's and Flickr30k's tables have them."""
+    return isinstance(value, str) or (
+        isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value)
+    )
+
+
+def _plain(value: str | list[str]) -> str:
+    """A caption a line."""
+    return "\n".join(" ".join(text.split()) for text in ([value] if isinstance(value, str) else value))
 
 
 def has_surrogates(text: str) -> bool:

@@ -54,14 +54,20 @@ class Palette:
     """Colours of the subject and of the background: "a dark grey and white cat on a green background"."""
 
     subject: Annotated[str, Field(min_length=1, description='what the pictures show, as in "cat"')]
+    num_captions: Annotated[
+        int, Field(ge=1, le=64, description="captions of a picture, each phrased anew; training takes one each time")
+    ] = 1
 
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
-        return [self._caption(picture.load()) for picture in pictures]
+        return ["\n".join(self._captions(picture.load())) for picture in pictures]
 
-    def _caption(self, image: Image.Image) -> str:
-        """In a phrasing that the picture's content chooses."""
+    def _captions(self, image: Image.Image) -> list[str]:
+        """In phrasings that the picture's content chooses."""
         found = read(image)
         rng = Random(sha256(_pixels(image).tobytes()).hexdigest())
+        return [self._phrased(found, rng) for _ in range(self.num_captions)]
+
+    def _phrased(self, found: "Reading", rng: Random) -> str:
         border, all_of_it = found.light
         background = found.background
         if found.share < _UNIFORM:

@@ -11,7 +11,7 @@ from ldmkit.caches.earlier import EarlierCaptions
 from ldmkit.components.hub import commit_of
 from ldmkit.components.protocols import Captioner, Picture
 from ldmkit.components.registry import Registry
-from ldmkit.data.captions import captioners, read_captions
+from ldmkit.data.captions import captioners, read_captions, shown
 from ldmkit.recipe import Recipe
 from ldmkit.report import printable
 from ldmkit.run.grow import write_contents
@@ -68,7 +68,7 @@ def caption(workspace: Workspace) -> dict[str, Any]:
         if len(remarks) > SHOWN:
             reporter.line(f"caption: and {len(remarks) - SHOWN} more remarks")
     for key, text in [*read_captions(path).items()][:3]:
-        reporter.line(f"caption: {printable(key)}: {printable(text)}")
+        reporter.line(f"caption: {printable(key)}: {shown(text)}")
     counts = Counter(name or "none" for name in captioners(path).values())
     return {"captions": dict(counts), **(commit_of(asked[-1][2]) if counts[recipe.caption.use] else {})}
 

@@ -18,7 +18,7 @@ from ldmkit.components.hub import commit_of
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.buckets import of_one_bucket
-from ldmkit.data.captions import read_captions, require_captions
+from ldmkit.data.captions import captions_of, read_captions, require_captions
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
@@ -164,9 +164,10 @@ def encode_text(workspace: Workspace) -> dict[str, float | str]:
     """Writes each distinct caption's tokens once, and its states where the encoder is frozen.
 
     `captions.json`: the U distinct captions, the empty one first; `index.npy` (N,): each picture's caption in it,
-    -1 for none; `ids.npy`, `mask.npy` (U, L); `tokenizer.json`. Of a frozen encoder `states.npy` (S, D), all captions'
-    states one behind the other, and `offsets.npy` (U + 1,), where each begins. The states of padding are left out,
-    unless a U-Net without `mask_padding` is to attend to them.
+    -1 for none, or (N, K) where a picture has up to K captions, -1 behind its last; `ids.npy`, `mask.npy` (U, L);
+    `tokenizer.json`. Of a frozen encoder `states.npy` (S, D), all captions' states one behind the other, and
+    `offsets.npy` (U + 1,), where each begins. The states of padding are left out, unless a U-Net without
+    `mask_padding` is to attend to them.
     """
     recipe, folder = workspace.recipe, workspace.folder("text")
     sweep(folder)
@@ -177,13 +178,17 @@ def encode_text(workspace: Workspace) -> dict[str, float | str]:
     if recipe.caption.missing == "error":
         require_captions(captions, [entry.key for entry in workspace.index.entries])
     distinct = {"": 0}
-    index = np.empty(len(workspace.index.entries), dtype=np.int32)
-    for i, entry in enumerate(workspace.index.entries):
-        caption = captions.get(entry.key)
-        if caption is None:
-            index[i] = -1 if recipe.caption.missing == "skip" else 0
-        else:
-            index[i] = distinct.setdefault(caption, len(distinct))
+    without = [-1 if recipe.caption.missing == "skip" else 0]
+    numbers = [
+        [distinct.setdefault(caption, len(distinct)) for caption in captions_of(captions[entry.key])]
+        if entry.key in captions
+        else without
+        for entry in workspace.index.entries
+    ]
+    index = np.full((len(numbers), max(map(len, numbers))), -1, dtype=np.int32)
+    for row, own in zip(index, numbers, strict=True):
+        row[: len(own)] = own
+    index = index[:, 0] if index.shape[1] == 1 else index
     encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = encoder.build_tokenizer([caption for caption in distinct if caption])
     ids, mask, cut = _tokens(tokenizer, list(distinct), encoder.max_tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ldmkit.caches.caption import at_once, captions_beside
 from ldmkit.components.protocols import Captioner, Picture, TextEncoder
 from ldmkit.components.registry import Registry
+from ldmkit.data.captions import captions_of
 from ldmkit.data.check_captions import words_cut
 from ldmkit.data.check_page import escaped, img_of, write_html
 from ldmkit.data.pictures import PictureIndex
@@ -56,21 +57,24 @@ def preview_captions(
     if recipe.t2i is not None:
         encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
         if not encoder.trainable:  # whose tokens do not depend on the captions
-            written = {picture.key: text for picture, text in zip(shown, captions, strict=True) if text}
+            written = {line: line for text in captions if text for line in captions_of(text)}
             try:
                 lost, most = words_cut(written, encoder), encoder.max_tokens
                 remarks.append(
-                    f"{len(lost)} of {count} are longer than the {most} tokens of {recipe.text.use}, and cut"
+                    f"{len(lost)} of {len(written)} are longer than the {most} tokens of {recipe.text.use}, and cut"
                 )
             except (LdmkitError, ModuleNotFoundError) as error:
                 remarks.append(f"their tokens are not counted, {recipe.text.use} cannot be had: {error}")
     figures = ""
     for picture, text in zip(shown, captions, strict=True):
-        words = "(no caption)" if text is None else text or "(no words)"
-        reporter.line(f"caption: {printable(picture.key)}: {printable(words)}")
-        seen, rest = escaped(words.removesuffix(lost.get(picture.key, ""))), escaped(lost.get(picture.key, ""))
+        lines = captions_of("(no caption)" if text is None else text or "(no words)")
+        seen = ""
+        for line in lines:
+            reporter.line(f"caption: {printable(picture.key)}: {printable(line)}")
+            rest = lost.get(line, "")
+            seen += f"{escaped(line.removesuffix(rest))}<s>{escaped(rest)}</s><br>"
         figures += (
-            f"<figure><div>{img_of(picture.load().convert('RGB'), SIDE)}</div><figcaption>{seen}<s>{rest}</s><br>"
+            f"<figure><div>{img_of(picture.load().convert('RGB'), SIDE)}</div><figcaption>{seen}"
             f"<small>{escaped(picture.key)}</small></figcaption></figure>\n"
         )
     options = ", ".join(f"{key} = {value}" for key, value in recipe.caption.table().items())

@@ -99,7 +99,7 @@ class LatentSet:
 
 
 class TextSet:
-    """Each picture's caption as token ids or cached states; caption 0 is the empty one."""
+    """Each picture's captions as token ids or cached states; caption 0 is the empty one."""
 
     def __init__(self, folder: Path, *, cut_padding: bool = False) -> None:
         """`cut_padding`: batches end with their longest caption, and not all at the same length L.
@@ -110,7 +110,11 @@ class TextSet:
         check(*(folder / name for name in FILES))
         self.cut_padding = cut_padding
         self.mask = open_mapped(folder / "mask.npy")  # (U, L)
-        self.index = np.array(open_mapped(folder / "index.npy"))  # (N,)
+        self.numbers = np.array(open_mapped(folder / "index.npy"))
+        """(N, K) of each picture's captions, -1 behind its last"""
+        self.numbers = self.numbers.reshape(len(self.numbers), -1)
+        self.index = self.numbers[:, 0]
+        """(N,) of its first caption, -1 for none"""
         self.captions: list[str] = _json_list(folder / "captions.json")
         self.offsets: np.ndarray | None = None
         if (folder / "states.npy").is_file():
@@ -118,6 +122,12 @@ class TextSet:
             self.offsets = open_mapped(folder / "offsets.npy")  # (U + 1,)
         else:
             self.texts = open_mapped(folder / "ids.npy")  # (U, L)
+
+    def draw(self, pictures: np.ndarray, u: np.ndarray) -> np.ndarray:
+        """(B,) one of each picture's captions, by `u` (B,) in [0, 1); all are equally likely."""
+        numbers = self.numbers[pictures]
+        drawn: np.ndarray = numbers[np.arange(len(pictures)), (u * (numbers >= 0).sum(axis=1)).astype(np.int64)]
+        return drawn
 
     def batch(self, captions: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (B, L) int64 or states (B, L, D) float32, and mask (B, L) int64, of these captions by number."""

@@ -92,7 +92,8 @@ class Captioner(Protocol):
     """Writes captions for pictures."""
 
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
-        """One caption a picture, None where it has none; "" is a caption of no words."""
+        """One caption a picture, None where it has none; "" is a caption of no words. Several captions of a picture
+        are lines of the text: training takes another one each time, everything else the first."""
         ...
 
 

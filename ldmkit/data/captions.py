@@ -1,4 +1,7 @@
-"""`captions.jsonl`: one line a picture, with who wrote the caption and how."""
+"""`captions.jsonl`: one line a picture, with who wrote the caption and how.
+
+Several captions of one picture are one text, a caption a line; training takes another one each time.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,7 @@ from typing import Any
 
 from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
+from ldmkit.report import printable
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -25,6 +29,17 @@ def read_captions(path: Path) -> dict[str, str]:
         else:
             captions.pop(row["file"], None)
     return captions
+
+
+def captions_of(text: str) -> list[str]:
+    """The captions of one picture; only U+000A parts them."""
+    return text.split("\n")
+
+
+def shown(text: str) -> str:
+    """A picture's captions for one line of output: the first, and how many others there are."""
+    first, *others = captions_of(text)
+    return printable(first) + (f" (and {len(others)} more)" if others else "")
 
 
 def require_captions(captions: Mapping[str, str], keys: Sequence[str], max_missing: float | None = None) -> None:

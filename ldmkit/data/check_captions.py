@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ldmkit.components.protocols import Files, TextEncoder
+from ldmkit.data.captions import captions_of, shown
 from ldmkit.data.check import Check, Finding
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
@@ -32,15 +33,15 @@ def check_captions(check: Check, recipe: "Recipe", registry: "Registry") -> dict
     if not captions:
         check.facts.append("captions: none beside the pictures")
         return {}
-    words = [len(text.split()) for text in captions.values()]
+    words = [len(line.split()) for text in captions.values() for line in captions_of(text)]
     empty = f"; {words.count(0)} of them empty" if 0 in words else ""
     check.facts.append(
         f"captions: {len(captions)} of {len(check.index)} pictures have one beside them; words in the shortest "
         f"{min(words)}, in the median {statistics.median(words):g}, in the longest {max(words)}{empty}"
     )
-    check.facts += [f"  {printable(key)}: {printable(text)}" for key, text in list(captions.items())[:3]]
-    _repeated(check, captions)
-    _cut(check, captions, recipe, registry)
+    check.facts += [f"  {printable(key)}: {shown(text)}" for key, text in list(captions.items())[:3]]
+    _repeated(check, {key: captions_of(text)[0] for key, text in captions.items()})
+    _cut(check, {key: max(captions_of(text), key=len) for key, text in captions.items()}, recipe, registry)
     return captions
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ldmkit.atomic import new_folder
 from ldmkit.data.archives import write_tar
+from ldmkit.data.captions import captions_of
 from ldmkit.data.decode import MAX_BYTES, load_bytes
 from ldmkit.data.kinds import HEAD, kind
 from ldmkit.data.pictures import PictureIndex
@@ -44,25 +45,26 @@ def export_set(
 
     Raises LdmkitError where the folder is not empty, or a picture can no longer be read.
     """
+    # A column has one type: where a picture has several captions, all have a list.
+    lists = any(len(captions_of(text)) > 1 for text in captions.values())
     with new_folder(folder) as made:
         samples = _samples(index, captions, progress)
         if form == "webdataset":
-            _webdataset(samples, made)
+            _webdataset(samples, made, lists)
         elif form == "kohya":  # images/REPEATS_CLASS/
             target = made / f"1_{name}"
             target.mkdir()
             for sample in samples:
                 (target / f"{sample.stem}.{sample.ending}").write_bytes(sample.data)
-                if sample.caption is not None:
+                if sample.caption is not None:  # several are lines there as well, for its `enable_wildcard`
                     (target / f"{sample.stem}.txt").write_text(sample.caption, encoding="utf-8")
         else:
             with (made / "metadata.jsonl").open("w", encoding="ascii") as rows:
                 for sample in samples:
                     file = f"{sample.stem}.{sample.ending}"
                     (made / file).write_bytes(sample.data)
-                    rows.write(
-                        json.dumps({"file_name": file, "text": sample.caption, "source": _text(sample.key)}) + "\n"
-                    )
+                    text = _column(sample.caption, lists)
+                    rows.write(json.dumps({"file_name": file, "text": text, "source": _text(sample.key)}) + "\n")
 
 
 def _samples(
@@ -83,8 +85,13 @@ def _samples(
             progress(number + 1, len(index))
 
 
-def _webdataset(samples: Iterator[Sample], folder: Path) -> None:
-    """Every sample has a .txt, empty where there is no caption: readers want the same files of each."""
+def _column(caption: str | None, lists: bool) -> str | list[str] | None:
+    return caption if caption is None or not lists else captions_of(caption)
+
+
+def _webdataset(samples: Iterator[Sample], folder: Path, lists: bool) -> None:
+    """Every sample has a .txt, empty where there is no caption: readers want the same files of each. Of several
+    captions it has the first, and the .json all."""
     following = next(samples, None)
 
     def shard() -> Iterator[tuple[str, bytes]]:
@@ -93,8 +100,8 @@ def _webdataset(samples: Iterator[Sample], folder: Path) -> None:
         while following is not None and count < SHARD_PICTURES and size < SHARD_BYTES:
             stem, ending, data, key, caption = following
             yield f"{stem}.{ending}", data
-            yield f"{stem}.txt", (caption or "").encode()
-            yield f"{stem}.json", json.dumps({"text": caption, "source": _text(key)}).encode()
+            yield f"{stem}.txt", captions_of(caption or "")[0].encode()
+            yield f"{stem}.json", json.dumps({"text": _column(caption, lists), "source": _text(key)}).encode()
             count, size, following = count + 1, size + len(data), next(samples, None)
 
     number = 0

@@ -40,7 +40,7 @@ def open_table(path: Path) -> Archive:
     except ImportError as error:
         raise LdmkitError(f"{path}: tables are read with pyarrow: pip install 'ldmkit[hub]'") from error
     try:
-        tar = made_once("tables", path, lambda tar: write_tar(tar, _files(path)))
+        tar = made_once("tables-2", path, lambda tar: write_tar(tar, _files(path)))
     except (pa.ArrowException, OSError) as error:
         raise LdmkitError(f"{path}: not a table that can be read: {str(error).splitlines()[0].rstrip('.')}") from error
     archive = open_archive(tar)
@@ -64,12 +64,19 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             written += len(data)
             if written > most:
                 raise LdmkitError(f"{path}: would unpack to more than {MAX_RATIO} times its size")
-            others = {key: cell for key, cell in row.items() if isinstance(cell, str | int | float | None)}
+            others = {key: cell for key, cell in row.items() if _is_kept(cell)}
             yield f"{number:08}.{_ending(data)}", data
             yield f"{number:08}.json", json.dumps(others).encode()
             number += 1
     if columns[1:]:
         yield _OTHERS, f"pictures are read from its column {column} and not from {', '.join(columns[1:])}".encode()
+
+
+def _is_kept(cell: Any) -> bool:
+    """Plain values, and lists of texts, which several captions of a picture are."""
+    return isinstance(cell, str | int | float | None) or (
+        isinstance(cell, list) and all(isinstance(value, str) for value in cell)
+    )
 
 
 def _batches(path: Path) -> "Iterator[pa.RecordBatch]":

@@ -30,7 +30,10 @@ class NoText:
 
 
 class Captions:
-    """The pictures' captions; a share of `dropout` is empty, so that guidance has something to guide from."""
+    """The pictures' captions, one of several at random at each training step, else the first.
+
+    A share of `dropout` is empty, so that guidance has something to guide from.
+    """
 
     def __init__(self, texts: TextSet, engine: Engine, *, dropout: float) -> None:
         self.texts = texts
@@ -40,6 +43,7 @@ class Captions:
     def batch(self, indices: np.ndarray, step: int | None) -> Text:
         captions = self.texts.index[indices]
         if step is not None:
+            captions = self.texts.draw(indices, self.engine.uniform("caption", step))
             captions = np.where(self.engine.uniform("caption-dropout", step) < self.dropout, 0, captions)
         return self.texts.batch(captions, self.engine.device)
 

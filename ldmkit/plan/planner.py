@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldmkit.caches.quality import MAX_HELD_OUT
 from ldmkit.caches.sets import TextSet
 from ldmkit.caches.shards import PROGRESS, read_progress
 from ldmkit.components.protocols import Captioner, TextEncoder
-from ldmkit.data.captions import captioners, read_captions
+from ldmkit.data.captions import captioners, captions_of, read_captions
 from ldmkit.data.prepared import prepared_pictures
 from ldmkit.errors import Interrupted, LdmkitError
 from ldmkit.models.autoencoder import Autoencoder
@@ -171,9 +171,10 @@ class Planner:
         texts = cycle([*beside.values(), *(read_captions(path).values() if found else ())] or ["a picture"])
         missing = [entry.key for entry in self.sample.index.entries if entry.key not in found]
         # Numbered, since a captioner finds other words for other pictures.
+        numbered = ("\n".join(f"{text} {number}" for text in captions_of(next(texts))) for number in count())
         rows: list[dict[str, Any]] = [
-            {"file": key, "caption": beside.get(key) or f"{next(texts)} {number}", "captioner": None, "options": {}}
-            for number, key in enumerate(missing)
+            {"file": key, "caption": beside.get(key) or next(numbered), "captioner": None, "options": {}}
+            for key in missing
         ]
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
