@@ -68,7 +68,8 @@ class AutoencoderKL(Autoencoder):
     channels[0] is the width of the stem; each further entry is one level, which halves the resolution. The stem sees
     patches of `patch_size` pixels folded into channels (pixel unshuffle, Shi et al. 2016), which saves the costly work
     at full resolution. The factor f is patch_size * 2 ** (len(channels) - 1), found as `downsample`. `attention_levels`
-    counts levels from 1; the decoder mirrors it. Raises LdmkitError for widths that do not fit.
+    counts levels from 1; the decoder mirrors it. With `linear_shortcut` both only add to a linear map of patches of
+    f x f pixels: see `Shortcut`. Raises LdmkitError for widths that do not fit.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class AutoencoderKL(Autoencoder):
         norm_groups: int = 32,
         dropout: float = 0.0,
         patch_size: int = 1,
+        linear_shortcut: bool = False,
     ) -> None:
         super().__init__()
         check_levels("vae", channels, attention_levels, norm_groups)
@@ -137,11 +139,65 @@ class AutoencoderKL(Autoencoder):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
+        if linear_shortcut:  # to which, as the shortcut of each block, the network adds nothing at first
+            for network in (self.encoder, self.decoder):
+                last = network.get_submodule("conv_out")
+                assert isinstance(last, nn.Conv2d)
+                nn.init.zeros_(last.weight)
+            encode, decode = _block_transform(self.downsample, latent_channels)
+            self.encoder, self.decoder = Shortcut(encode, self.encoder), Shortcut(decode, self.decoder)
 
 
 def _chain(**parts: nn.Module) -> nn.Sequential:
     """The parts one after another, under their names."""
     return nn.Sequential(OrderedDict(parts))
+
+
+class Shortcut(nn.Module):
+    """A network beside a linear map from its input to its output, whose sum it gives.
+
+    As the residual autoencoding of Chen et al. 2024 (DC-AE), but learned, and over the whole network: a group
+    normalisation otherwise takes brightness and contrast away, which the layers behind it must learn to tell again.
+    """
+
+    def __init__(self, linear: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.network(x)  # type: ignore[no-any-return]
+
+
+def _block_transform(side: int, latent_channels: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Linear maps from patches to latents and back: at first the components in which patches vary most, at std 1."""
+    basis, std = largest_components(side, latent_channels)
+    into, back = nn.Conv2d(3 * side**2, 2 * latent_channels, 1, bias=False), nn.Conv2d(latent_channels, 3 * side**2, 1)
+    with torch.no_grad():
+        for parameter in (*into.parameters(), *back.parameters()):
+            parameter.zero_()
+        into.weight[: len(basis), :, 0, 0] = basis / std[:, None]
+        back.weight[:, : len(basis), 0, 0] = (basis * std[:, None]).T
+    return _chain(fold=nn.PixelUnshuffle(side), conv=into), _chain(conv=back, unfold=nn.PixelShuffle(side))
+
+
+def largest_components(side: int, count: int) -> tuple[Tensor, Tensor]:
+    """The directions in which patches of photographs vary most, (K, 3 * side ** 2), and each one's std in [-1, 1].
+
+    K = min(count, 3 * side ** 2). Pixels are laid out as a pixel unshuffle does. Products of the DCT of rows and
+    columns (Ahmed et al. 1974), which is nearly the principal components of a first-order Markov process, with
+    luminance and two colour differences, whose shares are roughly those of photographs.
+    """
+    k, n = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    dct = torch.cos(torch.pi * (n + 0.5) * k / side) * (2 / side) ** 0.5
+    dct[0] /= 2**0.5
+    along = torch.diagonal(dct @ 0.95 ** (k - n).abs().float() @ dct.T)
+    colors = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
+    colors /= colors.norm(dim=1, keepdim=True)
+    variance = torch.einsum("c,u,v->cuv", 0.75 * torch.tensor([0.92, 0.06, 0.02]), along, along).flatten()
+    basis = torch.einsum("cr,uy,vx->cuvryx", colors, dct, dct).reshape(3 * side**2, 3 * side**2)
+    order = variance.argsort(descending=True)[:count]
+    return basis[order], variance[order].sqrt()
 
 
 def _moments(width: int, latent_channels: int) -> nn.Conv2d:

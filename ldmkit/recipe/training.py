@@ -190,6 +190,10 @@ class Vae(Training):
         1, gt=0, le=8, description="pixels, width of the patches folded into channels first; 2 or 4: faster on a CPU"
     )
     latent_channels: int = Field(4, gt=0, le=64, description="channels of the latents")
+    linear_shortcut: bool = later(
+        False,
+        description="the networks add to a learned linear map between patches of pixels and latents: sharp much sooner",
+    )
     num_res_blocks: int = Field(2, gt=0, le=8, description="residual blocks per level")
     attention_levels: tuple[PositiveInt, ...] = Field((), description="levels with attention, 1 is the finest")
     norm_groups: int = Field(32, gt=0, description="groups of the GroupNorms")
@@ -211,7 +215,7 @@ class Vae(Training):
             return super()._check_length()
         if self.pretrained.startswith("hub:") and not re.fullmatch(r"hub:\w[^/@]*/\w[^/@]*(@[^@]+)?", self.pretrained):
             raise ValueError(f'pretrained = "{self.pretrained}" must be hub:OWNER/NAME or hub:OWNER/NAME@REVISION')
-        own = {"steps", "epochs", "patch_size", "latent_channels", *_NETWORK}
+        own = {"steps", "epochs", "patch_size", "linear_shortcut", "latent_channels", *_NETWORK}
         fields = type(self).model_fields
         if told := [key for key in fields if key in own and getattr(self, key) != fields[key].default]:
             raise ValueError(
@@ -232,7 +236,7 @@ class Vae(Training):
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `AutoencoderKL`."""
-        return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size"})
+        return self.model_dump(include=_NETWORK | {"latent_channels", "patch_size", "linear_shortcut"})
 
 
 class DenoiserTraining(Training):
