@@ -43,7 +43,8 @@ class Captions:
     def batch(self, indices: np.ndarray, step: int | None) -> Text:
         captions = self.texts.index[indices]
         if step is not None:
-            captions = self.texts.draw(indices, self.engine.uniform("caption", step))
+            if self.texts.numbers.shape[1] > 1:
+                captions = self.texts.draw(indices, self.engine.uniform("caption", step))
             captions = np.where(self.engine.uniform("caption-dropout", step) < self.dropout, 0, captions)
         return self.texts.batch(captions, self.engine.device)
 

@@ -139,11 +139,11 @@ class AutoencoderKL(Autoencoder):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
-        if linear_shortcut:  # to which, as the shortcut of each block, the network adds nothing at first
-            for network in (self.encoder, self.decoder):
+        if linear_shortcut:  # to which, as each block to its own, the network adds nothing at first
+            for network, width in ((self.encoder, latent_channels), (self.decoder, 3 * patch_size**2)):
                 last = network.get_submodule("conv_out")
-                assert isinstance(last, nn.Conv2d)
-                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.get_parameter("weight"))
+                nn.init.zeros_(last.get_parameter("bias")[:width])  # not of the log-variances
             encode, decode = _block_transform(self.downsample, latent_channels)
             self.encoder, self.decoder = Shortcut(encode, self.encoder), Shortcut(decode, self.decoder)
 

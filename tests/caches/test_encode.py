@@ -162,6 +162,34 @@ def test_picture_without_caption(missing: str, number: int, workshop: Any) -> No
     assert (np.delete(texts.index, 5) > 0).all()
 
 
+def test_of_several_captions_each_is_drawn_as_often(workshop: Any) -> None:
+    (workshop.folder / "pictures" / "05.txt").unlink()
+    rows = [{"file_name": "05.png", "text": ["one", "two  ", "a  third"]}]
+    (workshop.folder / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pipeline = workshop.pipeline()
+    pipeline.run(("caption",))
+    make_text(pipeline)
+    texts = TextSet(workshop.run / "text")
+    assert [texts.captions[number] for number in texts.numbers[5]] == ["one", "two", "a third"]
+    assert texts.captions[texts.index[5]] == "one"
+    assert (np.delete(texts.numbers, 5, axis=0)[:, 1:] == -1).all()
+    rng = np.random.default_rng(0)
+    drawn = texts.draw(np.full(3000, 5), rng.random(3000))
+    counts = np.array([(drawn == number).sum() for number in texts.numbers[5]])
+    assert counts.sum() == 3000
+    assert ((counts - 1000) ** 2 / 1000).sum() < 13.8  # chi-squared of 2 degrees of freedom, 0.1%
+    assert (texts.draw(np.arange(20)[np.arange(20) != 5], rng.random(19)) == np.delete(texts.index, 5)).all()
+    engine: Any = SimpleNamespace(uniform=lambda purpose, step: np.full(20, 0.99), device=torch.device("cpu"))
+    captions = Captions(texts, engine, dropout=0.5)
+    for step, wanted in ((None, "one"), (3, "a third")):
+        number = texts.captions.index(wanted)
+        (of_picture,), (alone,) = (
+            captions.batch(np.array([5]), None if step is None else step)[:1],
+            texts.batch(np.array([number]), torch.device("cpu"))[:1],
+        )
+        assert torch.equal(of_picture[0], alone[0])
+
+
 def test_an_empty_caption_is_trained_as_no_words(workshop: Any) -> None:
     (workshop.folder / "pictures" / "05.txt").write_text("")
     pipeline = workshop.pipeline()

@@ -1,7 +1,9 @@
 """What is exported opens by `datasets`, by `webdataset`, and by a reader written from kohya's layout."""
 
 import io
+import json
 import re
+import tarfile
 
 import numpy as np
 import pytest
@@ -86,6 +88,23 @@ def test_what_is_exported_comes_back(form, index, tmp_path):
     assert Sidecar().caption(back.pictures()) == [CAPTIONS.get(key, none) for key in KEYS]
     with pytest.raises(LdmkitError, match="not an empty folder"):
         export_set(index, CAPTIONS, tmp_path / "out", form, name="cats")
+
+
+@pytest.mark.parametrize("form", exporting.FORMS)
+def test_several_captions_of_a_picture(form, index, tmp_path):
+    """Lists where `datasets` reads them, lines for kohya's `enable_wildcard`; a .txt of WebDataset's has the first."""
+    export_set(index, CAPTIONS | {"b/a.png": "a cat\n猫"}, tmp_path / "out", form, name="cats")
+    if form == "kohya":
+        assert (tmp_path / "out" / "1_cats" / "000000002.txt").read_text("utf-8") == "a cat\n猫"
+    elif form == "imagefolder":
+        json_table = pytest.importorskip("pyarrow.json").read_json(tmp_path / "out" / "metadata.jsonl")
+        assert json_table["text"].to_pylist() == [None, ["un chat noir"], ["a cat", "猫"], ["a sweet cat"]]
+        assert Sidecar().caption(scan(tmp_path / "out").pictures())[1:] == ["un chat noir", "a cat\n猫", "a sweet cat"]
+    else:
+        with tarfile.open(tmp_path / "out" / "000000.tar") as tar:
+            member = {name: tar.extractfile(name).read() for name in tar.getnames()}
+        assert member["000000002.txt"] == b"a cat"
+        assert json.loads(member["000000002.json"])["text"] == ["a cat", "猫"]
 
 
 def test_the_command(index, tmp_path, monkeypatch):

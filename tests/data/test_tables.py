@@ -55,6 +55,9 @@ def test_parquet(table, tmp_path):
     assert copied.stat().st_mtime_ns == before  # once
     parquet.write_table(pa.table({"image": [picture("white")], "text": ["a white cat"]}), table)
     assert captions(scan(table)) == ["a white cat"]
+    several = pa.table({"image": [picture("white")], "text": [["a white  cat", "white"]]})
+    parquet.write_table(several, table)
+    assert captions(scan(table)) == ["a white cat\nwhite"]
 
 
 def test_what_a_table_does_not_give_is_said(table):

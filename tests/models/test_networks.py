@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmkit.errors import LdmkitError
-from ldmkit.models.autoencoder import AutoencoderKL, Posterior
+from ldmkit.models.autoencoder import AutoencoderKL, Posterior, largest_components
 from ldmkit.models.blocks import Attention, ResidualBlock, timestep_embedding
 from ldmkit.models.convert import SEED_DISCRIMINATOR, SEED_UNET, SEED_UNET_T2I, SEED_VAE
 from ldmkit.models.denoiser import Denoiser
@@ -217,6 +217,27 @@ def test_autoencoder_sizes(levels: int) -> None:
 
 
 @torch.no_grad()
+def test_the_linear_shortcut_begins_as_a_block_transform() -> None:
+    """All components of a patch give the picture back; of some, the best choice for a first-order Markov process."""
+    options: dict[str, Any] = {"channels": [8, 8], "patch_size": 2, "num_res_blocks": 1, "norm_groups": 4}
+    pixels = draw(2, 3, 8, 8)
+    for count, exact in ((48, True), (64, True), (40, False)):
+        model = AutoencoderKL(**options, latent_channels=count, linear_shortcut=True)
+        restored = model.decode(model.encode(pixels).mean)
+        assert torch.allclose(restored, pixels, atol=1e-5) == exact
+
+    basis, std = largest_components(8, 192)
+    assert torch.allclose(basis @ basis.T, torch.eye(192), atol=1e-5)
+    place = torch.arange(8)
+    rows = 0.95 ** (place[:, None] - place).abs()
+    colors = torch.tensor([[0.26, 0.23, 0.2], [0.23, 0.25, 0.23], [0.2, 0.23, 0.26]])  # alike, as those of photographs
+    covariance = torch.kron(colors, torch.kron(rows, rows))
+    best = torch.linalg.eigvalsh(covariance).flip(0).cumsum(0)
+    kept = torch.einsum("ki,ij,kj->k", basis, covariance, basis).cumsum(0)
+    assert (kept[[3, 31, 63]] > 0.98 * best[[3, 31, 63]]).all()
+    assert torch.allclose(std.square().sum(), torch.tensor(48.0))  # 64 pixels of three colours, each of variance 1/4
+
+
 def test_discriminator_sees_patches() -> None:
     network = PatchDiscriminator((8, 16), norm_groups=4)
     assert network(draw(2, 3, 32, 30)).shape == (2, 1, 8, 8)

@@ -141,6 +141,17 @@ def test_the_picture_alone_chooses_the_phrasing() -> None:
     assert PALETTE.caption([picture(image.copy()) for image in reversed(images)]) == alone[::-1]
 
 
+def test_several_captions_of_a_picture_say_the_same_in_other_words() -> None:
+    _, images = toy_cats(30, seed=7)
+    pictures = [picture(image) for image in images]
+    several = [str(text).split("\n") for text in Palette(subject="cat", num_captions=8).caption(pictures)]
+    assert [texts[0] for texts in several] == PALETTE.caption(pictures)
+    assert {len(texts) for texts in several} == {8}
+    for image, texts in zip(images, several, strict=True):
+        assert len(set(texts)) > 5
+        assert all(all(each.values()) for each in PALETTE.shows([image] * 8, texts))
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
