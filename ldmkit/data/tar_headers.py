@@ -121,7 +121,7 @@ def _are_plain(headers: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[
     """(K,) of which tarfile would read nothing else; `sizes` as they were taken for."""
     sums = headers.sum(axis=1, dtype=np.uint32) - headers[:, _CHECKSUM].sum(axis=1, dtype=np.uint32) + 8 * ord(" ")
     kind = headers[:, _KIND]
-    plain = (kind == _FILE) | (kind == _PAX) | ((kind == _FOLDER) & (sizes == 0))
+    plain: NDArray[np.bool_] = (kind == _FILE) | (kind == _PAX) | ((kind == _FOLDER) & (sizes == 0))
     for field in _NUMBERS:  # digits, and behind them blanks
         own = np.ascontiguousarray(headers[:, field].T)  # (n, K)
         digits = (own >= ord("0")) & (own < ord("8"))
