@@ -36,9 +36,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
+LONG = {"training", "ui", "web", "export", "vae", "test_packaging.py", "test_pipeline.py"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first, so that no process is left alone with one at the end: training, browsers."""
-    items.sort(key=lambda item: {"training", "ui", "web"}.isdisjoint(item.path.parts))
+    """The longest files come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
 
 
 # Everything random is on: flips, dropout, posterior, caption dropout, an adversarial term that starts on the way.

@@ -19,7 +19,7 @@ from typing import IO
 
 from ldmkit.data.cache import made_once
 from ldmkit.data.members import Archive, Found, Member, listed_once
-from ldmkit.data.tar_headers import tar_headers
+from ldmkit.data.tar_headers import Plain, tar_headers
 from ldmkit.errors import LdmkitError
 
 MAX_MEMBERS = 2_000_000
@@ -103,12 +103,20 @@ def _tar(path: Path, found: Found) -> None:
     size, headers = path.stat().st_size, tar_headers(path)
     try:
         while True:
-            name, offset, length, reason = next(headers)
-            if reason is None and offset + length > size:
-                reason = "cut off with its archive"
-            found.add(name, Member(offset, length, length), reason)
-            if len(found) > MAX_MEMBERS:
-                raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
+            some = next(headers)
+            if (
+                isinstance(some, Plain)
+                and (some.offsets + some.sizes <= size).all()
+                and len(found) + len(some.sizes) <= MAX_MEMBERS
+                and found.add_plain(some)
+            ):
+                continue
+            for name, offset, length, reason in some:
+                if reason is None and offset + length > size:
+                    reason = "cut off with its archive"
+                found.add(name, Member(offset, length, length), reason)
+                if len(found) > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
     except StopIteration as ended:
         with path.open("rb") as file:
             file.seek(ended.value)

@@ -11,8 +11,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 _END = b"\xff\xd9"
-# ITU-T T.81, annex B: what ends entropy-coded data, that is any marker but stuffed zeros and restarts.
-_NEXT = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+# ITU-T T.81, annex B: what ends entropy-coded data, that is any marker but stuffed zeros and restarts. Beginning with
+# one plain byte it is found ten times as fast as with \xff+; fill bytes before it are counted afterwards.
+_NEXT = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _SCAN = 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
@@ -75,13 +76,15 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """(marker, where it begins, what it holds) up to the first picture's end, entropy-coded data left out."""
     position = 2
     while found := _NEXT.search(data, position):
-        marker = found[1][0]
+        marker, at = found[1][0], found.start()
+        while at > position and data[at - 1] == 0xFF:
+            at -= 1
         if marker == _END[1]:
-            yield marker, found.start(), b""
+            yield marker, at, b""
             return
         (length,) = struct.unpack(">H", data[found.end() : found.end() + 2].rjust(2, b"\0"))
         position = found.end() + length
-        yield marker, found.start(), data[found.end() + 2 : position]
+        yield marker, at, data[found.end() + 2 : position]
 
 
 def _lacks_scans(data: bytes, segments: list[tuple[int, int, bytes]]) -> bool:

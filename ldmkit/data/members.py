@@ -24,9 +24,12 @@ from ldmkit.data.cache import cache_folder
 from ldmkit.data.columns import Bytes, Names, load_columns, save_columns
 from ldmkit.data.decode import SUFFIXES
 from ldmkit.data.kinds import BESIDE, HEAD, kind
+from ldmkit.data.tar_headers import Plain
 
 _CHUNK = 2**20
 _DRIVE = re.compile("[A-Za-z]:")
+# Behind the start of a part of a name: nothing, one dot or two, or what may be a drive.
+_TO_LOOK_AT = re.compile(rb"/(?:\.{0,2}/|[A-Za-z]:)")
 _ZIP_HEADER = struct.Struct("<4s5H3I2H")
 # Raised whenever archives are listed otherwise.
 _VERSION = 1
@@ -73,6 +76,17 @@ class Found:
         else:
             self._keys += "/".join(parts).encode("utf-8", "surrogateescape") + b"\0"
             self._places += _PACK(*member)
+
+    def add_plain(self, files: Plain) -> bool:
+        """All of them, unless one's name is such that `add` would change or refuse it; returns whether it did."""
+        if _TO_LOOK_AT.search(b"/" + files.names.replace(b"\0", b"/")):
+            return False
+        places = np.zeros(len(files.sizes), _PLACE)
+        places["offset"], places["packed"], places["size"] = files.offsets, files.sizes, files.sizes
+        places["method"] = places["crc"] = -1  # as of any `Member` in a tar
+        self._keys += files.names
+        self._places += places.tobytes()
+        return True
 
     def columns(self, path: Path) -> dict[str, Bytes]:
         """Sorted by key, of several of one name the last; `path` is read where no name tells what a member is."""

@@ -6,8 +6,9 @@ before them, as `webdataset` writes them. What is in doubt is left to tarfile at
 
 import re
 import tarfile  # noqa: TID251 - headers alone are read by it
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 _BLOCK = tarfile.BLOCKSIZE
 _AT_ONCE = 4096
+_READ = 2**15  # several headers of small files at once
 _FILE, _FOLDER, _PAX = b"05x"
 _KIND = 156
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
@@ -35,81 +37,101 @@ class Header(NamedTuple):
     """why it is not read"""
 
 
-def tar_headers(path: Path) -> Generator[Header, None, int]:
-    """All of a tar; returns the offset where they end.
+@dataclass(frozen=True)
+class Plain:
+    """Plain ones of files, in columns: a million in a row are not worth an object each."""
+
+    names: bytes
+    """with a NUL behind each"""
+    offsets: NDArray[np.int64]
+    """(N,) of their bytes"""
+    sizes: NDArray[np.int64]
+    """(N,)"""
+
+    def __iter__(self) -> Iterator[Header]:
+        names = self.names.decode("utf-8", "surrogateescape").split("\0")
+        return map(Header, names, self.offsets.tolist(), self.sizes.tolist(), repeat(None))
+
+
+def tar_headers(path: Path) -> Generator[Iterable[Header], None, int]:
+    """All of a tar, one or several at a time; returns the offset where they end.
 
     Raises tarfile.ReadError where there is none at the beginning, or, behind those before it, where one is damaged.
     """
     with (
         tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as opened,
-        path.open("rb") as file,
+        path.open("rb", buffering=_READ) as file,
     ):
         while (info := opened.next()) is not None:
             opened.members = []  # type: ignore[attr-defined] # or it keeps them all
             if not info.isdir():
                 reason = None if info.isreg() and not info.issparse() else "not a regular file"
                 reason = "a link to another member" if info.islnk() or info.issym() else reason
-                yield Header(info.name, info.offset_data, info.size, reason)
+                yield [Header(info.name, info.offset_data, info.size, reason)]
             if not opened.pax_headers:  # which count for all members behind them
                 opened.offset = yield from _in_a_row(file, opened.offset)
         return opened.offset
 
 
-def _in_a_row(file: IO[bytes], at: int) -> Generator[Header, None, int]:
+def _in_a_row(file: IO[bytes], at: int) -> Generator[Plain, None, int]:
     """Plain ones that lie one behind the other from `at` on; returns where the first one lies that is not plain."""
-    whole = True
+    seek, read, whole = file.seek, file.read, True
     while whole:
         # Each one's size says where the next one lies; they are believed once all have been looked at.
-        found: list[tuple[bytes, int, int, int]] = []  # header, offset, size, and the offset with what comes before it
+        found, places, sizes = list[bytes](), list[int](), list[int]()
+        begins: list[int] = []  # places with what comes before them
         here = at
         while whole and (len(found) < _AT_ONCE or at != here):
-            file.seek(here)
-            header = file.read(_BLOCK)
-            size, whole = -1, False
-            with suppress(ValueError):
-                size = int(header[_SIZE][:-1], 8)
-            if size >= 0 and len(header) == _BLOCK:
-                is_times = header[_KIND] == _PAX
-                whole = not is_times or _are_times(file.read(-(-size // _BLOCK) * _BLOCK if size < 2 * _BLOCK else 0))
+            seek(here)
+            header = read(_BLOCK)
+            try:
+                size = int(header[124:135], 8)
+            except ValueError:
+                size = -1
+            whole = size >= 0 and len(header) == _BLOCK
+            is_times = whole and header[_KIND] == _PAX
+            if is_times:
+                whole = _are_times(read(-(-size // _BLOCK) * _BLOCK if size < 2 * _BLOCK else 0))
             if whole:
-                found.append((header, here, size, at))
+                found.append(header)
+                places.append(here)
+                sizes.append(size)
+                begins.append(at)
                 here += _BLOCK * (1 - -size // _BLOCK)
                 at = at if is_times else here
-        plain = _plain_ones(found)
-        if plain < len(found):
-            found, at, whole = found[:plain], found[plain][3], False
-        for header, here, size, _ in found:
-            if header[_KIND] == _FILE:
-                name = header[:100].partition(b"\0")[0]
-                if header[345]:
-                    name = header[345:500].partition(b"\0")[0] + b"/" + name
-                yield Header(name.decode("utf-8", "surrogateescape"), here + _BLOCK, size, None)
+        headers = np.frombuffer(b"".join(found), np.uint8).reshape(-1, _BLOCK)  # (K, 512)
+        lengths = np.array(sizes, dtype=np.int64)
+        plain = _are_plain(headers, lengths)
+        number = int(plain.argmin()) if not plain.all() else len(found)
+        if number < len(found):
+            at, whole = begins[number], False
+        files = np.flatnonzero(headers[:number, _KIND] == _FILE)
+        if len(files):
+            names = b"".join([_name(found[i]) + b"\0" for i in files.tolist()])
+            yield Plain(names, np.array(places, dtype=np.int64)[files] + _BLOCK, lengths[files])
     return at
 
 
-def _plain_ones(found: list[tuple[bytes, int, int, int]]) -> int:
-    """How many there are before the first one of which tarfile might read something else."""
-    if not found:
-        return 0
-    headers = np.frombuffer(b"".join(row[0] for row in found), np.uint8).reshape(-1, _BLOCK)  # (K, 512)
-    digits, blanks = (headers >= ord("0")) & (headers < ord("8")), (headers == 0) | (headers == ord(" "))
-    size, checksum = (_octal(headers[:, field], digits[:, field]) for field in (_SIZE, _CHECKSUM))
-    others = headers.sum(axis=1, dtype=np.int64) - headers[:, _CHECKSUM].sum(axis=1, dtype=np.int64)
+def _name(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    return header[345:500].partition(b"\0")[0] + b"/" + name if header[345] else name
+
+
+def _are_plain(headers: NDArray[np.uint8], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(K,) of which tarfile would read nothing else; `sizes` as they were taken for."""
+    sums = headers.sum(axis=1, dtype=np.uint32) - headers[:, _CHECKSUM].sum(axis=1, dtype=np.uint32) + 8 * ord(" ")
     kind = headers[:, _KIND]
-    plain = (kind == _FILE) | (kind == _PAX) | ((kind == _FOLDER) & (size == 0))
-    plain &= (size == [row[2] for row in found]) & (checksum == others + 8 * ord(" "))
+    plain: NDArray[np.bool_] = (kind == _FILE) | (kind == _PAX) | ((kind == _FOLDER) & (sizes == 0))
     for field in _NUMBERS:  # digits, and behind them blanks
-        own = digits[:, field]
-        plain &= (own | blanks[:, field]).all(axis=1) & (own[:, 1:] <= own[:, :-1]).all(axis=1)
-    return int(plain.argmin()) if not plain.all() else len(found)
-
-
-def _octal(field: NDArray[np.uint8], digits: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(K, n) characters -> (K,) numbers."""
-    number = np.zeros(len(field), dtype=np.int64)
-    for place in range(field.shape[1]):
-        number = np.where(digits[:, place], number * 8 + field[:, place] - ord("0"), number)
-    return number
+        own = np.ascontiguousarray(headers[:, field].T)  # (n, K)
+        digits = (own >= ord("0")) & (own < ord("8"))
+        plain &= (digits | (own == 0) | (own == ord(" "))).all(axis=0) & (digits[1:] <= digits[:-1]).all(axis=0)
+        if field in (_SIZE, _CHECKSUM):
+            number = np.zeros(len(headers), dtype=np.int64)
+            for row, is_digit in zip(own, digits, strict=True):
+                number = np.where(is_digit, number * 8 + row - ord("0"), number)
+            plain &= number == (sizes if field == _SIZE else sums)
+    return plain
 
 
 def _are_times(records: bytes) -> bool:

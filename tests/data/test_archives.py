@@ -15,6 +15,7 @@ from ldmkit_captions import Sidecar
 from PIL import Image
 
 from ldmkit import LdmkitError
+from ldmkit.data.archives import open_archive
 from ldmkit.data.captions import caption_content_hash, caption_files_hash
 from ldmkit.data.decode import load_picture
 from ldmkit.data.pictures import remembered, scan
@@ -247,6 +248,30 @@ def test_a_member_that_lies_about_its_size_or_content(tmp_path):
         assert said in index.rejected[0][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("./a.png", "a.png"),
+        ("b//c.png", "b/c.png"),
+        ("d/./e.png", "d/e.png"),
+        ("f/C:g.png", "f/C:g.png"),
+        *((name, None) for name in ("../out.png", "h/../i.png", "h/..", "/root.png", "C:drive.png", "C:/drive.png")),
+    ],
+)
+def test_names_in_a_tar(name, key, tmp_path):
+    """POSIX.1, 4.13: dots and empty parts of a path name nothing; what could lead out is no key."""
+    archive = open_archive(write(tmp_path / "a.tar", {"first.png": b"1", name: b"22", "last.png": b"333"}))
+    assert list(archive.members) == sorted(["first.png", "last.png", *filter(None, [key])])
+    assert archive.rejected == ([] if key else [(name, "its name leads out of the archive")])
+    assert [archive.read(each, 9) for each in archive.members if each != key] == [b"1", b"333"]
+
+
+def test_more_members_than_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldmkit.data.archives.MAX_MEMBERS", 3)
+    archive = open_archive(write(tmp_path / "a.tar", {f"{number}.png": b"1" for number in range(6)}))
+    assert archive.rejected == [("", "cut off or damaged after 4 files (more than 3 members)")]
+
+
 @pytest.mark.parametrize("where", ["data", "header", "middle"])
 def test_a_tar_that_is_cut_or_damaged_says_so(where, tmp_path):
     data = bytearray(write(tmp_path / "a.tar", {f"{c}.png": picture(c) for c in ("red", "blue", "lime")}).read_bytes())
@@ -257,6 +282,7 @@ def test_a_tar_that_is_cut_or_damaged_says_so(where, tmp_path):
     index = scan(tmp_path / "a.tar", max_bad=1)
     assert [entry.key for entry in index.entries] == ["blue.png", "red.png"]
     assert any("cut off" in reason or "damaged at byte" in reason for _, reason in index.rejected)
+    assert (("lime.png", "cut off with its archive") in index.rejected) == (where == "data")
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz", "a.tar.xz"])

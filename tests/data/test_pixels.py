@@ -168,6 +168,7 @@ def test_what_is_no_damage_of_a_jpeg(kind: str) -> None:
         "no end marker": whole[:-2],
         "stray": whole[:-2] + b"\1\2\3" * 4 + whole[-2:],
         "stray bytes": whole[:-2] + b"\x55" * 300 + whole[-2:],  # as cameras fill up a sector
+        "bytes between": whole[:-2] + b"\x55" * 300 + b"\xff" * 3 + whole[-2:],  # T.81, B.1.1.2: before any marker
         None: whole + b"\0" * 999,  # what follows the end is another's
     }
     for words, data in odd.items():

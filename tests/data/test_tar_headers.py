@@ -71,8 +71,7 @@ def by_ldmkit(path):
     headers = tar_headers(path)
     try:
         while True:
-            name, offset, size, reason = next(headers)
-            yield name, offset, size, reason is None
+            yield from ((name, offset, size, reason is None) for name, offset, size, reason in next(headers))
     except StopIteration as ended:
         return ended.value
 

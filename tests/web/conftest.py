@@ -55,6 +55,17 @@ def visitor(chromium: webdriver.Chrome) -> Visitor:
     return Visitor(chromium)
 
 
+@pytest.fixture
+def opened(chromium: webdriver.Chrome, address: str) -> Visitor:
+    """The page as the visit before left it, if it can draw there: to load and to compile takes longer than to draw."""
+    visitor = Visitor(chromium)
+    can_draw = "return document.getElementById('draw')?.disabled === false"
+    if chromium.current_url.partition("#")[0] != address or not visitor.js(can_draw):
+        visitor.open(address)
+        visitor.ready()
+    return visitor
+
+
 @pytest.fixture(scope="session")
 def firefox() -> Iterator[Visitor]:
     if not (shutil.which("firefox-esr") or shutil.which("firefox")):

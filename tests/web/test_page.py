@@ -41,17 +41,37 @@ def same(drawn: list[np.ndarray], expected: list[Image.Image]) -> None:
         assert np.abs(one.astype(int) - np.asarray(other).astype(int)).max() <= 1
 
 
-def test_every_sampler_draws_as_the_runtime_does(visitor: Visitor, address: str, bundle: Bundle) -> None:
-    visitor.open(address)
+def test_keys_alone_are_enough_and_everything_has_a_name(
+    visitor: Visitor, chromium: webdriver.Chrome, address: str
+) -> None:
+    visitor.open(f"{address}#{urlencode({'steps': 2})}")
     visitor.ready()
+    body = chromium.find_element(By.TAG_NAME, "body")
+    body.send_keys(Keys.TAB)
+    assert visitor.js("return document.activeElement.id") == "prompt"
+    chromium.switch_to.active_element.send_keys("a black cat", Keys.ENTER)
+    visitor.until(lambda: "drawn" in visitor.text("status"))
+    alt = visitor.js("return document.querySelector('#pictures img').alt")
+    assert alt.startswith("a black cat, seed ")
+    visitor.js("document.querySelector('details').open = true")
+    for control in chromium.find_elements(By.CSS_SELECTOR, "input, select, button, summary, a, progress, img"):
+        assert control.accessible_name or not control.is_displayed(), control.get_attribute("outerHTML")
+    # Every field below the prompt comes by Tab, in the order of the page.
+    chromium.find_element(By.ID, "prompt").click()
+    seen = []
+    for _ in range(25):
+        chromium.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(visitor.js("return document.activeElement.id || document.activeElement.tagName"))
+    assert seen.index("draw") < seen.index("count") < seen.index("seed") < seen.index("held") < seen.index("SUMMARY")
+
+
+def test_every_sampler_draws_as_the_runtime_does(opened: Visitor, bundle: Bundle) -> None:
     for sampler in SAMPLERS:
-        visitor.choose(CAT | {"sampler": sampler})
-        same(visitor.draw(), bundle.generate(CAT["prompt"], seed=3, steps=3, sampler=sampler))
+        opened.choose(CAT | {"sampler": sampler})
+        same(opened.draw(), bundle.generate(CAT["prompt"], seed=3, steps=3, sampler=sampler))
 
 
-def test_settings_mean_what_they_mean_to_generate(visitor: Visitor, address: str, bundle: Bundle) -> None:
-    visitor.open(address)
-    visitor.ready()
+def test_settings_mean_what_they_mean_to_generate(opened: Visitor, bundle: Bundle) -> None:
     for settings in SETTINGS:
         chosen: dict[str, Any] = CAT | settings
         with warnings.catch_warnings(record=True) as told:
@@ -64,25 +84,24 @@ def test_settings_mean_what_they_mean_to_generate(visitor: Visitor, address: str
                 guidance_scale=chosen.get("guidance"),
                 negative_prompt=chosen.get("negative", ""),
             )
-        visitor.choose(chosen)
-        visitor.press_draw()
-        visitor.until(lambda: "drawn" in visitor.text("status"))
-        same(visitor.pictures(), expected)
-        assert ("longer than the model reads" in visitor.text("alert")) == bool(told)
+        opened.choose(chosen)
+        opened.press_draw()
+        opened.until(lambda: "drawn" in opened.text("status"))
+        same(opened.pictures(), expected)
+        assert ("longer than the model reads" in opened.text("alert")) == bool(told)
 
 
 def test_a_download_holds_what_generate_writes(
-    visitor: Visitor, chromium: webdriver.Chrome, address: str, bundle: Bundle, tmp_path: Path
+    opened: Visitor, chromium: webdriver.Chrome, bundle: Bundle, tmp_path: Path
 ) -> None:
     chromium.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     settings = CAT | {"prompt": "eine süße Katze ☺", "negative": "a dog", "count": 2, "guidance": 2.5}
-    visitor.open(f"{address}#{urlencode(settings)}")
-    visitor.ready()
-    visitor.draw()
-    visitor.js("document.querySelectorAll('figcaption a')[1].click()")
-    visitor.until(lambda: (tmp_path / "eine-süße-katze-4.png").exists())
-    visitor.js("document.getElementById('sheet').click()")
-    visitor.until(lambda: (tmp_path / "eine-süße-katze-3-to-4-grid.png").exists())
+    opened.choose(settings)
+    opened.draw()
+    opened.js("document.querySelectorAll('figcaption a')[1].click()")
+    opened.until(lambda: (tmp_path / "eine-süße-katze-4.png").exists())
+    opened.js("document.getElementById('sheet').click()")
+    opened.until(lambda: (tmp_path / "eine-süße-katze-3-to-4-grid.png").exists())
     with Image.open(tmp_path / "eine-süße-katze-4.png") as picture:
         assert picture.size == (64, 64)
         assert picture.info == {
@@ -98,6 +117,53 @@ def test_a_download_holds_what_generate_writes(
     with Image.open(tmp_path / "eine-süße-katze-3-to-4-grid.png") as grid:
         assert grid.size == (130, 64)
         assert grid.info["seed"] == "3 to 4"
+
+
+def test_the_golden_pictures_come_out(opened: Visitor) -> None:
+    opened.js("document.getElementById('golden').click()")
+    opened.until(lambda: "dB" in opened.text("status"))
+    assert opened.text("status").startswith("This browser draws as it should"), opened.text("status")
+
+
+def test_stop_keeps_what_is_finished(opened: Visitor) -> None:
+    opened.choose(CAT | {"count": 16, "steps": 10})
+    opened.press_draw()
+    opened.until(lambda: opened.js("return document.querySelectorAll('#pictures img').length") >= 4)
+    opened.js("document.getElementById('stop').click()")
+    opened.until(lambda: opened.text("status").startswith("Stopped"))
+    assert 4 <= opened.js("return document.getElementById('pictures').childElementCount") < 16
+
+
+def test_previews_show_while_it_draws(opened: Visitor) -> None:
+    opened.choose(CAT | {"steps": 60})
+    opened.press_draw()
+    code = (
+        "const canvas = document.querySelector('#pictures canvas');"
+        "return canvas ? Array.from(canvas.getContext('2d').getImageData(0, 0, 8, 8).data) : []"
+    )
+    opened.until(lambda: len(set(opened.js(code))) > 20)
+    opened.js("document.getElementById('stop').click()")
+    opened.until(lambda: opened.text("status").startswith("Stopped"))
+
+
+def test_a_seed_that_is_not_held_is_another_each_time(opened: Visitor) -> None:
+    opened.choose({"prompt": "", "steps": 1})
+    seeds = set()
+    for _ in range(3):
+        opened.draw()
+        seeds.add(opened.js("return document.getElementById('seed').value"))
+    assert len(seeds) == 3
+
+
+def test_an_address_leads_to_a_picture(opened: Visitor) -> None:
+    opened.choose(CAT | {"count": 2})
+    _, second = opened.draw()
+    opened.js("document.querySelectorAll('figcaption button')[1].click()")
+    link = opened.js("return location.href")
+    opened.open(link)
+    opened.ready()
+    (again,) = opened.draw()
+    assert np.abs(again.astype(int) - second.astype(int)).max() <= 1
 
 
 def test_the_bundles_own_sampler_options_hold(
@@ -123,14 +189,6 @@ def test_the_bundles_own_sampler_options_hold(
         assert picture.info["sampler"] == json.dumps(
             {"eta": 0.5, "spacing": "karras", "use": "dpmpp_2m_sde", "steps": 3}
         )
-
-
-def test_the_golden_pictures_come_out(visitor: Visitor, address: str) -> None:
-    visitor.open(address)
-    visitor.ready()
-    visitor.js("document.getElementById('golden').click()")
-    visitor.until(lambda: "dB" in visitor.text("status"))
-    assert visitor.text("status").startswith("This browser draws as it should"), visitor.text("status")
 
 
 def test_threads_come_by_headers_or_by_one_reload_or_not_at_all(visitor: Visitor, page: Path, address: str) -> None:
@@ -177,75 +235,6 @@ def test_it_works_below_a_path_and_asks_nobody_else(
         assert not any("cute" in path for path in asked)
     errors = [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]
     assert not errors, errors
-
-
-def test_stop_keeps_what_is_finished(visitor: Visitor, address: str) -> None:
-    visitor.open(f"{address}#{urlencode(CAT | {'count': 16, 'steps': 20})}")
-    visitor.ready()
-    visitor.press_draw()
-    visitor.until(lambda: visitor.js("return document.querySelectorAll('#pictures img').length") >= 4)
-    visitor.js("document.getElementById('stop').click()")
-    visitor.until(lambda: visitor.text("status").startswith("Stopped"))
-    assert 4 <= visitor.js("return document.getElementById('pictures').childElementCount") < 16
-
-
-def test_previews_show_while_it_draws(visitor: Visitor, address: str) -> None:
-    visitor.open(f"{address}#{urlencode(CAT | {'steps': 60})}")
-    visitor.ready()
-    visitor.press_draw()
-    code = (
-        "const canvas = document.querySelector('#pictures canvas');"
-        "return canvas ? Array.from(canvas.getContext('2d').getImageData(0, 0, 8, 8).data) : []"
-    )
-    visitor.until(lambda: len(set(visitor.js(code))) > 20)
-    visitor.js("document.getElementById('stop').click()")
-    visitor.until(lambda: visitor.text("status").startswith("Stopped"))
-
-
-def test_keys_alone_are_enough_and_everything_has_a_name(
-    visitor: Visitor, chromium: webdriver.Chrome, address: str
-) -> None:
-    visitor.open(f"{address}#{urlencode({'steps': 2})}")
-    visitor.ready()
-    body = chromium.find_element(By.TAG_NAME, "body")
-    body.send_keys(Keys.TAB)
-    assert visitor.js("return document.activeElement.id") == "prompt"
-    chromium.switch_to.active_element.send_keys("a black cat", Keys.ENTER)
-    visitor.until(lambda: "drawn" in visitor.text("status"))
-    alt = visitor.js("return document.querySelector('#pictures img').alt")
-    assert alt.startswith("a black cat, seed ")
-    visitor.js("document.querySelector('details').open = true")
-    for control in chromium.find_elements(By.CSS_SELECTOR, "input, select, button, summary, a, progress, img"):
-        assert control.accessible_name or not control.is_displayed(), control.get_attribute("outerHTML")
-    # Every field below the prompt comes by Tab, in the order of the page.
-    chromium.find_element(By.ID, "prompt").click()
-    seen = []
-    for _ in range(25):
-        chromium.switch_to.active_element.send_keys(Keys.TAB)
-        seen.append(visitor.js("return document.activeElement.id || document.activeElement.tagName"))
-    assert seen.index("draw") < seen.index("count") < seen.index("seed") < seen.index("held") < seen.index("SUMMARY")
-
-
-def test_an_address_leads_to_a_picture(visitor: Visitor, address: str) -> None:
-    visitor.open(f"{address}#{urlencode(CAT | {'count': 2})}")
-    visitor.ready()
-    _, second = visitor.draw()
-    visitor.js("document.querySelectorAll('figcaption button')[1].click()")
-    link = visitor.js("return location.href")
-    visitor.open(link)
-    visitor.ready()
-    (again,) = visitor.draw()
-    assert np.abs(again.astype(int) - second.astype(int)).max() <= 1
-
-
-def test_a_seed_that_is_not_held_is_another_each_time(visitor: Visitor, address: str) -> None:
-    visitor.open(f"{address}#{urlencode({'steps': 1})}")
-    visitor.ready()
-    seeds = set()
-    for _ in range(3):
-        visitor.draw()
-        seeds.add(visitor.js("return document.getElementById('seed').value"))
-    assert len(seeds) == 3
 
 
 def test_a_browser_that_lacks_something_is_told(visitor: Visitor, chromium: webdriver.Chrome, address: str) -> None:
