@@ -57,7 +57,7 @@ class LatentMoments:
 
 
 def held_out_quality(workspace: Workspace, autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
-    """`num_pictures`, and where that is not 0: `psnr`, `ssim`, and `lpips` where the recipe has that loss."""
+    """`num_pictures`, and where that is not 0: `psnr`, `ssim`, `high_frequency`; `lpips` where there is that loss."""
     _, held_out = workspace.split()
     if not len(held_out):
         return {"num_pictures": 0}

@@ -69,6 +69,12 @@ class Gate(Section):
     max_latent_kurtosis: float = Field(
         20.0, ge=0, description="largest excess kurtosis of a latent channel (0: a Gaussian's); 0: not checked"
     )
+    max_high_frequency: float = later(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest share of the latents' energy above half of Nyquist, held out; 0: not checked",
+    )
 
 
 class Diffusion(Section):

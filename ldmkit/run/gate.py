@@ -36,7 +36,7 @@ class Row:
         return f"{'at least' if self.key.startswith('min') else 'at most'} {self.limit:g}"
 
 
-HELD_OUT = {"psnr": "min_psnr", "ssim": "min_ssim", "lpips": "max_lpips"}
+HELD_OUT = {"psnr": "min_psnr", "ssim": "min_ssim", "lpips": "max_lpips", "high_frequency": "max_high_frequency"}
 CHANNELS = {"signal": "min_latent_signal", "kurtosis": "max_latent_kurtosis"}
 
 
@@ -85,7 +85,7 @@ def table(quality: Mapping[str, Any], rows: Sequence[Row], *, ignored: bool = Fa
     by_name = {row.name: row for row in rows}
     for name in HELD_OUT:
         if row := by_name.get(name):
-            lines.append(f"  {name:<12} {row.value:>9.4g}  {row.wanted:<14} {verdict([row])}")
+            lines.append(f"  {name} {row.value:>{21 - len(name)}.4g}  {row.wanted:<14} {verdict([row])}")
     limits = {name: by_name[f"{name} of channel 0"].wanted for name in CHANNELS if f"{name} of channel 0" in by_name}
     if limits:
         heads = ["mean", "std", *(f"{name} ({limit})" for name, limit in limits.items())]

@@ -84,6 +84,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "max_lpips": [-1],
     "min_latent_signal": [-0.1, 1],
     "max_latent_kurtosis": [-1],
+    "max_high_frequency": [-0.1, 1.1],
     "p2_k": [0],
     "p2_gamma": [-1],
     "log_every": [0],

@@ -18,7 +18,7 @@ from ldmkit.run import gate
 from ldmkit.run.networks import load_autoencoder
 
 QUALITY: dict[str, Any] = {
-    "held_out": {"num_pictures": 4, "psnr": 20.0, "ssim": 0.75, "lpips": 0.3},
+    "held_out": {"num_pictures": 4, "psnr": 20.0, "ssim": 0.75, "lpips": 0.3, "high_frequency": 0.25},
     "channels": [
         {"mean": 0.5, "std": 2.0, "kurtosis": 1.5, "signal": 0.9},
         {"mean": -0.25, "std": 1.0, "kurtosis": 30.0, "signal": 0.01},
@@ -37,6 +37,7 @@ def failing(quality: dict[str, Any] = QUALITY, **limits: float) -> list[tuple[st
         ("min_psnr", 20.5, "psnr"),
         ("min_ssim", 0.76, "ssim"),
         ("max_lpips", 0.29, "lpips"),
+        ("max_high_frequency", 0.2, "high_frequency"),
         ("min_latent_signal", 0.02, "signal of channel 1"),
         ("max_latent_kurtosis", 29.0, "kurtosis of channel 1"),
     ],
@@ -64,10 +65,16 @@ def test_table() -> None:
         "psnr 20 at least 19 pass",
         "ssim 0.75 any -",
         "lpips 0.3 at most 0.2 fail",
+        "high_frequency 0.25 any -",
         "latents mean std signal (at least 0.005) kurtosis (at most 40)",
         "channel 0 0.5 2 0.9 1.5 pass",
         "channel 1 -0.25 1 0.01 30 pass",
     ]
+
+
+def test_latents_from_before_a_figure_was_measured() -> None:
+    quality = QUALITY | {"held_out": {"num_pictures": 4, "psnr": 20.0, "ssim": 0.75}}
+    assert failing(quality, max_high_frequency=1e-9) == []
 
 
 def test_without_held_out_pictures() -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
 from ldmkit.components.protocols import Reconstruction
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
 from ldmkit.recipe.training import VaeLoss
-from ldmkit.vae.metrics import reconstruction_metrics
+from ldmkit.vae.metrics import dct_energy, reconstruction_metrics
 from ldmkit.vae.train import train_vae
 
 # Starts at the second evaluation and drowns the other terms, so that PSNR falls.
@@ -231,8 +232,33 @@ def test_held_out_metrics(size: int) -> None:
         "ssim": np.mean([ssim((a + 1) / 2, (b + 1) / 2) for a, b in zip(x, y, strict=True)]),
         "lpips": lpips,
         "loss": 2 * difference.mean() + 0.5 * lpips,
+        "high_frequency": high_frequency(network.encode(target).mean.detach().numpy()),
     }
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def high_frequency(latents: np.ndarray) -> float:
+    """By scipy's DCT, of (B, C, h, w) with even sides."""
+    energy = (dctn(latents.astype(np.float64), axes=(2, 3), norm="ortho") ** 2).sum(0)
+    energy[:, 0, 0] = 0
+    low = energy[:, : energy.shape[1] // 2, : energy.shape[2] // 2].sum((1, 2))
+    return float((1 - low / energy.sum((1, 2))).mean())
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (4, 16), (9, 5), (1, 1)])
+def test_energy_of_frequencies(sides: tuple[int, int]) -> None:
+    """Of cosines each in its own place; of white noise as many as there are; the whole by Parseval."""
+    h, w = sides
+    for u, v in np.ndindex(h, w):
+        wave = np.outer(np.cos(np.pi / h * (np.arange(h) + 0.5) * u), np.cos(np.pi / w * (np.arange(w) + 0.5) * v))
+        high, total = dct_energy(torch.tensor(3 * wave[None, None])).flatten().tolist()
+        assert total == pytest.approx(0 if u == v == 0 else 9 * (wave**2).sum(), rel=1e-5)
+        assert high == pytest.approx(total if 2 * u >= h or 2 * v >= w else 0, abs=1e-4)
+    noise = torch.randn(4000, 1, h, w, generator=torch.Generator().manual_seed(0)) + 5
+    high, total = dct_energy(noise).flatten().tolist()
+    assert total == pytest.approx(float((noise - noise.mean((2, 3), keepdim=True)).square().sum()), rel=1e-4)
+    count = sum(2 * u >= h or 2 * v >= w for u, v in np.ndindex(h, w))
+    assert high == pytest.approx(4000 * count * (sides != (1, 1)), rel=0.05)
 
 
 def ssim(x: np.ndarray, y: np.ndarray) -> float:
