@@ -196,7 +196,7 @@ def largest_components(side: int, count: int) -> tuple[Tensor, Tensor]:
     colors /= colors.norm(dim=1, keepdim=True)
     variance = torch.einsum("c,u,v->cuv", 0.75 * torch.tensor([0.92, 0.06, 0.02]), along, along).flatten()
     basis = torch.einsum("cr,uy,vx->cuvryx", colors, dct, dct).reshape(3 * side**2, 3 * side**2)
-    order = variance.argsort(descending=True)[:count]
+    order = variance.argsort(descending=True, stable=True)[:count]
     return basis[order], variance[order].sqrt()
 
 
