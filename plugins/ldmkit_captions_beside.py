@@ -16,6 +16,8 @@ from ldmkit import Files, LdmkitError
 MAX_CAPTION = 2**20
 MAX_TABLE = 2**28
 """bytes of a caption's file and of a metadata.jsonl"""
+MAX_CAPTIONS = 64
+"""of a picture: the index of captions is as wide as the picture that has most"""
 ENDINGS = (".txt", ".caption")
 COLUMNS = ("text", "caption", "prompt")
 
@@ -89,8 +91,11 @@ class Beside:
             self.odd.add(f"{self._where(key)}: not JSON ({error}); no caption is taken from it")
             return None
         column = next((c for c in self.columns if isinstance(found, dict) and _is_text(found.get(c))), None)
-        text = "" if column is None else _plain(found[column])
-        return None if column is None or has_surrogates(text) else text
+        text = None if column is None else found[column]
+        if isinstance(text, list) and len(text) > MAX_CAPTIONS:
+            self.odd.add(f"{self._where(key)}: {len(text)} captions; the first {MAX_CAPTIONS} are read")
+            text = text[:MAX_CAPTIONS]
+        return None if text is None or has_surrogates(_plain(text)) else _plain(text)
 
     def _rows(self, folder: PurePosixPath) -> Iterator[tuple[str, str, str | None]]:
         """(where, name, caption) of each row."""
@@ -110,6 +115,8 @@ class Beside:
                         f"{where}: {name} has no text under {column!r}; its keys are: {keys}; "
                         'name the right one with caption.column, beside caption.use = "sidecar"'
                     )
+                if isinstance(row[column], list) and len(row[column]) > MAX_CAPTIONS:
+                    raise LdmkitError(f"{where}: {name} has {len(row[column])} captions; leave at most {MAX_CAPTIONS}")
                 text = None if row[column] is None else _plain(row[column])
                 if len(text or "") > MAX_CAPTION or has_surrogates(text or ""):
                     raise LdmkitError(f"{where}: the caption of {name} is too long or no valid Unicode")

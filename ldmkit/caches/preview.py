@@ -57,11 +57,12 @@ def preview_captions(
     if recipe.t2i is not None:
         encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
         if not encoder.trainable:  # whose tokens do not depend on the captions
-            written = {line: line for text in captions if text for line in captions_of(text)}
+            written = [line for text in captions if text for line in captions_of(text)]
             try:
-                lost, most = words_cut(written, encoder), encoder.max_tokens
+                lost, most = words_cut(dict(zip(written, written, strict=True)), encoder), encoder.max_tokens
+                number = sum(line in lost for line in written)
                 remarks.append(
-                    f"{len(lost)} of {len(written)} are longer than the {most} tokens of {recipe.text.use}, and cut"
+                    f"{number} of {len(written)} are longer than the {most} tokens of {recipe.text.use}, and cut"
                 )
             except (LdmkitError, ModuleNotFoundError) as error:
                 remarks.append(f"their tokens are not counted, {recipe.text.use} cannot be had: {error}")

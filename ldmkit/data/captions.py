@@ -14,6 +14,9 @@ from ldmkit.data.sources import Source
 from ldmkit.errors import LdmkitError
 from ldmkit.report import printable
 
+MAX_CAPTIONS = 64
+"""of a picture: the index of captions is as wide as the picture that has most"""
+
 
 def read_captions(path: Path) -> dict[str, str]:
     """Caption by picture key; later lines win, a last line cut by a kill is left out.
@@ -99,7 +102,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 return
             row = None
         if not _is_row(row):
-            raise LdmkitError(f'{path}, line {number}: needs {{"file": ..., "caption": ...}}; correct or remove it')
+            raise LdmkitError(
+                f'{path}, line {number}: needs {{"file": ..., "caption": ...}}, with at most {MAX_CAPTIONS} captions; '
+                "correct or remove it"
+            )
         yield {"captioner": None, **row}
 
 
@@ -108,4 +114,10 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("file"), str) or "caption" not in row:
         return False
     caption = row["caption"]
-    return caption is None or (isinstance(caption, str) and not any("\ud800" <= c <= "\udfff" for c in caption))
+    if caption is None:
+        return True
+    return (
+        isinstance(caption, str)
+        and caption.count("\n") < MAX_CAPTIONS
+        and not any("\ud800" <= c <= "\udfff" for c in caption)
+    )

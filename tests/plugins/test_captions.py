@@ -117,7 +117,8 @@ def test_sidecar_other_column(tmp_path: Path) -> None:
         ("[1, 2]", "needs an object"),
         ('{"text": "no name"}', "needs an object"),
         ('{"file_name": 3, "text": "x"}', "needs an object"),
-        ('{"file_name": "b.jpg", "text": ["x"]}', "no text under 'text'"),
+        ('{"file_name": "b.jpg", "text": ["x", 1]}', "no text under 'text'"),
+        ('{"file_name": "b.jpg", "text": []}', "no text under 'text'"),
         ('{"file_name": "a.jpg", "text": "again"}', "has a row already"),
     ],
 )

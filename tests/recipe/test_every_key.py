@@ -42,6 +42,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "missing": ["Error", "ignore"],
     "use": ["", "no-such-thing"],
     "task": ["<CAPTIONS>", ""],
+    "num_captions": [0, 65],
     "num_beams": [0],
     "max_new_tokens": [0],
     "width": [0, -1],
