@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -111,8 +112,9 @@ class Beside:
                 column = next((c for c in self.columns if c in row), self.columns[0])
                 if column not in row or not (row[column] is None or _is_text(row[column])):
                     keys = ", ".join(sorted(str(key) for key in row.keys() - {"file_name"})) or "none"
+                    found = f", but {reprlib.repr(row[column])}" if column in row else ""
                     raise LdmkitError(
-                        f"{where}: {name} has no text under {column!r}; its keys are: {keys}; "
+                        f"{where}: {name} has no text under {column!r}{found}; its keys are: {keys}; "
                         'name the right one with caption.column, beside caption.use = "sidecar"'
                     )
                 if isinstance(row[column], list) and len(row[column]) > MAX_CAPTIONS:

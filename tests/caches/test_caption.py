@@ -162,7 +162,15 @@ def test_captions_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"3", b'{"file": "b"}', b'{"file": "b", "ca', b'{"file": "\xff", "caption": "x"}']
+    "line",
+    [
+        b'{"file": "b", "caption": "' + 64 * b"\\n" + b'"}',
+        b"",
+        b"3",
+        b'{"file": "b"}',
+        b'{"file": "b", "ca',
+        b'{"file": "\xff", "caption": "x"}',
+    ],
 )
 def test_a_line_that_is_no_captions(line: bytes, tmp_path: Path) -> None:
     """Edited by hand and spoilt, it is named; at the end it may be what a kill left of one."""

@@ -110,6 +110,19 @@ def test_sidecar_other_column(tmp_path: Path) -> None:
         Sidecar().caption([picture(tmp_path / "a.jpg")])
 
 
+def test_sidecar_json_of_several_captions(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"caption": ["one", "two\n\nlines"]}))
+    (tmp_path / "b.json").write_text(json.dumps({"caption": [str(number) for number in range(70)]}))
+    (tmp_path / "c.json").write_text(json.dumps({"caption": ["one", 2]}))
+    sidecar = Sidecar()
+    pictures = [picture(tmp_path / f"{name}.jpg") for name in "abc"]
+    first, second, third = sidecar.caption(pictures)
+    assert first == "one\ntwo lines"
+    assert second == "\n".join(map(str, range(64)))
+    assert third is None
+    assert sidecar.remarks() == [f"{tmp_path / 'b.json'}: 70 captions; the first 64 are read"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -117,8 +130,8 @@ def test_sidecar_other_column(tmp_path: Path) -> None:
         ("[1, 2]", "needs an object"),
         ('{"text": "no name"}', "needs an object"),
         ('{"file_name": 3, "text": "x"}', "needs an object"),
-        ('{"file_name": "b.jpg", "text": ["x", 1]}', "no text under 'text'"),
-        ('{"file_name": "b.jpg", "text": []}', "no text under 'text'"),
+        ('{"file_name": "b.jpg", "text": ["x", 1]}', "under 'text', but \\['x', 1\\]"),
+        ('{"file_name": "b.jpg", "text": []}', r"no text under 'text', but \[\]"),
         ('{"file_name": "a.jpg", "text": "again"}', "has a row already"),
     ],
 )
