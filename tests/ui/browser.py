@@ -80,10 +80,14 @@ class Browser:
         return str(self.one(selector).get_property("value"))
 
     def write(self, selector: str, text: str, *, end: str = "") -> None:
-        """Replaces a field's text by typing."""
-        field = self.until(lambda: self.one(selector).is_displayed() and self.one(selector))
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(Keys.BACKSPACE, text, end)
+        """Replaces a field's text by typing, once more where the page was filled in between the keys."""
+        for _ in range(3):
+            field = self.until(lambda: self.one(selector).is_displayed() and self.one(selector))
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(Keys.BACKSPACE, text)
+            if self.value(selector) == text:
+                break
+        field.send_keys(end)
 
     def press(self, selector: str) -> None:
         self.until(lambda: self.one(selector).is_displayed() and self.one(selector).is_enabled())
