@@ -10,15 +10,16 @@ from ldmkit.atomic import check_writable, no_room, sweep
 from ldmkit.components.protocols import TextEncoder
 from ldmkit.components.registry import Registry
 from ldmkit.data.buckets import describe
-from ldmkit.data.captions import caption_content_hash, read_captions, require_captions
+from ldmkit.data.captions import caption_content_hash
 from ldmkit.data.check import held_out_copies
 from ldmkit.data.pictures import PictureIndex
 from ldmkit.errors import LdmkitError, UsageError
+from ldmkit.plan.ahead import check_ahead
 from ldmkit.recipe import Recipe, check_components
 from ldmkit.recipe.training import Training
 from ldmkit.report import Reporter, duration
 from ldmkit.run import gate
-from ldmkit.run.dataset import Dataset, require_room
+from ldmkit.run.dataset import Dataset
 from ldmkit.run.decide import Plan, Step, lacking
 from ldmkit.run.files import write_sealed
 from ldmkit.run.first_weights import Start, find_starts, keep_start, kept_starts
@@ -218,28 +219,6 @@ class Pipeline:
         for start in new:
             keep_start(start, self.run_dir)
 
-    def _check_ahead(self, parts: RunParts, plan: Plan) -> None:
-        """What would be said after hours: captions that are missing, batches and precisions that cannot be."""
-        made = {name for name, step in plan.steps.items() if _makes(step)}
-        if "text" in made and parts["captions"].status().state == "done":
-            caption = self.recipe.caption
-            share = None if caption.missing == "error" else 1.0 if self._ignore_gate else caption.max_missing
-            captions = read_captions(parts["captions"].folder / "captions.jsonl")
-            require_captions(captions, list(self.index.entries.names), share)
-        if {"vae", "text"} <= made and parts.frozen:  # files that have to be there, or to be fetched
-            encoder: TextEncoder = self.registry.build("text_encoder", self.recipe.text.table(), where="[text]")
-            encoder.load_module(encoder.build_tokenizer([]))
-        if "latents" in made and not self.recipe.vae.pretrained:
-            require_room(self.recipe, self.index, self.run_dir)
-        for name in made:
-            section = getattr(self.recipe, name, None)
-            if isinstance(section, Training):
-                section.check_split(name, self._launch.count)
-                if section.precision == "fp16":
-                    from ldmkit.training.device import resolve_precision
-
-                    resolve_precision(section.precision)
-
     def _announce(self) -> None:
         """Before the first part is made: where this run reads and writes, and what is wrong with the pictures."""
         if not self._announced:
@@ -253,6 +232,10 @@ class Pipeline:
             for line in self._buckets:
                 self.reporter.line(f"buckets: {line}")
 
+    def _workspace(self, parts: RunParts) -> Workspace:
+        shared = (self.recipe, self.registry, self.index, self.run_dir, parts, self.reporter)
+        return Workspace(*shared, checkpoint=self.checkpoint)
+
     def _make(self, spec: PartSpec, parts: RunParts, plan: Plan) -> bool:
         """Makes one part where needed; True if it did."""
         part = parts[spec.name]
@@ -263,7 +246,8 @@ class Pipeline:
             raise LdmkitError(step.reason)
         if spec.name != "captions" and not self._looked_ahead:
             self._looked_ahead = True
-            self._check_ahead(parts, plan)
+            made = {name for name, step in plan.steps.items() if _makes(step)}
+            check_ahead(self._workspace(parts), made, self._launch.count, any_share=self._ignore_gate)
         if step.aside is not None:
             self._take_back(spec, parts, plan, step.aside)
             return True
@@ -298,17 +282,8 @@ class Pipeline:
             part.begin(anew=step.action in ("renew", "extend") and part.bundle is None, extend=step.action == "extend")
         self._launch.wait()
         if self._launch.is_first or spec.trained or spec.shared:
-            workspace = Workspace(
-                self.recipe,
-                self.registry,
-                self.index,
-                self.run_dir,
-                parts,
-                self.reporter,
-                checkpoint=self.checkpoint,
-            )
             with no_room(part.bundle or part.folder):
-                facts = spec.load()(workspace)
+                facts = spec.load()(self._workspace(parts))
             if self._launch.is_first:
                 content = {}
                 if spec.name == "captions" and self.index.source is not None:

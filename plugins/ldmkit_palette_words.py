@@ -59,6 +59,13 @@ OPENINGS = (
 )
 QUALITIES = ("cute", "cute", "nice", "lovely", "pretty", "beautiful", "funny", "little", "young", "old")
 REMARKS = ("please", "high quality", "in focus", "sharp picture", "thank you", "no text", "natural colours")
+DOINGS = {
+    "subject": ("seen from the front", "in close-up", "at home", "in the middle", "seen from nearby"),
+    "fur": (
+        *("looking at the camera", "sitting", "who is sitting there", "that looks curious", "lying down"),
+        *("that has just woken up", "turning its head", "which waits for dinner"),
+    ),
+}
 FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "adjective": {"subject": ("{c}", "{c}", "{c}", "{c}", "{c} coloured")},
     "with": {"fur": ("{c} fur", "{c} fur", "a {c} coat", "fur that is {c}", "{c} coloured fur", "a coat in {c}")},
@@ -71,15 +78,20 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             *("on a {b} {wall}", "on a {b} {wall}", "in front of a {b} {wall}", "in front of a {b} {wall}"),
             *("against a {b} {wall}", "with a {b} {wall}", "with a {b} {wall} behind it", "near a {b} {wall}"),
             *("over a {b} {wall}", "on {b}", "with {b} behind it", "on a {wall} that is {b}"),
+            *("set against a {b} {wall}", "beside a {b} {wall}", "by a {b} {wall}", "surrounded by {b}"),
         ),
     },
     "clause": {
-        "subject": ("it is {c}", "the {noun} is {c}", "its colour is {c}"),
-        "fur": ("its fur is {c}", "it has {c} fur", "it has a {c} coat", "the colour of the fur is {c}"),
+        "subject": ("it is {c}", "the {noun} is {c}", "its colour is {c}", "make it {c}", "it looks {c}"),
+        "fur": (
+            *("its fur is {c}", "it has {c} fur", "it has a {c} coat", "the colour of the fur is {c}"),
+            *("make its fur {c}", "all its fur is {c}", "it has fur in {c}"),
+        ),
         "background": (
             *("the background is {b}", "its {wall} is {b}", "the {wall} behind it is {b}", "it has a {b} {wall}"),
             *("behind it is a {b} {wall}", "it is in front of a {b} {wall}", "there is a {b} {wall} behind it"),
-            "the colour of the {wall} is {b}",
+            *("the colour of the {wall} is {b}", "everything behind it is {b}", "make the {wall} {b}"),
+            *("you see a {b} {wall}", "the {wall} looks {b}", "all around it is {b}"),
         ),
     },
     "tag": {
@@ -115,7 +127,8 @@ def caption(noun: str, subject: Sequence[str], background: str, light: str, rng:
     places: list[str] = []
     for place in found["place"]:
         (places if rng.random() < 0.75 else before).append(place)
-    for phrase in [*(f"with {it}" for it in found["with"]), *found["whose"], *places]:
+    doings = [_pick(DOINGS["fur"] if fur else DOINGS["subject"], rng)] if rng.random() < 0.15 else []
+    for phrase in [*(f"with {it}" for it in found["with"]), *found["whose"], *_shuffled([*doings, *places], rng)]:
         text += _pick((" ", " ", " ", ", "), rng) + phrase
     for phrase in _shuffled(found["clause"], rng):
         text += _pick((" and ", ", and ", ", ", ". "), rng) + phrase
@@ -152,14 +165,15 @@ def _shuffled(items: Iterable[T], rng: Random) -> list[T]:
 
 
 _COLOR = rf"(?:(?:very|dark|light|pale|bright|deep|soft) )*\b(?:{'|'.join(TERMS.keys() - set(_THINGS.split()))})\b"
-_SETTINGS = "backgrounds?|backdrops?|walls?|scenery|setting|surroundings"
+_SETTINGS = "backgrounds?|backdrops?|walls?|scenery|setting|surroundings|(?:everything|all) (?:behind|around)(?: it)?"
 _PARTS = "eyes?|eyed|iris|irises|nose|collar|ribbon|bow|stripes|paws|socks|ears|whiskers|tongue|chest|spots|patches"
 _GROUP = re.compile(rf"{_COLOR}(?:(?:, {_COLOR})*(?:,? and |,? & |/| ){_COLOR})*|\b(?:dark|dim|light|pale|bright)\b")
 _HEAD = re.compile(rf"\b(?:(?P<background>{_SETTINGS})|(?P<part>{_PARTS})|(?P<subject>fur|coat|coloured|colored))\b")
 _END = re.compile(
-    r"[,.;:]|\b(?:and|or|on|in|before|against|near|over|with|of|at|is|are|was|has|having|that|while|when|who|whose|which|looking)\b"
+    r"[,.;:]|\b(?:and|or|on|in|before|against|near|over|beside|surrounded|by|with|of|at|is|are|was|has|having|that|while"
+    r"|when|who|whose|which|looking|seen|sitting|standing|lying|sleeping|turning|staring|playing)\b"
 )
-_BEFORE = re.compile(r"\b(?:on|against|before|over|upon)(?: \w+){0,2} $")
+_BEFORE = re.compile(r"\b(?:on|against|before|over|upon|surrounded by)(?: \w+){0,2} $")
 
 
 def named_colors(prompt: str) -> dict[str, set[str]]:

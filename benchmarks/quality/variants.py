@@ -74,7 +74,8 @@ def open_run(run_dir: Path) -> Pipeline:
 
 def split(shared: Pipeline) -> tuple[list[int], list[int]]:
     """Positions of the training pictures and of those held out, the same for every variant's seed."""
-    return shared.index.split(shared.recipe.data.held_out, shared.recipe.seed)
+    data = shared.recipe.data
+    return shared.index.split(data.held_out, shared.recipe.seed, together=data.group_duplicates)
 
 
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:

@@ -1,0 +1,45 @@
+"""Pictures that show what few others show come more often in a training from text."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from ldmkit.components.protocols import CaptionReader
+from ldmkit.components.registry import Registry
+from ldmkit.errors import LdmkitError
+from ldmkit.recipe import Recipe
+
+
+def require_labels(registry: Registry, recipe: Recipe) -> CaptionReader:
+    """The recipe's captioner. Raises LdmkitError where it tells no labels of its captions."""
+    captioner = registry.build("captioner", recipe.caption.table(), where="[caption]")
+    if isinstance(captioner, CaptionReader):
+        return captioner
+    known = [name for name in registry.names("captioner") if hasattr(registry.get("captioner", name).factory, "labels")]
+    raise LdmkitError(
+        f't2i.repeat_threshold: caption.use = "{recipe.caption.use}" does not tell what its captions name; '
+        f"{' and '.join(known)} do, and without the key every picture comes equally often"
+    )
+
+
+def repeat_factors(
+    captioner: CaptionReader, captions: Sequence[str], numbers: np.ndarray, threshold: float
+) -> np.ndarray:
+    """(N,) how often each picture is to come, as a multiple of what a common one does.
+
+    `numbers` (N, K): which of the captions are each picture's, -1 behind its last.
+
+    Repeat-factor sampling, Gupta et al. 2019 (LVIS): a label that the share f of the pictures has gets
+    max(1, sqrt(threshold / f)), and a picture the largest of its labels'. A label counts once a picture, however many
+    of its captions name it.
+    """
+    of_caption = captioner.labels(captions)
+    return factors_of([set[str]().union(*(of_caption[n] for n in row if n >= 0)) for row in numbers], threshold)
+
+
+def factors_of(labels: Sequence[Collection[str]], threshold: float) -> np.ndarray:
+    """(N,) repeat factors of pictures by their labels."""
+    counts = Counter(label for each in labels for label in each)
+    limit = threshold * len(labels)
+    return np.array([max([1.0, *((limit / counts[label]) ** 0.5 for label in each)]) for each in labels])

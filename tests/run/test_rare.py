@@ -1,0 +1,38 @@
+"""Pictures that show what is rare come more often: the factors, and a training that takes them."""
+
+import re
+
+import numpy as np
+import pytest
+
+from ldmkit.components.registry import Registry
+from ldmkit.errors import LdmkitError
+from ldmkit.recipe import find_recipe, load_recipe
+from ldmkit.run.rare import factors_of, repeat_factors, require_labels
+
+
+def test_factors_are_those_of_the_paper() -> None:
+    """r(c) = max(1, sqrt(t / f(c))), and an image has the largest of its categories': Gupta et al. 2019."""
+    labels = [{"cat"}] * 95 + [{"cat", "lynx"}] * 4 + [{"cat", "lynx", "lion"}]
+    found = factors_of(labels, 0.2)  # f: 1, 0.05, 0.01
+    assert found == pytest.approx([1.0] * 95 + [2.0] * 4 + [20**0.5])
+    assert factors_of([set(), {"cat"}], 0.5).tolist() == [1.0, 1.0]  # what names nothing is common
+
+
+def test_labels_are_counted_once_a_picture() -> None:
+    captioner = require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), ['caption.use="palette"', 'caption.subject="cat"']))
+    captions = ["", "a black cat", "black fur, a cat", "a white cat on a red wall", "a cat with white and black fur"]
+    assert captioner.labels(captions) == [set(), {"black"}, {"black"}, {"white", "on red"}, {"black, white"}]
+    numbers = np.array([[1, 2, 1], [2, -1, -1], [1, -1, -1], [3, 0, -1]])
+    # Black in three of four pictures, white and red in one.
+    assert repeat_factors(captioner, captions, numbers, 1.0) == pytest.approx([(4 / 3) ** 0.5] * 3 + [2.0])
+
+
+def test_class_folders_are_labels() -> None:
+    captioner = require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), ['caption.use="folder"']))
+    assert captioner.labels(["black cat", "", "dog"]) == [{"black cat"}, set(), {"dog"}]
+
+
+def test_a_captioner_without_labels_is_an_error() -> None:
+    with pytest.raises(LdmkitError, match=re.escape('caption.use = "sidecar"') + ".*folder and palette do"):
+        require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), ['caption.use="sidecar"']))
