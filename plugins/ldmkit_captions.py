@@ -78,7 +78,7 @@ class Sidecar:
     semicolons, tabs or bars. A file or a row that exists decides: an empty text is the caption of no words, and no
     text (null) none; a `<stem>.json` only where it is an object with text in the column, as WebDataset's. `a.jpg` and
     `a.png` share `a.txt`. White space, line breaks too, becomes one space. Several captions of a picture are a list of
-    texts in the column, or a .json's.
+    texts in the column, or a .json's, beside a .txt with the first of them too.
 
     LdmkitError for a symbolic link that is not followed, for more than `MAX_CAPTION` or `MAX_TABLE` bytes, for text
     that is neither UTF-8 nor UTF-16 with its mark (it names all such files below data.path), and for a row without a

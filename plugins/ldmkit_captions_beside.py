@@ -60,12 +60,16 @@ class Beside:
 
     def caption(self, key: PurePosixPath) -> str | None:
         names = self._listed(key.parent)
+        name = names.find(f"{key.stem}.json")
+        of_json = self._of_json(key.with_name(name)) if name else None
         for base in (key.stem, key.name):
             for ending in ENDINGS:
                 if name := names.find(base + ending):
-                    return " ".join(self._read(key.with_name(name), MAX_CAPTION).split())
-        if (name := names.find(f"{key.stem}.json")) and (text := self._of_json(key.with_name(name))) is not None:
-            return text
+                    text = " ".join(self._read(key.with_name(name), MAX_CAPTION).split())
+                    # A WebDataset's .txt has the first of several captions, its .json all of them.
+                    return of_json if of_json is not None and of_json.partition("\n")[0] == text else text
+        if of_json is not None:
+            return of_json
         for folder in key.parents:
             table = self._table(folder)
             row = table.find(key.relative_to(folder).as_posix())

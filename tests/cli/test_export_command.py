@@ -130,6 +130,9 @@ def test_what_is_no_run(run: Run, tmp_path: Path) -> None:
         left = run("export", "onnx", name)
         assert left.code == 1
         assert left.err == f"error: {name}: not a run: it has no recipe.json; runs lie in runs/\n"
+    Path("cats.toml").touch()
+    left = run("export", "onnx", "cats.toml")
+    assert left == (1, "", "error: cats.toml: a file, not a run; the run of a recipe is the folder runs/NAME\n")
 
 
 def test_a_run_that_is_not_finished(run: Run, pictures: Path) -> None:

@@ -105,6 +105,8 @@ def test_several_captions_of_a_picture(form, index, tmp_path):
             member = {name: tar.extractfile(name).read() for name in tar.getnames()}
         assert member["000000002.txt"] == b"a cat"
         assert json.loads(member["000000002.json"])["text"] == ["a cat", "猫"]
+        back = Sidecar().caption(scan(tmp_path / "out").pictures())
+        assert back == ["", "un chat noir", "a cat\n猫", "a sweet cat"]
 
 
 def test_the_command(index, tmp_path, monkeypatch):
