@@ -85,7 +85,7 @@ Phrase = Callable[[ToyCat, tuple[str, ...], Random], str]
 
 def captions(num_pictures: int, seed: int = 0) -> list[str]:
     """The captions that `make_toy_cats` gives its pictures."""
-    return [text for number in range(num_pictures) for text in describe(seed, number)[2]]
+    return [describe(seed, number)[2] for number in range(num_pictures)]
 
 
 def prompts(

@@ -33,9 +33,6 @@ None is of a fur and a coat: the colour of a fur's stripes would then be in no p
 than a composition.
 """
 
-NUM_CAPTIONS = 8
-"""of each picture, training takes one at a time: with one alone pictures are learned by their captions, not by words"""
-
 
 def make_toy_cats(
     folder: Path,
@@ -48,9 +45,8 @@ def make_toy_cats(
 ) -> None:
     """Draw `NNNNN.png` of size x size pixels and `metadata.jsonl` (file_name, text, fur, eyes, coat, background).
 
-    `text` holds `NUM_CAPTIONS` captions, each naming attributes of its own choice. No picture shows one of
-    `HELD_OUT_PAIRS`; with `unseen`, every picture shows at least one. The folder appears whole or not at all.
-    `progress(done, total)` is called after each picture.
+    No picture shows one of `HELD_OUT_PAIRS`; with `unseen`, every picture shows at least one.
+    The folder appears whole or not at all. `progress(done, total)` is called after each picture.
     Raises LdmkitError where the folder already holds something, or a number is out of range.
     """
     folder = Path(folder)
@@ -60,23 +56,23 @@ def make_toy_cats(
         raise LdmkitError(f"toy cats: size must be 16 to 1024 pixels, not {size}")
     with new_folder(folder) as partial, (partial / "metadata.jsonl").open("w", encoding="utf-8", newline="\n") as rows:
         for number in range(num_pictures):
-            rng, cat, captions = describe(seed, number, unseen)
+            rng, cat, text = describe(seed, number, unseen)
             name = f"{number:05d}.png"
-            row = {"file_name": name, "text": captions, **asdict(cat)}
+            row = {"file_name": name, "text": text, **asdict(cat)}
             rows.write(json.dumps(row) + "\n")
             draw_toy_cat(cat, rng, size=size).save(partial / name)
             if progress is not None:
                 progress(number + 1, num_pictures)
 
 
-def describe(seed: int, number: int, unseen: bool = False) -> tuple[Random, ToyCat, list[str]]:
-    """The stream that one picture is drawn from, its attributes and its captions."""
+def describe(seed: int, number: int, unseen: bool = False) -> tuple[Random, ToyCat, str]:
+    """The stream that one picture is drawn from, its attributes and its caption."""
     rng = Random(f"toy-cats/picture/{seed}/{number}")
     cat = draw_attributes(rng, unseen)
     for _ in range(4 if cat.coat == "plain" else 3):  # what captions once took: the pictures stay what they are
         rng.random()
     words = Random(f"toy-cats/caption/{seed}/{number}")
-    return rng, cat, [caption(cat, named(words), words) for _ in range(NUM_CAPTIONS)]
+    return rng, cat, caption(cat, named(words), words)
 
 
 def held_out_pairs(cat: ToyCat) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from ldmkit.data.toy_captions import ATTRIBUTES, SPOKEN, articles, caption, named
-from ldmkit.data.toy_cats import NUM_CAPTIONS, describe
+from ldmkit.data.toy_cats import describe
 from ldmkit.data.toy_drawing import ToyCat
 
 # No value of one attribute is another's, so that a word tells which attribute a caption names.
@@ -75,8 +75,6 @@ def test_words_of_two_values_differ():
     assert articles("a orange cat on a blue wall, a animal") == "an orange cat on a blue wall, an animal"
 
 
-def test_a_pictures_captions_are_its_numbers_own():
+def test_a_pictures_caption_is_its_numbers_own():
     assert [describe(3, number)[2] for number in range(5)] == [describe(3, number)[2] for number in range(5)]
-    texts = [text for seed in (3, 4) for number in range(50) for text in describe(seed, number)[2]]
-    assert len(texts) == 2 * 50 * NUM_CAPTIONS
-    assert len(set(texts)) > 0.96 * len(texts)
+    assert len({describe(seed, number)[2] for seed in (3, 4) for number in range(400)}) > 780

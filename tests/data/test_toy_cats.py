@@ -305,4 +305,4 @@ def test_benchmark_asks_for_nothing_it_trained_on():
 def test_captions_are_those_of_the_drawn_set(tmp_path: Path) -> None:
     make_toy_cats(tmp_path / "drawn", num_pictures=9, size=16, seed=4)
     rows = (tmp_path / "drawn" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    assert captions(9, seed=4) == [text for row in rows for text in json.loads(row)["text"]]
+    assert captions(9, seed=4) == [json.loads(row)["text"] for row in rows]
