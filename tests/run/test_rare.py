@@ -5,10 +5,15 @@ import re
 import numpy as np
 import pytest
 
+from ldmkit import CaptionReader
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import find_recipe, load_recipe
 from ldmkit.run.rare import factors_of, repeat_factors, require_labels
+
+
+def labels_of(use: str, *overrides: str) -> CaptionReader:
+    return require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), [f'caption.use="{use}"', *overrides]))
 
 
 def test_factors_are_those_of_the_paper() -> None:
@@ -20,7 +25,7 @@ def test_factors_are_those_of_the_paper() -> None:
 
 
 def test_labels_are_counted_once_a_picture() -> None:
-    captioner = require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), ['caption.use="palette"', 'caption.subject="cat"']))
+    captioner = labels_of("palette", 'caption.subject="cat"')
     captions = ["", "a black cat", "black fur, a cat", "a white cat on a red wall", "a cat with white and black fur"]
     assert captioner.labels(captions) == [set(), {"black"}, {"black"}, {"white", "on red"}, {"black, white"}]
     numbers = np.array([[1, 2, 1], [2, -1, -1], [1, -1, -1], [3, 0, -1]])
@@ -29,10 +34,10 @@ def test_labels_are_counted_once_a_picture() -> None:
 
 
 def test_class_folders_are_labels() -> None:
-    captioner = require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), ['caption.use="folder"']))
+    captioner = labels_of("folder")
     assert captioner.labels(["black cat", "", "dog"]) == [{"black cat"}, set(), {"dog"}]
 
 
 def test_a_captioner_without_labels_is_an_error() -> None:
     with pytest.raises(LdmkitError, match=re.escape('caption.use = "sidecar"') + ".*folder and palette do"):
-        require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), ['caption.use="sidecar"']))
+        labels_of("sidecar")
