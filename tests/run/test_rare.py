@@ -28,7 +28,7 @@ def test_labels_are_counted_once_a_picture() -> None:
     captioner = labels_of("palette", 'caption.subject="cat"')
     captions = ["", "a black cat", "black fur, a cat", "a white cat on a red wall", "a cat with white and black fur"]
     assert captioner.labels(captions) == [set(), {"black"}, {"black"}, {"white", "on red"}, {"black, white"}]
-    numbers = np.array([[1, 2, 1], [2, -1, -1], [1, -1, -1], [3, 0, -1]])
+    numbers = np.array([[1, 2, 1], [2, -1, -1], [1, -1, -1], [0, 3, -1]])
     # Black in three of four pictures, white and red in one.
     assert repeat_factors(captioner, captions, numbers, 1.0) == pytest.approx([(4 / 3) ** 0.5] * 3 + [2.0])
 
