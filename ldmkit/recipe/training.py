@@ -295,8 +295,8 @@ class TextTraining(DenoiserTraining):
         json_schema_extra={"later": True, "goes_on": True},
         ge=0,
         le=1,
-        description="what the captions of fewer than this share of the pictures name comes more often (repeat-factor "
-        "sampling); for captioners that tell what a caption names: palette, folder",
+        description="what the captions of fewer than this share of the pictures name comes more often, at most three "
+        "times (repeat-factor sampling); for captioners that tell what a caption names: palette, folder",
     )
 
 

@@ -9,7 +9,7 @@ from ldmkit import CaptionReader
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import find_recipe, load_recipe
-from ldmkit.run.rare import factors_of, repeat_factors, require_labels
+from ldmkit.run.rare import MAX_FACTOR, factors_of, repeat_factors, require_labels
 
 
 def labels_of(use: str, *overrides: str) -> CaptionReader:
@@ -19,8 +19,9 @@ def labels_of(use: str, *overrides: str) -> CaptionReader:
 def test_factors_are_those_of_the_paper() -> None:
     """r(c) = max(1, sqrt(t / f(c))), and an image has the largest of its categories': Gupta et al. 2019."""
     labels = [{"cat"}] * 95 + [{"cat", "lynx"}] * 4 + [{"cat", "lynx", "lion"}]
-    found = factors_of(labels, 0.2)  # f: 1, 0.05, 0.01
-    assert found == pytest.approx([1.0] * 95 + [2.0] * 4 + [20**0.5])
+    found = factors_of(labels, 0.08)  # f: 1, 0.05, 0.01
+    assert found == pytest.approx([1.0] * 95 + [1.6**0.5] * 4 + [8**0.5])
+    assert factors_of(labels, 0.2) == pytest.approx([1.0] * 95 + [2.0] * 4 + [MAX_FACTOR])  # 20 ** 0.5 without an end
     assert factors_of([set(), {"cat"}], 0.5).tolist() == [1.0, 1.0]  # what names nothing is common
 
 
