@@ -10,8 +10,9 @@ from ldmkit.denoising.task import DenoisingTask
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image
+from ldmkit.recipe import caption_reader
 from ldmkit.run.networks import load_autoencoder, load_tokenizer
-from ldmkit.run.rare import repeat_factors, require_labels
+from ldmkit.run.rare import repeat_factors
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import Engine
 from ldmkit.training.loop import train
@@ -30,7 +31,7 @@ def train_t2i(workspace: Workspace) -> Metrics:
         raise LdmkitError(f"{recipe.data.path}: no picture has a caption; see [caption]")
     repeats = None
     if section.repeat_threshold:
-        captioner = require_labels(workspace.registry, recipe)
+        captioner = caption_reader(recipe, workspace.registry)
         repeats = repeat_factors(captioner, texts.captions, texts.numbers[split[0]], section.repeat_threshold)
         workspace.reporter.line(f"t2i: the rarest pictures come {repeats.max():.1f} times as often as common ones")
     buckets = latents.buckets[split[0]]

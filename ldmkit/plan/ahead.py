@@ -6,12 +6,11 @@ from ldmkit.components.protocols import TextEncoder
 from ldmkit.data.captions import read_captions, require_captions
 from ldmkit.recipe.training import Training
 from ldmkit.run.dataset import require_room
-from ldmkit.run.rare import require_labels
 from ldmkit.run.workspace import Workspace
 
 
 def check_ahead(workspace: Workspace, made: Collection[str], num_processes: int, *, any_share: bool) -> None:
-    """Raises LdmkitError for captions that are missing or tell no labels, batches and precisions that cannot be.
+    """Raises LdmkitError for captions that are missing, batches and precisions that cannot be.
 
     `made`: the parts that will be; `any_share`: whether any share of the pictures may lack a caption.
     """
@@ -20,8 +19,6 @@ def check_ahead(workspace: Workspace, made: Collection[str], num_processes: int,
         share = None if recipe.caption.missing == "error" else 1.0 if any_share else recipe.caption.max_missing
         captions = read_captions(parts["captions"].folder / "captions.jsonl")
         require_captions(captions, list(workspace.index.entries.names), share)
-    if "t2i" in made and recipe.t2i is not None and recipe.t2i.repeat_threshold:
-        require_labels(registry, recipe)
     if {"vae", "text"} <= set(made):
         encoder: TextEncoder = registry.build("text_encoder", recipe.text.table(), where="[text]")
         if not encoder.trainable:  # files that have to be there, or to be fetched

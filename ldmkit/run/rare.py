@@ -6,25 +6,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from ldmkit.components.protocols import CaptionReader
-from ldmkit.components.registry import Registry
-from ldmkit.errors import LdmkitError
-from ldmkit.recipe import Recipe
 
 MAX_FACTOR = 3.0
 """how often a picture comes at most, where a common one comes once: single pictures that came 20 times as often were
 learned by heart"""
-
-
-def require_labels(registry: Registry, recipe: Recipe) -> CaptionReader:
-    """The recipe's captioner. Raises LdmkitError where it tells no labels of its captions."""
-    captioner = registry.build("captioner", recipe.caption.table(), where="[caption]")
-    if isinstance(captioner, CaptionReader):
-        return captioner
-    known = [name for name in registry.names("captioner") if hasattr(registry.get("captioner", name).factory, "labels")]
-    raise LdmkitError(
-        f't2i.repeat_threshold: caption.use = "{recipe.caption.use}" does not tell what its captions name; '
-        f"{' and '.join(known)} do, and without the key every picture comes equally often"
-    )
 
 
 def repeat_factors(

@@ -8,12 +8,12 @@ import pytest
 from ldmkit import CaptionReader
 from ldmkit.components.registry import Registry
 from ldmkit.errors import LdmkitError
-from ldmkit.recipe import find_recipe, load_recipe
-from ldmkit.run.rare import MAX_FACTOR, factors_of, repeat_factors, require_labels
+from ldmkit.recipe import caption_reader, find_recipe, load_recipe
+from ldmkit.run.rare import MAX_FACTOR, factors_of, repeat_factors
 
 
 def labels_of(use: str, *overrides: str) -> CaptionReader:
-    return require_labels(Registry.load(), load_recipe(find_recipe("toy-cats"), [f'caption.use="{use}"', *overrides]))
+    return caption_reader(load_recipe(find_recipe("toy-cats"), [f'caption.use="{use}"', *overrides]), Registry.load())
 
 
 def test_factors_are_those_of_the_paper() -> None:

@@ -192,8 +192,8 @@ def test_what_few_captions_name_comes_more_often(trained: Any, tmp_path: Path, m
     """Red cats are rare among these: their share of the batches by the formula of Gupta et al. 2019."""
     shutil.copytree(trained.folder, tmp_path / "rare")
     workshop = Workshop(tmp_path / "rare")
-    with pytest.raises(LdmkitError, match=r't2i.repeat_threshold: caption.use = "sidecar" does not tell'):
-        workshop.pipeline("t2i.repeat_threshold=1").run()
+    with pytest.raises(LdmkitError, match=r'repeat_threshold: caption.use = "sidecar" does not tell'):
+        workshop.pipeline("t2i.repeat_threshold=1")
     monkeypatch.setattr(
         Folder, "labels", lambda self, texts: [{"red"} if "red" in text else {"other"} for text in texts]
     )
