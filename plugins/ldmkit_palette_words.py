@@ -66,6 +66,7 @@ DOINGS = {
         *("that has just woken up", "turning its head", "which waits for dinner"),
     ),
 }
+"""what of -> what is said beside its colours, so that words which name none are passed over; "fur" is an animal's"""
 FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "adjective": {"subject": ("{c}", "{c}", "{c}", "{c}", "{c} coloured")},
     "with": {"fur": ("{c} fur", "{c} fur", "a {c} coat", "fur that is {c}", "{c} coloured fur", "a coat in {c}")},
