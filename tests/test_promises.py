@@ -5,6 +5,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from ldmkit.recipe.training import NETWORKS, Vae
+
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 # A file or folder, and perhaps a test in it: tests/run/test_gate.py::test_limits
@@ -49,3 +51,10 @@ def test_each_promise_names_the_test_that_holds_it() -> None:
         rows = [line for line in chapter.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
         assert len(rows) >= least
         assert [row for row in rows if not re.search(r"`tests/[\w/]+\.py::test_\w+`", row)] == []
+
+
+def test_keys_that_training_goes_on_with_are_those_named() -> None:
+    text = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = text.partition("where only these keys\nchanged: ")[2].partition(" An\n")[0]
+    sections = [Vae, *(network for networks in NETWORKS.values() for network in networks.values())]
+    assert set(re.findall(r"`(\w+)`", listed)) == set[str]().union(*(each.goes_on_keys() for each in sections))

@@ -1,15 +1,22 @@
 """Pictures that show what is rare come more often: the factors, and a training that takes them."""
 
 import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from ldmkit_captions import Folder
 
 from ldmkit import CaptionReader
 from ldmkit.components.registry import Registry
+from ldmkit.denoising.train_t2i import train_t2i
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe import caption_reader, find_recipe, load_recipe
 from ldmkit.run.rare import MAX_FACTOR, factors_of, repeat_factors
+from ldmkit.run.workspace import Workspace
+from tests.conftest import CAPTIONS, Workshop
 
 
 def labels_of(use: str, *overrides: str) -> CaptionReader:
@@ -42,3 +49,24 @@ def test_class_folders_are_labels() -> None:
 def test_a_captioner_without_labels_is_an_error() -> None:
     with pytest.raises(LdmkitError, match=re.escape('caption.use = "sidecar"') + ".*folder and palette do"):
         labels_of("sidecar")
+
+
+def test_what_few_captions_name_comes_more_often(trained: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Red cats are rare among these: their share of the batches by the formula of Gupta et al. 2019."""
+    shutil.copytree(trained.folder, tmp_path / "rare")
+    workshop = Workshop(tmp_path / "rare")
+    with pytest.raises(LdmkitError, match=r'repeat_threshold: caption.use = "sidecar" does not tell'):
+        workshop.pipeline("t2i.repeat_threshold=1")
+    monkeypatch.setattr(
+        Folder, "labels", lambda self, texts: [{"red"} if "red" in text else {"other"} for text in texts]
+    )
+    pipeline = workshop.pipeline('caption.use="folder"', "t2i.repeat_threshold=1")
+    shared = (pipeline.recipe, pipeline.registry, pipeline.index, workshop.run, pipeline.parts(), pipeline.reporter)
+    workspace = Workspace(*shared)
+    monkeypatch.setattr("ldmkit.denoising.train_t2i.train", lambda workspace, engine, task: engine)
+    engine: Any = train_t2i(workspace)
+    red = np.array(["red" in CAPTIONS[i % len(CAPTIONS)] for i in workspace.split()[0]])
+    weights = np.where(red, 1 / red.mean(), 1 / (1 - red.mean())) ** 0.5
+    drawn = np.concatenate([engine.positions(step) for step in range(2000)])
+    assert red[drawn].mean() == pytest.approx(weights[red].sum() / weights.sum(), abs=0.01)
+    assert red[drawn].mean() > red.mean() + 0.1

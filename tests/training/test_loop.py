@@ -13,18 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ldmkit_captions import Folder
 from PIL import Image
 from safetensors.torch import load_file
 
-from ldmkit.denoising.train_t2i import train_t2i
 from ldmkit.errors import LdmkitError
 from ldmkit.recipe.training import Training
 from ldmkit.run.lock import locked
-from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import Ema, emas_of
 from ldmkit.training.engine import Engine, learning_rate
-from tests.conftest import CAPTIONS, Workshop
 
 # Losses that fail on their fifth call, and a hook that writes down its calls.
 PLUGIN = '''
@@ -186,27 +182,6 @@ def test_random_numbers_of_a_step(workshop: Any) -> None:
     assert not torch.equal(one.noise("noise", 3, (2,)), engine(workshop, "t2i").noise("noise", 3, (2,)))
     assert [(part.start, part.stop, last) for part, last in one.micro_batches()] == [(0, 3, False), (3, 6, True)]
     assert np.array_equal(np.sort(np.concatenate([one.positions(step) for step in range(8)])), np.arange(48) // 3)
-
-
-def test_what_few_captions_name_comes_more_often(trained: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    """Red cats are rare among these: their share of the batches by the formula of Gupta et al. 2019."""
-    shutil.copytree(trained.folder, tmp_path / "rare")
-    workshop = Workshop(tmp_path / "rare")
-    with pytest.raises(LdmkitError, match=r'repeat_threshold: caption.use = "sidecar" does not tell'):
-        workshop.pipeline("t2i.repeat_threshold=1")
-    monkeypatch.setattr(
-        Folder, "labels", lambda self, texts: [{"red"} if "red" in text else {"other"} for text in texts]
-    )
-    pipeline = workshop.pipeline('caption.use="folder"', "t2i.repeat_threshold=1")
-    shared = (pipeline.recipe, pipeline.registry, pipeline.index, workshop.run, pipeline.parts(), pipeline.reporter)
-    workspace = Workspace(*shared)
-    monkeypatch.setattr("ldmkit.denoising.train_t2i.train", lambda workspace, engine, task: engine)
-    engine: Any = train_t2i(workspace)
-    red = np.array(["red" in CAPTIONS[i % len(CAPTIONS)] for i in workspace.split()[0]])
-    weights = np.where(red, 1 / red.mean(), 1 / (1 - red.mean())) ** 0.5
-    drawn = np.concatenate([engine.positions(step) for step in range(2000)])
-    assert red[drawn].mean() == pytest.approx(weights[red].sum() / weights.sum(), abs=0.01)
-    assert red[drawn].mean() > red.mean() + 0.1
 
 
 def test_poisoned_latent(trained: Any, exact: Any, processes: Any, tmp_path: Path) -> None:
