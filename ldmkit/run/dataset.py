@@ -60,12 +60,19 @@ class Dataset:
             self.reporter.line(f"data: getting {remote}")
             with self.reporter.counter("getting files") as progress:
                 fetched(remote, progress)
-        elif not there and data.source != "folder":
-            self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
+        elif data.source != "folder" and (not there or folder.is_dir()):  # which says where a folder holds too few
+            if not there:
+                self.reporter.line(f"data: {folder} is not there; getting it from {data.source}")
             with self.reporter.counter("getting pictures") as progress:
                 fetch(data.source, folder, num_pictures=data.num_pictures, size=max(data.shapes[0]), progress=progress)
         with self.reporter.counter("reading pictures") as progress:
-            return scan_data(data, index_cache=cache, progress=progress, closely=self.closely)
+            index = scan_data(data, index_cache=cache, progress=progress, closely=self.closely)
+        if data.num_pictures and len(index) < data.num_pictures:
+            self.reporter.line(
+                f"data: data.num_pictures = {data.num_pictures}, and {folder} has {len(index)} that can be used: "
+                "all of them are"
+            )
+        return index
 
     @cached_property
     def caption_files(self) -> str:

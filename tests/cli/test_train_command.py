@@ -159,3 +159,16 @@ def test_reading_many_pictures_is_not_silent(
 def test_drawing_many_pictures_is_not_silent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldmkit.report.PATIENCE", 0.0)
     assert "getting pictures  5/5" in run("caption", "toy-cats", "--set", "data.num_pictures=5").out
+
+
+def test_more_pictures_asked_for_than_there_are_is_not_passed_over(run: Run, pictures: Path) -> None:
+    """A set that ldmkit drew could be drawn larger, so that is a mistake; one's own photos are as many as they are."""
+    assert run("caption", "toy-cats", "--set", "data.num_pictures=5").code == 0
+    more = run("caption", "toy-cats", "--set", "data.num_pictures=8")
+    assert more.code == 1
+    assert "data.num_pictures is 8, and data/toy-cats holds 5 toy cats: remove the folder" in more.err
+    own = ("caption", "toy-cats", "--set", f"data.path={pictures}", "--set", "caption.use=filename")
+    told = run(*own, "--set", "data.num_pictures=13")
+    assert told.code == 0
+    assert f"data.num_pictures = 13, and {pictures} has 12 that can be used" in told.out
+    assert "num_pictures" not in run(*own, "--set", "data.num_pictures=12").out
