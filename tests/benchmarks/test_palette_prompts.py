@@ -4,8 +4,9 @@ import re
 from random import Random
 
 from ldmkit_palette_words import FORMS, WALLS, caption, named_colors
+from PIL import Image
 
-from benchmarks.quality import palette_prompts
+from benchmarks.quality import palette_drawn, palette_prompts
 
 
 def pattern(text: str) -> str:
@@ -40,3 +41,28 @@ def test_every_prompt_is_read_as_it_is_meant() -> None:
     for prompt in found:
         subject = set(prompt.subject.replace(" and ", " ").split())
         assert named_colors(prompt.text) == {"subject": subject, "background": set(prompt.background.split())}, prompt
+
+
+def test_own_words_name_the_same_colours() -> None:
+    rng = Random(1)
+    for prompt in palette_prompts.prompts(60, seed=2):
+        own = palette_drawn.in_own_words(prompt, rng)
+        assert own.text != prompt.text
+        assert (own.subject, own.background) == (prompt.subject, prompt.background)
+        assert named_colors(own.text) == named_colors(prompt.text)
+
+
+def test_what_is_drawn_is_counted_by_colour() -> None:
+    """Flat pictures, whose one colour is known."""
+    asked = [
+        palette_prompts.PalettePrompt("a white cat on a green background", "white", "green"),
+        palette_prompts.PalettePrompt("a black cat on a green background", "black", "green"),
+        palette_prompts.PalettePrompt("a white cat", "white", ""),
+    ]
+    images = [Image.new("RGB", (64, 64), color) for color in ("white", "black", "black")]
+    rows = {str(row[0]).strip(): row[1:] for row in palette_drawn.drawn(asked, images)}
+    assert rows["subject"] == (3, "66.7%", "")
+    assert rows["white"] == (2, "50.0%", "white 1, black 1")
+    assert rows["black"] == (1, "100.0%", "black 1")
+    assert rows["background"] == (2, "0.0%", "")
+    assert rows["green"] == (2, "0.0%", "white 1, black 1")
