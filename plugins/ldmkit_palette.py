@@ -37,6 +37,8 @@ BORDER = (_y < 0.1) | (((_x < 0.1) | (_x > 0.9)) & (_y < 0.5))  # not the lower 
 _FURS = ("black", "grey", "white", "brown", "orange", "beige")
 _SECOND = {True: 0.22, False: 0.35}
 """share of the subject from which a second colour is named: one that no fur has may be the eyes'"""
+_COMMONEST_ALONE = 0.4
+"""share of the captions that leave a second colour out"""
 _UNIFORM = 0.5
 """share of the border that must be of one colour for the background to have it"""
 # Shades of one fur, where enough of it is of the first word: a black cat shines, and a ginger one has brown shadows.
@@ -75,7 +77,10 @@ class Palette:
         elif background in ("black", "white") and rng.random() < 0.33:
             background = "dark" if background == "black" else "bright"
         light = "in dim light" if all_of_it < 28 else "in bright light" if all_of_it > 72 else ""
-        return caption(self.subject, found.subject, background, light if rng.random() < 0.5 else "", rng)
+        # Who types "a brown cat" means grey and brown ones too, and of brown alone there are few.
+        alone = len(found.subject) > 1 and rng.random() < _COMMONEST_ALONE
+        subject = found.subject[:1] if alone else found.subject
+        return caption(self.subject, subject, background, light if rng.random() < 0.5 else "", rng)
 
     def shows(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[dict[str, bool]]:
         """Of each picture whether it shows what its prompt names: "subject" and "background", where it names them.

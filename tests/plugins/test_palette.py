@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +176,13 @@ def test_two_colours_and_a_border_of_many() -> None:
         draw.rectangle((0, 8 * x, 9, 8 * x + 7), fill=color)
         draw.rectangle((54, 8 * x, 63, 8 * x + 7), fill=color)
     assert set(read(image).subject) == {"black", "white"}
-    text = str(PALETTE.caption([picture(image)])[0])
-    assert "black" in text
-    assert "white" in text
-    assert not {"background", "red", "blue", "yellow", "green"} & set(text.split())
+    texts = str(Palette(subject="cat", num_captions=64).caption([picture(image)])[0]).split("\n")
+    assert not {"background", "red", "blue", "yellow", "green"} & {word for text in texts for word in text.split()}
+    # As people name it: both colours, or the commonest alone, and never the other alone.
+    named = Counter(tuple(sorted(named_colors(text)["subject"])) for text in texts)
+    commonest = read(image).subject[0]
+    assert set(named) == {("black", "white"), (commonest,)}
+    assert 0.2 < named[commonest,] / 64 < 0.6
 
 
 @pytest.mark.parametrize(
