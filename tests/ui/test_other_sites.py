@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def another_site(html: str) -> Iterator[int]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as elsewhere:
+    # Chromium may open a connection ahead and say nothing on it for a minute.
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as elsewhere:
         thread = threading.Thread(target=elsewhere.serve_forever, daemon=True)
         thread.start()
         try:
