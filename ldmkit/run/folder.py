@@ -266,7 +266,8 @@ def recipe_of_run(folder: Path) -> "Recipe":
     try:
         return Recipe.model_validate_json(json.dumps(read_sealed(folder / "recipe.json")))
     except FileNotFoundError:
-        raise LdmkitError(f"{folder}: not a run: it has no recipe.json; runs lie in runs/") from None
+        what = "not a run: it has no recipe.json" if folder.is_dir() else "no such folder"
+        raise LdmkitError(f"{folder}: {what}; runs lie in runs/") from None
     except NotADirectoryError:
         raise LdmkitError(f"{folder}: a file, not a run; the run of a recipe is the folder runs/NAME") from None
     except (OSError, ValueError):

@@ -126,10 +126,10 @@ def test_code_that_comes_along_with_a_run_is_not_run(run: Run, exported: list[An
 def test_what_is_no_run(run: Run, tmp_path: Path) -> None:
     left = run("export", "onnx")
     assert left == (1, "", "error: runs: no finished run here; `ldmkit train RECIPE` makes one\n")
-    for name in ("nothing", str(tmp_path)):
+    for name, what in (("nothing", "no such folder"), (str(tmp_path), "not a run: it has no recipe.json")):
         left = run("export", "onnx", name)
         assert left.code == 1
-        assert left.err == f"error: {name}: not a run: it has no recipe.json; runs lie in runs/\n"
+        assert left.err == f"error: {name}: {what}; runs lie in runs/\n"
     Path("cats.toml").touch()
     left = run("export", "onnx", "cats.toml")
     assert left == (1, "", "error: cats.toml: a file, not a run; the run of a recipe is the folder runs/NAME\n")
