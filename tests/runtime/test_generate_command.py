@@ -252,7 +252,7 @@ def test_wrong_usage_is_code_2(make_bundle: MakeBundle, work: Path, arguments: l
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "torch", "--run", "runs/x"], "runs/x: not a run"),
+        (["--backend", "torch", "--run", "runs/x"], "runs/x: no such folder"),
         (["--sampler", "ddim", "--sampler-option", "eta=2"], "eta = 2 is not allowed"),
         (["--sampler", "dpmpp_2m", "--sampler-option", "spacing=karas"], "spacing"),
         (["--size", "4x4"], "size is 4x4; bundle .* draws 2x2 only"),
