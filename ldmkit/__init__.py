@@ -10,7 +10,6 @@ if TYPE_CHECKING:  # what type checkers read in place of `_HOMES`; `as` is their
     from ldmkit.components.hub import load_pretrained as load_pretrained
     from ldmkit.components.protocols import AdversarialLoss as AdversarialLoss
     from ldmkit.components.protocols import Captioner as Captioner
-    from ldmkit.components.protocols import CaptionReader as CaptionReader
     from ldmkit.components.protocols import Denoise as Denoise
     from ldmkit.components.protocols import DiscriminatorLoss as DiscriminatorLoss
     from ldmkit.components.protocols import Files as Files
@@ -27,7 +26,7 @@ __version__ = "0.1.0"
 
 # Looked up on first use, so that `ldmkit --help` imports neither pluggy nor torch.
 _PROTOCOLS = (
-    *("AdversarialLoss", "Captioner", "CaptionReader", "Denoise", "DiscriminatorLoss", "Files", "Loss"),
+    *("AdversarialLoss", "Captioner", "Denoise", "DiscriminatorLoss", "Files", "Loss"),
     *("Picture", "PromptReader", "Reconstruction", "Sampler", "Schedule", "TextEncoder"),
 )
 _HOMES = {

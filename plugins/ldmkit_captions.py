@@ -50,10 +50,6 @@ class Folder:
     def caption(self, pictures: Sequence[Picture]) -> list[str | None]:
         return [_words(PurePosixPath(picture.key).parent.name, self.strip_digits) or None for picture in pictures]
 
-    def labels(self, captions: Sequence[str]) -> list[set[str]]:
-        """Each caption is a class of its own."""
-        return [{caption} - {""} for caption in captions]
-
 
 def _words(name: str, strip_digits: bool) -> str:
     if has_surrogates(name):  # how Python shows bytes that are no UTF-8

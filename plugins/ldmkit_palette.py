@@ -90,13 +90,6 @@ class Palette:
         """
         return [_compare(read(image), named_colors(prompt)) for image, prompt in zip(images, prompts, strict=True)]
 
-    def labels(self, captions: Sequence[str]) -> list[set[str]]:
-        """The subject's colours, two as one label, and each of the background's: "black, white", "on green"."""
-        return [
-            {", ".join(sorted(named["subject"]))} - {""} | {f"on {color}" for color in named["background"]}
-            for named in map(named_colors, captions)
-        ]
-
 
 class Reading(NamedTuple):
     """What a picture shows, in words such as "dark grey"."""

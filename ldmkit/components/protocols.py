@@ -107,15 +107,6 @@ class PromptReader(Captioner, Protocol):
 
 
 @runtime_checkable
-class CaptionReader(Captioner, Protocol):
-    """A captioner that can tell what its captions name, by which `t2i.repeat_threshold` knows what is rare."""
-
-    def labels(self, captions: Sequence[str]) -> list[set[str]]:
-        """Of each caption what it names: classes, attributes; the same label for the same thing in other words."""
-        ...
-
-
-@runtime_checkable
 class TextEncoder(Protocol):
     """Turns captions into the U-Net's context."""
 

@@ -10,9 +10,7 @@ from ldmkit.denoising.task import DenoisingTask
 from ldmkit.diffusion.process import make_schedule
 from ldmkit.errors import LdmkitError
 from ldmkit.models.build import build_text_to_image
-from ldmkit.recipe import caption_reader
 from ldmkit.run.networks import load_autoencoder, load_tokenizer
-from ldmkit.run.rare import repeat_factors
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.engine import Engine
 from ldmkit.training.loop import train
@@ -29,13 +27,7 @@ def train_t2i(workspace: Workspace) -> Metrics:
     split = [part[texts.index[part] >= 0] for part in workspace.split()]
     if not len(split[0]):
         raise LdmkitError(f"{recipe.data.path}: no picture has a caption; see [caption]")
-    repeats = None
-    if section.repeat_threshold:
-        captioner = caption_reader(recipe, workspace.registry)
-        repeats = repeat_factors(captioner, texts.captions, texts.numbers[split[0]], section.repeat_threshold)
-        workspace.reporter.line(f"t2i: the rarest pictures come {repeats.max():.1f} times as often as common ones")
-    buckets = latents.buckets[split[0]]
-    engine = Engine("t2i", section, num_samples=len(split[0]), seed=recipe.seed, buckets=buckets, repeats=repeats)
+    engine = Engine("t2i", section, num_samples=len(split[0]), seed=recipe.seed, buckets=latents.buckets[split[0]])
     # A compiled network wants every batch of one shape.
     texts.cut_padding = section.mask_padding and not engine.compiles
     autoencoder = load_autoencoder(recipe, workspace.folder("vae"))

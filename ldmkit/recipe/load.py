@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from ldmkit import shipped
 from ldmkit.components.options import did_you_mean
-from ldmkit.components.protocols import CaptionReader
 from ldmkit.errors import LdmkitError, UsageError
 from ldmkit.recipe.mistakes import component_mistakes, schema_mistakes, strange_values, takes_text, used_at
 from ldmkit.recipe.sections import Recipe, component_tables
@@ -68,20 +67,6 @@ def check_components(recipe: Recipe, registry: "Registry") -> None:
     """
     for where, kind, table in component_tables(recipe):
         (registry.check if kind == "loss" else registry.build)(kind, table, where=f"[{where}]")
-    if recipe.t2i is not None and recipe.t2i.repeat_threshold:
-        caption_reader(recipe, registry)
-
-
-def caption_reader(recipe: Recipe, registry: "Registry") -> CaptionReader:
-    """The recipe's captioner. Raises LdmkitError where it does not tell what its captions name."""
-    captioner = registry.build("captioner", recipe.caption.table(), where="[caption]")
-    if isinstance(captioner, CaptionReader):
-        return captioner
-    known = [name for name in registry.names("captioner") if hasattr(registry.get("captioner", name).factory, "labels")]
-    raise LdmkitError(
-        f'[t2i] repeat_threshold: caption.use = "{recipe.caption.use}" does not tell what its captions name; '
-        f"{' and '.join(known)} do, and at 0 every picture comes equally often"
-    )
 
 
 @dataclass

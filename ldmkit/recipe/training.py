@@ -290,14 +290,6 @@ class TextTraining(DenoiserTraining):
 
     mask_padding: bool = Field(True, description="hide padding tokens from cross-attention")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of captions replaced by the empty one")
-    repeat_threshold: float = Field(
-        0.0,
-        json_schema_extra={"later": True, "goes_on": True},
-        ge=0,
-        le=1,
-        description="what the captions of fewer than this share of the pictures name comes more often, at most three "
-        "times (repeat-factor sampling); for captioners that tell what a caption names: palette, folder",
-    )
 
 
 class T2I(UNetTraining, TextTraining):

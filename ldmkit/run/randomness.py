@@ -24,25 +24,22 @@ class Order(Protocol):
         """(batch_size,) int64 positions of the batch of this step (counted from 0)."""
 
 
-def order_of(seed: int, num_samples: int, buckets: np.ndarray | None, repeats: np.ndarray | None = None) -> Order:
-    """With `buckets` (N,) the samples of a batch are all in one; by `repeats` (N,) some come more often than others."""
+def order_of(seed: int, num_samples: int, buckets: np.ndarray | None) -> Order:
+    """With `buckets` (N,) the samples of a batch are all in one."""
     if buckets is None or len(np.unique(buckets)) == 1:
-        return SampleOrder(seed, num_samples, repeats)
-    return BucketOrder(seed, buckets, repeats)
+        return SampleOrder(seed, num_samples)
+    return BucketOrder(seed, buckets)
 
 
 class SampleOrder:
     """An endless stream of sample positions: each epoch is a fresh permutation, batches run across its end.
 
-    Every sample is seen exactly once per epoch and none is dropped, whatever the batch size. With `repeats` (N,) an
-    epoch is as long, and holds a sample N times its share of them, rounded up or down at random each time.
+    Every sample is seen exactly once per epoch and none is dropped, whatever the batch size.
     """
 
-    def __init__(self, seed: int, num_samples: int, repeats: np.ndarray | None = None) -> None:
+    def __init__(self, seed: int, num_samples: int) -> None:
         self.seed = seed
         self.num_samples = num_samples
-        # (N,) how many of an epoch's samples are due up to each one
-        self._due = None if repeats is None else np.cumsum(repeats) * (num_samples / repeats.sum())
         self._permutations: dict[int, np.ndarray] = {}
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
@@ -53,19 +50,11 @@ class SampleOrder:
         positions = np.empty(batch_size, dtype=np.int64)
         for epoch in np.unique(epochs):
             if epoch not in self._permutations:
-                self._permutations[epoch] = self._epoch(int(epoch))
+                rng = numpy_generator(self.seed, "order", int(epoch))
+                self._permutations[epoch] = rng.permutation(self.num_samples)
             mine = epochs == epoch
             positions[mine] = self._permutations[epoch][places[mine]]
         return positions
-
-    def _epoch(self, number: int) -> np.ndarray:
-        rng = numpy_generator(self.seed, "order", number)
-        order = rng.permutation(self.num_samples)
-        if self._due is not None:  # systematic resampling: Kitagawa 1996
-            edges = np.floor(self._due + rng.random())
-            edges[-1] = self.num_samples  # where rounding, or a number drawn near 1, would have it one off
-            order = np.repeat(np.arange(self.num_samples), np.diff(edges, prepend=0.0).astype(np.int64))[order]
-        return order
 
 
 class BucketOrder:
@@ -75,15 +64,11 @@ class BucketOrder:
     times, to within a batch, and in no fixed pattern.
     """
 
-    def __init__(self, seed: int, buckets: np.ndarray, repeats: np.ndarray | None = None) -> None:
-        """`buckets` (N,): of each sample; `repeats` (N,), see `SampleOrder`: a bucket comes as often as its samples."""
+    def __init__(self, seed: int, buckets: np.ndarray) -> None:
+        """`buckets` (N,): of each sample."""
         self.seed = seed
         self.members = [np.flatnonzero(buckets == bucket) for bucket in np.unique(buckets)]
-        self._weights = [len(own) if repeats is None else float(repeats[own].sum()) for own in self.members]
-        self._orders = [
-            SampleOrder(derive(seed, "bucket", i), len(own), None if repeats is None else repeats[own])
-            for i, own in enumerate(self.members)
-        ]
+        self._orders = [SampleOrder(derive(seed, "bucket", i), len(own)) for i, own in enumerate(self.members)]
         self._turns = np.empty((0, 2), dtype=np.int64)
 
     def batch(self, step: int, batch_size: int) -> np.ndarray:
@@ -96,11 +81,11 @@ class BucketOrder:
 
     def _first_turns(self, steps: int) -> np.ndarray:
         """(steps, 2) whose turn it is, and which of its batches; the same however many are asked for."""
-        total, due, turns = sum(self._weights), [], []
-        for bucket, weight in enumerate(self._weights):
+        total, due, turns = sum(map(len, self.members)), [], []
+        for bucket, own in enumerate(self.members):
             # All that are due before `steps` + the number of buckets, by which `steps` of them are.
-            number = np.arange(int(-(-weight * (steps + len(self.members)) // total)) + 1)
+            number = np.arange(-(-len(own) * (steps + len(self.members)) // total) + 1)
             jitter = numpy_generator(self.seed, "turns", bucket).random(len(number))
-            due.append((number + jitter) * total / weight)
+            due.append((number + jitter) * total / len(own))
             turns.append(np.stack([np.full_like(number, bucket), number], axis=1))
         return np.concatenate(turns)[np.argsort(np.concatenate(due), kind="stable")[:steps]]

@@ -29,17 +29,10 @@ class Engine:
     """What a task trains its networks with; it knows nothing of what they are."""
 
     def __init__(
-        self,
-        name: str,
-        section: Training,
-        *,
-        num_samples: int,
-        seed: int,
-        buckets: np.ndarray | None = None,
-        repeats: np.ndarray | None = None,
+        self, name: str, section: Training, *, num_samples: int, seed: int, buckets: np.ndarray | None = None
     ) -> None:
         """`name`: the part of the run, by which its random numbers differ from those of others; with
-        `buckets` (num_samples,) a batch holds samples of one; `repeats` (num_samples,): how often each comes.
+        `buckets` (num_samples,) a batch holds samples of one.
 
         Raises LdmkitError where nothing is to be trained on, or the batch cannot be split as asked.
         """
@@ -59,7 +52,7 @@ class Engine:
         """optimizers whose step the fp16 scaler skipped, since the last `begin_step`"""
         self.clock = Clock()
         self._peaks: dict[str, float] = {}
-        self._order = order_of(self.seed, num_samples, buckets, repeats)
+        self._order = order_of(self.seed, num_samples, buckets)
         self._unchecked: list[tuple[torch.Tensor, Names, str]] = []
         section.check_split(name, self.processes.num_processes)
 

@@ -116,7 +116,6 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "time_dim": [0, 1],
     "num_heads": [0],
     "caption_dropout": [-0.1, 1.1],
-    "repeat_threshold": [-0.1, 1.1],
     "guidance_scale": [-1, 101],
     "variance": ["learned"],
     "tolerance": [0, -1],

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from ldmkit.run.randomness import BucketOrder, SampleOrder, derive, numpy_generator
+from ldmkit.run.randomness import SampleOrder, derive, numpy_generator
 
 
 def test_derive_is_the_documented_hash() -> None:
@@ -50,27 +50,3 @@ def test_places_in_an_epoch_are_uniform() -> None:
     counts = np.stack([np.bincount(epochs[:, place], minlength=8) for place in range(8)])
     chi_squared = ((counts - 500) ** 2 / 500).sum()
     assert 20 < chi_squared < 95  # 1e-4 at either end
-
-
-def test_samples_come_as_often_as_their_repeats_say() -> None:
-    """Every epoch holds each sample its share of the time, rounded up or down; over many epochs just its share."""
-    repeats = np.array([1.0, 1.0, 3.7, 1.0, 2.0, 1.3, 1.0, 9.0])
-    due = 8 * repeats / repeats.sum()
-    order = SampleOrder(5, 8, repeats)
-    stream = np.concatenate([order.batch(step, 3) for step in range(8 * 600)])  # batches run across the epochs' ends
-    counts = np.stack([np.bincount(epoch, minlength=8) for epoch in stream.reshape(-1, 8)])
-    assert (counts.sum(axis=1) == 8).all()
-    assert ((np.floor(due) <= counts) & (counts <= np.ceil(due))).all()
-    assert counts.mean(axis=0) == pytest.approx(due, abs=4 * 0.5 / np.sqrt(len(counts)))  # a rounding's std is <= 0.5
-    assert np.array_equal(SampleOrder(5, 8, repeats).batch(777, 3), order.batch(777, 3))  # taken up anywhere
-    assert len({tuple(epoch) for epoch in stream.reshape(-1, 8)}) > 1000  # in no fixed order
-    same = SampleOrder(5, 8, np.full(8, 2.5))
-    assert all(np.array_equal(np.sort(same.batch(epoch, 8)), np.arange(8)) for epoch in range(50))
-
-
-def test_buckets_of_rare_samples_come_more_often() -> None:
-    repeats = np.array([1.0] * 30 + [5.0] * 10)
-    order = BucketOrder(3, np.array([0] * 30 + [1] * 10), repeats)
-    batches = np.stack([order.batch(step, 4) for step in range(800)])
-    assert ((batches < 30).all(axis=1) | (batches >= 30).all(axis=1)).all()
-    assert (batches >= 30).mean() == pytest.approx(50 / 80, abs=0.01)
