@@ -12,7 +12,10 @@ from ldmkit.models.denoiser import Denoiser
 class DiT(Denoiser):
     """Tokens are patches of `patch_size` x `patch_size` latents, `width` wide, through `depth` blocks.
 
-    Neighbouring patches overlap by one latent, and a convolution smooths the result: both against seams between them.
+    Neighbouring patches overlap by one latent. Behind the blocks, two convolutions with `detail_channels` between them
+    see what the tokens draw beside x_t itself, at every latent (the detailer head of DiP, Chen et al. 2025,
+    arXiv 2511.18822): where a patch holds more numbers than a token is wide, no token could bring back the fine part of
+    x_t, and they take seams away.
     Positions are computed from height and width, which may be any multiples of `downsample` = patch_size.
     It predicts 0 at first. Raises LdmkitError for widths that do not fit.
     """
@@ -26,6 +29,7 @@ class DiT(Denoiser):
         width: int = 256,
         depth: int = 8,
         num_heads: int = 8,
+        detail_channels: int = 64,
         context_dim: int | None = None,
         dropout: float = 0.0,
         mask_padding: bool = True,
@@ -48,8 +52,10 @@ class DiT(Denoiser):
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.to_patches = nn.Linear(width, in_channels * patch_size**2)
-        self.seams = nn.Conv2d(in_channels, in_channels, 3, padding=1)
-        for layer in (self.modulation, self.to_patches, self.seams):
+        self.detail_in = nn.Conv2d(2 * in_channels, detail_channels, 3, padding=1)
+        self.detail_modulation = nn.Linear(width, 2 * detail_channels)
+        self.detail_out = nn.Conv2d(detail_channels, in_channels, 3, padding=1)
+        for layer in (self.modulation, self.to_patches, self.detail_modulation, self.detail_out):
             _zero(layer)
 
     def forward(
@@ -66,7 +72,9 @@ class DiT(Denoiser):
         shift, scale = self.modulation(time).chunk(2, dim=-1)
         h = self.to_patches(_modulated(self.norm_out(h), shift, scale))  # (B, N, C * patch_size^2)
         x = F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (rows, columns)), self.downsample)
-        return x + self.seams(x)  # type: ignore[no-any-return]
+        shift, scale = self.detail_modulation(time).transpose(1, 2)[..., None].chunk(2, dim=1)  # (B, D, 1, 1)
+        detail = _modulated(self.detail_in(torch.cat([x, x_t], dim=1)), shift, scale)
+        return x + self.detail_out(F.silu(detail))  # type: ignore[no-any-return]
 
     def _positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
         """(rows * columns, width): sinusoids of each token's row and column, projected."""

@@ -274,6 +274,9 @@ class DiTTraining(DenoiserTraining):
     width: int = Field(256, gt=0, le=4096, multiple_of=4, description="width of a token; num_heads must divide it")
     depth: int = Field(8, gt=0, le=64, description="transformer blocks")
     num_heads: int = Field(8, gt=0, description="attention heads")
+    detail_channels: int = Field(
+        64, gt=0, le=4096, description="channels between the two convolutions that add detail to the patches"
+    )
 
     @property
     def shrink(self) -> int:
@@ -282,7 +285,7 @@ class DiTTraining(DenoiserTraining):
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `DiT`, without those of the text."""
-        return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "dropout"})
+        return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "detail_channels", "dropout"})
 
 
 class TextTraining(DenoiserTraining):

@@ -23,9 +23,9 @@ def check_memory(manifest: Manifest, latent_size: tuple[int, int], *, text: bool
 
     from ldmkit.recipe import Recipe  # what a stranger's manifest says is checked as any recipe is
 
-    try:
-        recipe = Recipe.model_validate_json(json.dumps(manifest.recipe))
-    except ValidationError:  # of another version
+    try:  # another version may have had keys that this one does not know
+        recipe = Recipe.model_validate_json(json.dumps(manifest.recipe), extra="ignore")
+    except ValidationError:
         return
     have, latent = total_memory(), manifest.latent
     if have is None or (need := least_memory(recipe, latent_size, text=text)) <= have:

@@ -76,6 +76,36 @@ def test_it_starts_at_zero_and_its_blocks_as_the_identity(patch_size: int) -> No
     assert torch.equal(network.blocks[0](tokens, time, context, None), tokens)
 
 
+def test_what_is_finer_than_a_token_is_wide_comes_back() -> None:
+    """4 tokens of 16 numbers stand for 256 latents: through them alone the Jacobian has a rank of 64 at most."""
+    network = DiT(4, patch_size=4, width=16, depth=1, num_heads=2)
+    waken(network, std=0.3)
+    x_t, t = draw(1, 4, 8, 8), torch.tensor([100.0])
+    jacobian = torch.autograd.functional.jacobian(lambda x_t: network(x_t, t), x_t).reshape(256, 256)
+    assert torch.linalg.matrix_rank(jacobian, rtol=1e-4) == 256
+
+
+@torch.no_grad()
+def test_the_detail_is_of_diffusers_parts() -> None:
+    """Behind the tokens: a convolution of what they draw beside x_t, modulated by the timestep, SiLU, another one."""
+    from diffusers.models.normalization import AdaLayerNorm
+
+    network = DiT(4, patch_size=2, width=16, depth=1, num_heads=2, detail_channels=8)
+    waken(network, std=0.3)
+    x_t, t = draw(2, 4, 6, 8), torch.tensor([3.0, 700.0])
+    adaptive = AdaLayerNorm(16, output_dim=16, chunk_dim=1)
+    adaptive.norm = nn.Identity()
+    adaptive.linear.load_state_dict(network.detail_modulation.state_dict())
+    whole = network(x_t, t)
+    nn.init.zeros_(network.detail_out.weight)
+    nn.init.zeros_(network.detail_out.bias)
+    tokens = network(x_t, t)
+    waken(network, std=0.3)
+    h = network.detail_in(torch.cat([tokens, x_t], dim=1)).flatten(2).transpose(1, 2)
+    h = adaptive(h, temb=network.time_embedding(t)).transpose(1, 2).unflatten(2, (6, 8))
+    torch.testing.assert_close(whole, tokens + network.detail_out(nn.functional.silu(h)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_a_token_sees_one_latent_beyond_its_patch(patch_size: int) -> None:
     """The stem alone: of the first token, the patch and one row and column of each neighbour."""
