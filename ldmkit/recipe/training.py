@@ -274,8 +274,12 @@ class DiTTraining(DenoiserTraining):
     width: int = Field(256, gt=0, le=4096, multiple_of=4, description="width of a token; num_heads must divide it")
     depth: int = Field(8, gt=0, le=64, description="transformer blocks")
     num_heads: int = Field(8, gt=0, description="attention heads")
-    detail_channels: int = Field(
-        64, gt=0, le=4096, description="channels between the two convolutions that add detail to the patches"
+    detail_channels: int = later(
+        0,
+        ge=0,
+        le=4096,
+        description="channels between two convolutions that see the latents beside what the tokens draw, for patches "
+        "of more numbers than a token is wide; 0: none",
     )
 
     @property

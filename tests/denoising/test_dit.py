@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-SMALL = ("use=dit", "width=16", "depth=1", "num_heads=2")
+SMALL = ("use=dit", "width=16", "depth=1", "num_heads=2", "detail_channels=8")
 
 
 def overrides(part: str, *more: str) -> list[str]:

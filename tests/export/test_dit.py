@@ -18,7 +18,7 @@ from ldmkit.runtime.manifest import Latent, Schedule, Text
 
 @pytest.fixture(scope="module")
 def exported() -> tuple[networks.Network, Any]:
-    module = DiT(2, patch_size=2, width=16, depth=1, num_heads=2, context_dim=6)
+    module = DiT(2, patch_size=2, width=16, depth=1, num_heads=2, context_dim=6, detail_channels=8)
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.15, generator=generator)
