@@ -291,6 +291,16 @@ class DiTTraining(DenoiserTraining):
         """Keyword arguments of `DiT`, without those of the text."""
         return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "detail_channels", "dropout"})
 
+    def too_narrow(self, channels: int) -> str:
+        """What is to be said of tokens that cannot tell their patches of latents of so many channels; else nothing."""
+        held = channels * self.patch_size**2
+        if held <= self.width or self.detail_channels:
+            return ""
+        return (
+            f"a patch holds {held} numbers and a token {self.width}: pictures lose what is finest; "
+            "detail_channels = 64, a smaller patch_size or a larger width keeps it"
+        )
+
 
 class TextTraining(DenoiserTraining):
     """What a network that draws from text has beside."""
