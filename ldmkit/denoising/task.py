@@ -17,7 +17,6 @@ from ldmkit.diffusion.torch_sampling import Text, draw_latents
 from ldmkit.diffusion.weighting import draw_timesteps, loss_weight
 from ldmkit.models.autoencoder import Autoencoder
 from ldmkit.recipe.sections import Diffusion
-from ldmkit.recipe.training import DiTTraining
 from ldmkit.run.randomness import derive, numpy_generator
 from ldmkit.run.workspace import Workspace
 from ldmkit.training.ema import emas_of
@@ -104,8 +103,6 @@ class DenoisingTask:
                 f"{self.neighbours.num_train:,} "
                 "training pictures, chosen at random"
             )
-        if isinstance(engine.section, DiTTraining) and (narrow := engine.section.too_narrow(latents.shape[0])):
-            workspace.reporter.line(f"{engine.name}: {narrow}")
         self.loss = DenoisingLoss(recipe.diffusion, schedule, engine.autocast)
         self.memory: dict[str, Any] = {}
         self.modules: dict[str, torch.nn.Module] = {"model": network}

@@ -13,8 +13,6 @@ class DiT(Denoiser):
     """Tokens are patches of `patch_size` x `patch_size` latents, `width` wide, through `depth` blocks.
 
     Neighbouring patches overlap by one latent, and a convolution smooths the result: both against seams between them.
-    With `detail_channels` a `Detail` takes that convolution's place: a token tells no more numbers of its patch apart
-    than it is wide.
     Positions are computed from height and width, which may be any multiples of `downsample` = patch_size.
     It predicts 0 at first. Raises LdmkitError for widths that do not fit.
     """
@@ -28,7 +26,6 @@ class DiT(Denoiser):
         width: int = 256,
         depth: int = 8,
         num_heads: int = 8,
-        detail_channels: int = 0,
         context_dim: int | None = None,
         dropout: float = 0.0,
         mask_padding: bool = True,
@@ -51,12 +48,9 @@ class DiT(Denoiser):
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
         self.to_patches = nn.Linear(width, in_channels * patch_size**2)
-        _zero(self.modulation)
-        _zero(self.to_patches)
-        self.detail = Detail(in_channels, width, detail_channels) if detail_channels else None
-        if not detail_channels:
-            self.seams = nn.Conv2d(in_channels, in_channels, 3, padding=1)
-            _zero(self.seams)
+        self.seams = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        for layer in (self.modulation, self.to_patches, self.seams):
+            _zero(layer)
 
     def forward(
         self, x_t: Tensor, t: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None
@@ -72,8 +66,6 @@ class DiT(Denoiser):
         shift, scale = self.modulation(time).chunk(2, dim=-1)
         h = self.to_patches(_modulated(self.norm_out(h), shift, scale))  # (B, N, C * patch_size^2)
         x = F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (rows, columns)), self.downsample)
-        if self.detail is not None:
-            return x + self.detail(x, x_t, time)  # type: ignore[no-any-return]
         return x + self.seams(x)  # type: ignore[no-any-return]
 
     def _positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -82,26 +74,6 @@ class DiT(Denoiser):
         row, column = (timestep_embedding(torch.arange(n, device=device), half) for n in (rows, columns))
         both = torch.cat([row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)], dim=-1)
         return self.position_embedding(both.flatten(0, 1).to(self.position_embedding.weight.dtype))  # type: ignore[no-any-return]
-
-
-class Detail(nn.Module):
-    """Two convolutions over what the tokens draw beside x_t itself, (B, C, h, w) each: what is finer than tokens tell.
-
-    The timestep, (B, 1, width), shifts and scales the `hidden` channels between them. The detailer head of DiP, Chen
-    et al. 2025, arXiv 2511.18822, as small as it can be. It gives 0 at first.
-    """
-
-    def __init__(self, channels: int, width: int, hidden: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(2 * channels, hidden, 3, padding=1)
-        self.modulation = nn.Linear(width, 2 * hidden)
-        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
-        _zero(self.modulation)
-        _zero(self.conv2)
-
-    def forward(self, x: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-        shift, scale = self.modulation(time).transpose(1, 2)[..., None].chunk(2, dim=1)  # (B, hidden, 1, 1)
-        return self.conv2(F.silu(_modulated(self.conv1(torch.cat([x, x_t], dim=1)), shift, scale)))  # type: ignore[no-any-return]
 
 
 class DiTBlock(nn.Module):

@@ -274,13 +274,6 @@ class DiTTraining(DenoiserTraining):
     width: int = Field(256, gt=0, le=4096, multiple_of=4, description="width of a token; num_heads must divide it")
     depth: int = Field(8, gt=0, le=64, description="transformer blocks")
     num_heads: int = Field(8, gt=0, description="attention heads")
-    detail_channels: int = later(
-        0,
-        ge=0,
-        le=4096,
-        description="channels between two convolutions that see the latents beside what the tokens draw, for patches "
-        "of more numbers than a token is wide; 0: none",
-    )
 
     @property
     def shrink(self) -> int:
@@ -289,17 +282,7 @@ class DiTTraining(DenoiserTraining):
 
     def network(self) -> dict[str, Any]:
         """Keyword arguments of `DiT`, without those of the text."""
-        return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "detail_channels", "dropout"})
-
-    def too_narrow(self, channels: int) -> str:
-        """What is to be said of tokens that cannot tell their patches of latents of so many channels; else nothing."""
-        held = channels * self.patch_size**2
-        if held <= self.width or self.detail_channels:
-            return ""
-        return (
-            f"a patch holds {held} numbers and a token {self.width}: pictures lose what is finest; "
-            "detail_channels = 64, a smaller patch_size or a larger width keeps it"
-        )
+        return self.model_dump(include={"patch_size", "width", "depth", "num_heads", "dropout"})
 
 
 class TextTraining(DenoiserTraining):

@@ -18,10 +18,10 @@ from ldmkit.runtime.manifest import Latent, Schedule, Text
 
 @pytest.fixture(scope="module")
 def exported() -> tuple[networks.Network, Any]:
-    module = DiT(2, patch_size=2, width=16, depth=1, num_heads=2, context_dim=6, detail_channels=8)
+    module = DiT(2, patch_size=2, width=16, depth=1, num_heads=2, context_dim=6)
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.15, generator=generator)
+        nn.init.normal_(parameter, std=0.2, generator=generator)
     latent = Latent(channels=2, height=4, width=4, mean=(0.0, 0.0), std=(1.0, 1.0), multiple=2)
     schedule = Schedule(name="flow", num_timesteps=1000, beta_start=1e-4, beta_end=0.02, zero_terminal_snr=False)
     network = networks.unet(module, latent, schedule, Text(max_tokens=5, context_dim=6), multiple=2)

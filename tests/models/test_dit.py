@@ -66,48 +66,14 @@ def test_positions_are_diffusers_sinusoids() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("patch_size", "detail_channels"), [(1, 0), (2, 0), (4, 0), (4, 8)])
-def test_it_starts_at_zero_and_its_blocks_as_the_identity(patch_size: int, detail_channels: int) -> None:
-    network = DiT(
-        4, patch_size=patch_size, width=16, depth=2, num_heads=2, context_dim=6, detail_channels=detail_channels
-    )
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_it_starts_at_zero_and_its_blocks_as_the_identity(patch_size: int) -> None:
+    network = DiT(4, patch_size=patch_size, width=16, depth=2, num_heads=2, context_dim=6)
     assert network.downsample == patch_size
     x, context = draw(2, 4, 8, 12), draw(2, 5, 6)
     assert torch.equal(network(x, torch.tensor([0.0, 900.0]), context), torch.zeros_like(x))
     tokens, time = draw(2, 9, 16), draw(2, 1, 16)
     assert torch.equal(network.blocks[0](tokens, time, context, None), tokens)
-
-
-@pytest.mark.parametrize(("detail_channels", "rank"), [(0, 64), (32, 256)])
-def test_how_much_of_a_patch_comes_back(detail_channels: int, rank: int) -> None:
-    """4 tokens of 16 numbers stand for 256 latents: through them alone the Jacobian has a rank of 64 at most."""
-    network = DiT(4, patch_size=4, width=16, depth=1, num_heads=2, detail_channels=detail_channels)
-    waken(network, std=0.3)
-    x_t, t = draw(1, 4, 8, 8), torch.tensor([100.0])
-    jacobian = torch.autograd.functional.jacobian(lambda x_t: network(x_t, t), x_t).reshape(256, 256)
-    assert rank - 16 <= torch.linalg.matrix_rank(jacobian, rtol=1e-5) <= rank
-
-
-@torch.no_grad()
-def test_the_detail_is_of_diffusers_parts() -> None:
-    """A convolution of what the tokens draw beside x_t, shifted and scaled by the timestep, SiLU, a convolution."""
-    from diffusers.models.normalization import AdaLayerNorm
-
-    network = DiT(4, patch_size=2, width=16, depth=1, num_heads=2, detail_channels=8)
-    waken(network, std=0.3)
-    x_t, t = draw(2, 4, 6, 8), torch.tensor([3.0, 700.0])
-    detail, whole = network.detail, network(x_t, t)
-    assert detail is not None
-    conv2, detail.conv2 = detail.conv2, nn.Conv2d(8, 4, 1)
-    nn.init.zeros_(detail.conv2.weight)
-    nn.init.zeros_(detail.conv2.bias)
-    tokens = network(x_t, t)
-    adaptive = AdaLayerNorm(16, output_dim=16, chunk_dim=1)
-    adaptive.norm = nn.Identity()
-    adaptive.linear.load_state_dict(detail.modulation.state_dict())
-    h = detail.conv1(torch.cat([tokens, x_t], dim=1)).flatten(2).transpose(1, 2)
-    h = adaptive(h, temb=network.time_embedding(t)).transpose(1, 2).unflatten(2, (6, 8))
-    torch.testing.assert_close(whole, tokens + conv2(nn.functional.silu(h)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])

@@ -100,7 +100,6 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "reduction": ["max"],
     "backbone": ["vgg16"],
     "form": ["bce"],
-    "detail_channels": [-1, 4097],
     "draw": ["always"],
     "dtype": ["float64"],
     "schedule": ["sigmoid"],
