@@ -58,15 +58,18 @@ def _complaints() -> Iterator[list[str]]:
     What other threads write there meanwhile is passed on after it.
     """
     found: list[str] = []
-    try:
-        kept = os.dup(2)
-    except OSError:  # a process without stderr, where nothing is shown
-        yield found
-        return
     with _redirecting:
+        try:
+            kept = os.dup(2)  # under the lock: before it, this would be a copy of another thread's pipe
+        except OSError:  # a process without stderr, where nothing is shown
+            yield found
+            return
         said, told = os.pipe()
         if hasattr(os, "set_blocking"):
-            os.set_blocking(told, False)  # what no longer fits into the pipe is lost, and nobody waits
+            # What no longer fits into the pipe is lost, and nobody waits; nor for its end, which would not come while a
+            # process that was started meanwhile has it as stderr.
+            os.set_blocking(told, False)
+            os.set_blocking(said, False)
         os.dup2(told, 2)
         os.close(told)
         try:
@@ -74,9 +77,17 @@ def _complaints() -> Iterator[list[str]]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            with os.fdopen(said, "rb") as lines:
-                for line in lines:
-                    if re.fullmatch(rb"[\w.]+: .*\.\n", line):  # libtiff's "module: message."
-                        found.append(line.decode(errors="replace").rstrip(".\n"))
-                    else:
-                        os.write(2, line)
+            for line in _drained(said).splitlines(keepends=True):
+                if re.fullmatch(rb"[\w.]+: .*\.\n", line):  # libtiff's "module: message."
+                    found.append(line.decode(errors="replace").rstrip(".\n"))
+                else:
+                    os.write(2, line)
+
+
+def _drained(pipe: int) -> bytes:
+    """What is in the pipe, which is closed then."""
+    parts = []
+    with os.fdopen(pipe, "rb", buffering=0) as file:
+        while part := file.read(1 << 16):  # None where nothing is there yet, b"" at the end
+            parts.append(part)
+    return b"".join(parts)
