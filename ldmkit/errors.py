@@ -34,6 +34,10 @@ class LostWorker(LdmkitError):
     """A process that decodes pictures has ended, before the batch that was asked for came."""
 
 
+class NotCompiled(LdmkitError):
+    """torch.compile failed, before any weight changed."""
+
+
 def lost_process(error: RuntimeError) -> LdmkitError | None:
     """What to tell where torch says that a process this one trains with was killed; None for any other error."""
     told = str(error)

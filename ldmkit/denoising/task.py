@@ -149,7 +149,8 @@ class DenoisingTask:
         metrics: Metrics = dict(self.memory.get("neighbours", {}))
         if len(self.held_out):
             networks = {"": self.modules["model"]} | {f"_{name}": ema.module for name, ema in self.emas.items()}
-            losses = {suffix: self._held_out_losses(network) for suffix, network in networks.items()}
+            with torch.compiler.set_stance("force_eager"):  # else it would be compiled once more, without gradients
+                losses = {suffix: self._held_out_losses(network) for suffix, network in networks.items()}
             metrics |= {f"held_out_loss{suffix}": float(found.mean()) for suffix, found in losses.items()}
             quarters = np.array_split(losses[next((f"_{name}" for name in self.emas), "")], 4)
             metrics |= {f"held_out_loss_t{i}": float(quarter.mean()) for i, quarter in enumerate(quarters, 1)}
@@ -190,7 +191,8 @@ class DenoisingTask:
         its right; their distances are kept for the next evaluation.
         """
         networks = {"raw": self.modules["model"]} | {name: ema.module for name, ema in self.emas.items()}
-        latents = {name: self._sample(network) for name, network in networks.items()}
+        with torch.compiler.set_stance("force_eager"):
+            latents = {name: self._sample(network) for name, network in networks.items()}
         pixels = {name: self._decode(samples) for name, samples in latents.items()}
         first = next(iter(self.emas), "raw")
         distances, nearest = self.neighbours.nearest(latents[first])

@@ -1,5 +1,7 @@
 """What every network that draws is to the rest: its inputs, its output, and the text beside it."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ldmkit.errors import LdmkitError
@@ -45,3 +47,7 @@ class TextToImage(nn.Module):
         """x_t (B, C, H, W), t (B,), text: ids (B, L) where there is an encoder, else states (B, L, D); mask (B, L)."""
         context = text if self.text_encoder is None else self.text_encoder(text, mask)
         return self.unet(x_t, t, context, mask)  # type: ignore[no-any-return]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """The denoiser alone: beside it a text encoder costs little."""
+        self.unet.compile(*args, **kwargs)

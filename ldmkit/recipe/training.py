@@ -97,7 +97,9 @@ class Training(Section):
         "else fp32",
     )
     compile: Literal["auto", "on", "off"] = goes_on(
-        "auto", description="compile the network with torch.compile; `auto`: on CUDA, where the run is long enough"
+        "auto",
+        description="compile the network with torch.compile; `auto`: where the run is long enough, on CUDA, and of a "
+        "`dit` on a CPU with a C++ compiler",
     )
     log_every: int = no_result(20, gt=0, description="optimizer steps between two lines of metrics")
     eval_every: int = no_result(500, gt=0, description="steps between two held-out evaluations")
@@ -123,6 +125,11 @@ class Training(Section):
     def _check_length(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("needs exactly one of the keys steps and epochs")
+
+    @property
+    def has_equal_blocks(self) -> bool:
+        """Whether the network is a row of blocks that are alike, of which torch.compile makes one for all."""
+        return False
 
     def num_steps(self, num_pictures: int) -> int:
         """Optimizer steps for a training set of this many pictures."""
@@ -274,6 +281,10 @@ class DiTTraining(DenoiserTraining):
     width: int = Field(256, gt=0, le=4096, multiple_of=4, description="width of a token; num_heads must divide it")
     depth: int = Field(8, gt=0, le=64, description="transformer blocks")
     num_heads: int = Field(8, gt=0, description="attention heads")
+
+    @property
+    def has_equal_blocks(self) -> bool:
+        return True
 
     @property
     def shrink(self) -> int:

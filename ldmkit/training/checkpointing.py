@@ -19,7 +19,6 @@ from ldmkit.run.checkpoint import (
     save_checkpoint,
 )
 from ldmkit.run.folder import Part, differences
-from ldmkit.training.device import environment
 from ldmkit.training.ema import names_of
 from ldmkit.training.engine import Engine
 from ldmkit.training.overfitting import CURVES
@@ -97,7 +96,7 @@ class Checkpoints:
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         self.best = state.get("best")
-        now = {key: value for key, value in environment(self.engine.precision).items() if key in state}
+        now = {key: value for key, value in self.engine.environment().items() if key in state}
         return state["step"], state["seconds"], differences({key: state[key] for key in now}, now)
 
     def require_room(self) -> None:
@@ -141,7 +140,7 @@ class Checkpoints:
         tensors |= {f"optimizer_{name}": copied(flatten_optimizer(each)) for name, each in optimizers.items()}
         tensors |= {name: copied(average.module.state_dict()) for name, average in task.emas.items()}
         state = {
-            **environment(self.engine.precision),
+            **self.engine.environment(),
             "seconds": seconds,
             "fingerprint": self.part.fingerprint,
             "inputs": self.part.inputs,

@@ -39,6 +39,19 @@ def resolve_precision(precision: str) -> str:
     return precision
 
 
+@cache
+def cpu_compiler_works() -> bool:
+    """Whether torch.compile can make code for the CPU, for which it needs a C++ compiler and Python's headers.
+
+    Asked by compiling one sum, which takes some seconds.
+    """
+    try:
+        torch.compile(torch.sum)(torch.zeros(16))
+    except RuntimeError:  # by whichever of torch's own classes
+        return False
+    return True
+
+
 def use_deterministic_kernels(device: torch.device, *, asked: bool) -> None:
     """Whether a GPU may use kernels whose result differs from call to call. A CPU has none among those used here."""
     if asked and device.type == "cuda":

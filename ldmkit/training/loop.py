@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager, nullcontext
 
 import torch
 
-from ldmkit.errors import LdmkitError, LostWorker
+from ldmkit.errors import LdmkitError, LostWorker, NotCompiled
 from ldmkit.run.checkpoint import save_weights
 from ldmkit.run.workspace import Workspace
 from ldmkit.signals import StopSignals, stopped
@@ -53,13 +53,15 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             pictures: dict[str, torch.Tensor] = {}
 
             try:
-                with _out_of_memory_explained(engine, max(data.shapes, key=math.prod)):
+                with _errors_explained(engine, max(data.shapes, key=math.prod)):
                     scalars = update(engine, task, step)
-            except LostWorker:  # before the step's pictures came: all is as the step before left it
+            except (LostWorker, NotCompiled):  # before any weight changed: all is as the step before left it
                 if saved < step and engine.processes.num_processes == 1:
                     checkpoints.save(step, seconds=engine.clock.seconds(), evaluated=held_out)
                     checkpoints.join()
                     reporter.line(f"{name}: saved at step {step} of {num_steps}")
+                if signals.number:  # Ctrl-C in a terminal reaches the compiler too
+                    raise stopped(f"{name}: stopped at step {step}; the same command goes on", signals.number) from None
                 raise
             held_out = {}
 
@@ -120,11 +122,20 @@ def update(engine: Engine, task: Task, step: int) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _out_of_memory_explained(engine: Engine, shape: tuple[int, int]) -> Iterator[None]:
-    """Turns the block's error that memory ran out into an LdmkitError; `shape`: of the largest pictures."""
+def _errors_explained(engine: Engine, shape: tuple[int, int]) -> Iterator[None]:
+    """Turns errors that memory ran out, or that torch.compile failed, into an LdmkitError; `shape`: of the largest
+    pictures.
+    """
     try:
         yield
     except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # here, since torch takes a second to import it
+
+        if isinstance(error, TorchDynamoException):
+            first = str(error).strip().splitlines()[0]
+            raise NotCompiled(
+                f"{engine.name}: torch.compile failed ({first}); --set {engine.name}.compile=off goes on without it"
+            ) from None
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         section, share = engine.section, engine.section.batch_size // engine.processes.num_processes

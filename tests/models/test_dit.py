@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
+from ldmkit.models.denoiser import TextToImage
 from ldmkit.models.dit import DiT, DiTBlock
 
 
@@ -86,6 +88,19 @@ def test_a_token_sees_one_latent_beyond_its_patch(patch_size: int) -> None:
     seen = x.grad[0].abs().sum(0) > 0
     assert seen.nonzero().max() == patch_size
     assert seen[: patch_size + 1, : patch_size + 1].all()
+
+
+@torch.no_grad()
+def test_its_blocks_are_compiled_once_for_all() -> None:
+    counter = CompileCounter()
+    network = DiT(4, width=16, depth=3, num_heads=2, context_dim=6)
+    waken(network, std=0.3)
+    inputs = draw(2, 4, 8, 8), torch.tensor([3.0, 700.0]), draw(2, 5, 6), torch.ones(2, 5)
+    expected = network(*inputs)
+    TextToImage(network, None).compile(backend=counter)
+    torch.testing.assert_close(network(*inputs), expected)
+    assert counter.frame_count == 1
+    assert counter.op_count > 10
 
 
 def test_under_autocast_it_draws_the_same() -> None:

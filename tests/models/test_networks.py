@@ -86,6 +86,28 @@ def test_attention_is_torchs_multihead_attention(masked: bool) -> None:
     assert (ours(x, context, mask) - expected).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_training_in_16_bits_is_float32s(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a CPU does not call torch's fused kernel, whose backward pass is slow: the same output and gradients."""
+    attention = waken(Attention(32, num_heads=2, context_dim=12, qk_norm=True))
+    x, context = draw(2, 9, 32), draw(2, 5, 12, seed=1)
+    mask = torch.arange(5) < torch.tensor([[2], [0]]) if masked else None
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        attention.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            out = attention(x, context, mask)
+        (out.float() * draw(2, 9, 32, seed=2)).sum().backward()
+        found.append(
+            [out.detach(), *(weight.grad.clone() for weight in attention.parameters() if weight.grad is not None)]
+        )
+        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", None)  # not in 16 bits
+    exact, half = found
+    assert len(exact) == len(half) == 11
+    for expected, close in zip(exact, half, strict=True):
+        assert (close.float() - expected).norm() <= 0.03 * expected.norm() + 1e-3
+
+
 @torch.no_grad()
 @of_each_network
 @pytest.mark.parametrize("mask_padding", [True, False])

@@ -8,8 +8,8 @@ import torch
 
 from ldmkit.errors import LdmkitError
 from ldmkit.models.autoencoder import AutoencoderKL
-from ldmkit.recipe.training import UNetTraining
-from ldmkit.training.device import environment, memory_format, resolve_precision
+from ldmkit.recipe.training import DiTTraining, Training, UNetTraining
+from ldmkit.training.device import cpu_compiler_works, environment, memory_format, resolve_precision
 from ldmkit.training.engine import Engine
 
 
@@ -32,6 +32,35 @@ def test_engines_of_one_process_differ_in_precision() -> None:
 def test_half_precision_that_needs_a_gpu() -> None:
     with pytest.raises(LdmkitError, match=r'precision = "fp16" needs a GPU'):
         resolve_precision("fp16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles every long run")
+@pytest.mark.parametrize(
+    ("section", "shapes", "compiler", "expected"),
+    [
+        (DiTTraining(use="dit", steps=5000), 1, True, True),
+        (DiTTraining(use="dit", steps=4999), 1, True, False),
+        (DiTTraining(use="dit", steps=5000), 2, True, False),
+        (DiTTraining(use="dit", steps=5000), 1, False, False),
+        (DiTTraining(use="dit", steps=5000, compile="off"), 1, True, False),
+        (DiTTraining(use="dit", steps=3, compile="on"), 2, False, True),
+        (UNetTraining(steps=5000), 1, True, False),
+    ],
+)
+def test_what_a_cpu_compiles(
+    section: Training, shapes: int, compiler: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldmkit.training.engine.cpu_compiler_works", lambda: compiler)
+    engine = Engine("unet", section, num_samples=32, seed=0, buckets=np.arange(32) % shapes)
+    assert engine.compiles is expected
+
+
+def test_a_missing_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        assert not cpu_compiler_works.__wrapped__()
 
 
 def test_checkpoints_keep_their_words_for_precision() -> None:

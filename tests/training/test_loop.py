@@ -25,6 +25,8 @@ from ldmkit.training.engine import Engine, learning_rate
 # Losses that fail on their fifth call, and a hook that writes down its calls.
 PLUGIN = '''
 import json
+import os
+import signal
 from ldmkit import hookimpl
 
 class Failing:
@@ -44,6 +46,11 @@ class Failing:
             return torch.sqrt(reconstruction.output.abs().sum() * 0)
         if self.how == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.how.startswith("compiler"):
+            from torch._dynamo.exc import TorchDynamoException
+            if self.how == "compiler, Ctrl-C":
+                os.kill(os.getpid(), signal.SIGINT)
+            raise TorchDynamoException("no compiler\\nat line 1")
         if self.how == "host memory":
             return value + torch.empty(2**60)
         raise RuntimeError("a bug")
@@ -229,6 +236,7 @@ def failing(workshop: Any) -> Any:
             )
             for how in ("memory", "host memory")
         ],
+        ("compiler", r"vae: torch\.compile failed \(no compiler\); --set vae\.compile=off goes on without it"),
     ],
 )
 def test_step_that_fails(how: str, message: str, failing: Any, processes: Any) -> None:
@@ -247,6 +255,16 @@ def test_step_that_fails(how: str, message: str, failing: Any, processes: Any) -
         assert advice is not None
         _, output = processes.run(failing.folder, ("train-vae", "tiny.toml", *options, "--set", advice[1]))
         assert "vae: going on from step 4 of 8 with vae.grad_accumulation: 1 -> 2" in output
+
+
+def test_a_compiler_that_a_stop_took_with_it(failing: Any, processes: Any) -> None:
+    """Ctrl-C in a terminal reaches the compiler that runs for the first step."""
+    options = ["--set", "vae.losses.failing.how='compiler, Ctrl-C'", "--set", "vae.checkpoint_every=3"]
+    code, output = processes.run(failing.folder, ("train-vae", "tiny.toml", *options))
+    assert code == 130, output
+    assert "vae: stopped at step 4; the same command goes on" in output
+    checkpoints = sorted(path.name for path in (failing.run / "vae" / "checkpoints").iterdir())
+    assert checkpoints == ["step_00000003", "step_00000004"]
 
 
 def test_other_errors_keep_their_traceback(failing: Any, processes: Any) -> None:
