@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from ldmkit.atomic import sweep, write_atomic, write_json
 from ldmkit.caches.earlier import EarlierLatents
-from ldmkit.caches.quality import held_out_quality
+from ldmkit.caches.quality import held_out_quality, perceptual_terms
 from ldmkit.caches.sets import real_lengths
 from ldmkit.caches.shards import ShardedArrays
 from ldmkit.caches.together import Share, gather
@@ -53,6 +53,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     precision trained the network: half precision's rounding would be as large as the posterior's own noise.
     """
     recipe, folder, team = workspace.recipe, workspace.folder("latents"), processes()
+    terms = perceptual_terms(workspace)  # at once: what they lack must show before thousands of pictures are encoded
     pictures = prepared_pictures(workspace.index, recipe.data, workspace.run_dir, workspace.reporter)
     device = team.device
     autoencoder = load_autoencoder(recipe, workspace.folder("vae")).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -121,7 +122,7 @@ def encode_latents(workspace: Workspace) -> dict[str, float]:
     statistics = {key: [row[key] for row in found] for key in ("mean", "std")} | {"num_pictures": len(pictures)}
     write_json(folder / "statistics.json", statistics)
     write_json(folder / "pictures.json", [picture.key for picture in pictures])
-    quality = held_out_quality(workspace, autoencoder, device)
+    quality = held_out_quality(workspace, autoencoder, terms, device)
     write_json(folder / "quality.json", {"held_out": quality, "channels": found})
     return {**{f"std_{i}": row["std"] for i, row in enumerate(found)}, "loader_wait": loader_wait}
 

@@ -1,11 +1,12 @@
 """What the gate looks at: held-out reconstructions, and the latents' statistics channel by channel."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from ldmkit.components.protocols import Loss
 from ldmkit.data.batches import picture_batches
 from ldmkit.data.buckets import of_one_bucket
 from ldmkit.data.prepared import prepared_pictures
@@ -56,21 +57,27 @@ class LatentMoments:
         return rows
 
 
-def held_out_quality(workspace: Workspace, autoencoder: Autoencoder, device: torch.device) -> dict[str, Any]:
-    """`num_pictures`, and where that is not 0: `psnr`, `ssim`, `high_frequency`; `lpips` where there is that loss."""
+def perceptual_terms(workspace: Workspace) -> dict[str, Loss]:
+    """The recipe's losses of LPIPS by name. Raises LdmkitError where their weights are missing."""
+    return {
+        name: workspace.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
+        for name, loss in workspace.recipe.vae.losses.items()
+        if loss.use == "lpips"
+    }
+
+
+def held_out_quality(
+    workspace: Workspace, autoencoder: Autoencoder, terms: Mapping[str, Loss], device: torch.device
+) -> dict[str, Any]:
+    """`num_pictures`, and where that is not 0: `psnr`, `ssim`, `high_frequency`; `lpips` where `terms` have it."""
     _, held_out = workspace.split()
     if not len(held_out):
         return {"num_pictures": 0}
     chosen = held_out[:: -(-len(held_out) // MAX_HELD_OUT)]
-    losses = {name: loss for name, loss in workspace.recipe.vae.losses.items() if loss.use == "lpips"}
-    terms = {
-        name: workspace.registry.build("loss", loss.table(), where=f"[vae.losses.{name}]")
-        for name, loss in losses.items()
-    }
     data = workspace.recipe.data
     pictures = prepared_pictures(workspace.index, data, workspace.run_dir, workspace.reporter)
     batches = picture_batches(
         pictures, data, [chosen[places] for places in of_one_bucket(workspace.buckets()[chosen], 32)]
     )
-    found = reconstruction_metrics(autoencoder, batches, terms=terms, losses=losses, device=device)
+    found = reconstruction_metrics(autoencoder, batches, terms=terms, losses=workspace.recipe.vae.losses, device=device)
     return {"num_pictures": len(chosen), **{key: value for key, value in found.items() if key != "loss"}}

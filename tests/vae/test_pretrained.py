@@ -39,6 +39,15 @@ def test_its_latents_are_those_of_the_run_that_it_names(shared: Any, trained: An
     assert {status.state for status in shared.pipeline().states().values()} == {"done"}
 
 
+def test_weights_that_only_its_quality_needs_are_missed_before_anything_is_encoded(shared: Any, tmp_path: Path) -> None:
+    workshop = type(shared)(tmp_path / "copy")
+    shutil.copytree(shared.folder, workshop.folder, ignore=shutil.ignore_patterns("latents", "unet", "bundle"))
+    overrides = ("vae.losses.seen.use='lpips'", f"vae.losses.seen.backbone_weights='{tmp_path / 'gone.pth'}'")
+    with pytest.raises(LdmkitError, match=r"backbone_weights: no such file: .*gone\.pth"):
+        workshop.pipeline(*overrides).run(("encode",))
+    assert not list(workshop.run.glob("latents/*.npy"))
+
+
 def test_it_draws_without_a_prompt_alone(shared: Any) -> None:
     bundle = Bundle.load(shared.folder / "exports" / "tiny", provider="cpu")
     assert bundle.generate(seed=1)[0].size == (16, 16)
