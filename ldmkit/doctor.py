@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -243,6 +244,21 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", "note", found, meaning, remedy)
     else:
         yield Finding("torch", "ok", found, "trains on the CPU")
+    if not facts["devices"]:
+        yield _compiler()
+
+
+def _compiler() -> Finding:
+    """What torch.compile makes code for a CPU with."""
+    programs = {"Darwin": "clang++", "Windows": "cl"}
+    compiler = os.environ.get("CXX") or programs.get(platform.system(), "g++")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = [each for each, there in ((compiler, shutil.which(compiler)), (header, header.is_file())) if not there]
+    if not missing:
+        return Finding("compiler", "ok", compiler, "long trainings of a transformer are compiled")
+    found = f"missing: {', '.join(map(str, missing))}"
+    meaning = "long trainings of a transformer are not compiled, and take up to twice the time"
+    return Finding("compiler", "note", found, meaning, "on Debian and Ubuntu: apt install g++ python3-dev")
 
 
 def _plugins() -> Iterator[Finding]:

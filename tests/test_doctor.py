@@ -142,6 +142,19 @@ def test_torch_is_looked_at_from_outside(tmp_path: Path, monkeypatch: pytest.Mon
     assert (found.state, found.remedy) == ("note", "pip install 'ldmkit[train]'")
 
 
+def test_a_compiler_without_pythons_headers_is_of_no_use(
+    tmp_path: Path, program: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
+    monkeypatch.setenv("CXX", "some-compiler")
+    assert doctor._compiler().found == f"missing: some-compiler, {tmp_path / 'Python.h'}"
+    program("some-compiler", "")
+    found = doctor._compiler()
+    assert (found.state, found.found) == ("note", f"missing: {tmp_path / 'Python.h'}")
+    (tmp_path / "Python.h").touch()
+    assert (doctor._compiler().state, doctor._compiler().found) == ("ok", "some-compiler")
+
+
 def test_a_damaged_bundle_is_broken(tmp_path: Path) -> None:
     folder = tmp_path / "exports" / "mine"
     folder.mkdir(parents=True)
