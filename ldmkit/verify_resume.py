@@ -32,7 +32,7 @@ PICTURES = 64
 _TOUCHES = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 _TIMES = ("seconds", "loader_wait")
 """what a log has that no two runs have in common"""
-_ENVIRONMENT = ("device", "precision", "deterministic", "threads", "world_size", "torch")
+_ENVIRONMENT = ("device", "precision", "compiled", "deterministic", "threads", "world_size", "torch")
 """what the bits depend on besides the recipe and the pictures, as a checkpoint's state has it"""
 
 

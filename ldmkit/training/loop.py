@@ -55,12 +55,12 @@ def train(workspace: Workspace, engine: Engine, task: Task) -> Metrics:
             try:
                 with _errors_explained(engine, max(data.shapes, key=math.prod)):
                     scalars = update(engine, task, step)
-            except (LostWorker, NotCompiled):  # before any weight changed: all is as the step before left it
+            except (LostWorker, NotCompiled) as error:  # before any weight changed: all is as the step before left it
                 if saved < step and engine.processes.num_processes == 1:
                     checkpoints.save(step, seconds=engine.clock.seconds(), evaluated=held_out)
                     checkpoints.join()
                     reporter.line(f"{name}: saved at step {step} of {num_steps}")
-                if signals.number:  # Ctrl-C in a terminal reaches the compiler too
+                if signals.number and isinstance(error, NotCompiled):  # Ctrl-C in a terminal reaches the compiler too
                     raise stopped(f"{name}: stopped at step {step}; the same command goes on", signals.number) from None
                 raise
             held_out = {}
