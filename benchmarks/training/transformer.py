@@ -1,6 +1,6 @@
 """A training step of a recipe's transformer: compiled, not compiled, and then with torch's fused attention, in turns.
 
-python -m benchmarks.training.transformer [photos-64] [--rounds 5] [--steps 10]
+python -m benchmarks.training.transformer [--recipe photos-64] [--rounds 5] [--steps 10]
 
 The network and its optimizer alone, by the engine that trains them; latents, of an autoencoder such as the recipe's
 (f = 8, 32 channels), and text states are random. What is not compiled has batches cut to the longest caption, as in
