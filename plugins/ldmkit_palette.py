@@ -41,14 +41,20 @@ _COMMONEST_ALONE = 0.4
 """share of the captions that leave a second colour out"""
 _UNIFORM = 0.5
 """share of the border that must be of one colour for the background to have it"""
-# Shades of one fur, where enough of it is of the first word: a black cat shines, and a ginger one has brown shadows.
+# Shades of one fur, where enough of it is of the first word: a black cat shines.
 _SHADES = (
     ("beige", 0.35, ("brown", "orange")),
-    ("orange", 0.25, ("light brown", "brown", "dark brown", "beige")),
     ("white", 0.2, ("light grey",)),
     ("black", 0.3, ("dark grey",)),
-    ("brown", 0.0, ("orange",)),
 )
+_BROWNS = ("light brown", "brown", "dark brown")
+_LEAST_ORANGE = 0.18
+"""share of the middle that must be orange, pixel by pixel, before any of its brown is called so: eyes have less"""
+_ALL_ORANGE = 0.9
+"""share of orange and brown from which none of it is called brown"""
+_STRIPES = 1.5
+_RED = -4.5
+"""a* of the darker fur, less _STRIPES times its contrast, above which the rest is orange: see `_settle_warm`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +119,43 @@ def read(image: Image.Image) -> Reading:
     for into, least, shades in _SHADES:
         if fur[into] and fur[into] >= least * MIDDLE.sum():
             fur[into] += sum(fur.pop(shade, 0) for shade in shades)
+    lab = rgb_to_lab(rgb)
+    _settle_warm(fur, lab)
     subject = _by_term(fur)
     second = [word for word, count in subject[1:2] if count >= _SECOND[word.split()[-1] in _FURS] * MIDDLE.sum()]
     background, count = _by_term(survey.plain[k] for k in names[BORDER])[0]
-    light = rgb_to_lab(rgb)[..., 0]
+    light = lab[..., 0]
     mean_light = float(light[BORDER].mean()), float(light.mean())
     return Reading((subject[0][0], *second), background, count / int(BORDER.sum()), mean_light)
+
+
+def _settle_warm(fur: Counter[str], lab: Floats) -> None:
+    """Makes what is orange and brown all orange or all brown, in place; `lab` (SIDE, SIDE, 3).
+
+    Pixel by pixel a ginger cat's shadows are brown, and the lit fur of a brown tabby is orange. But a brown one's
+    stripes are black, where those of a ginger one are of a darker orange: redder, and of less contrast. Fitted on 139
+    photographs, about half of each: 88% right, where a share of orange pixels alone had 63% right.
+    """
+    orange, brown = fur["orange"], sum(fur[shade] for shade in _BROWNS)
+    if orange >= _LEAST_ORANGE * MIDDLE.sum() and (
+        orange > _ALL_ORANGE * (orange + brown) or _redness(lab) - _STRIPES * _contrast(lab[..., 0]) > _RED
+    ):
+        fur["orange"] += sum(fur.pop(shade, 0) for shade in (*_BROWNS, "beige"))
+    elif brown:
+        fur["brown"] += fur.pop("orange", 0)
+
+
+def _redness(lab: Floats) -> float:
+    """Median a* of the darkest three tenths of the middle."""
+    light, a = lab[MIDDLE][:, 0], lab[MIDDLE][:, 1]
+    return float(np.median(a[light <= np.percentile(light, 30)]))
+
+
+def _contrast(light: Floats) -> float:
+    """Mean difference in L* between neighbours in the middle."""
+    down = np.abs(light[1:] - light[:-1])[MIDDLE[1:] & MIDDLE[:-1]]
+    right = np.abs(light[:, 1:] - light[:, :-1])[MIDDLE[:, 1:] & MIDDLE[:, :-1]]
+    return float(down.mean() + right.mean()) / 2
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
