@@ -24,6 +24,6 @@ def validator(registry: Registry) -> Any:
 
 
 @pytest.fixture(scope="session")
-def cats() -> Path:
+def full_recipe() -> Path:
     """A shipped recipe that names a component of every kind."""
-    return Path(__file__).parents[2] / "recipes" / "cats.toml"
+    return Path(__file__).parents[2] / "recipes" / "cats-seed.toml"

@@ -258,9 +258,9 @@ def test_shipped_recipes_are_right(path: Path, registry: Registry, validator: An
     assert RecipeFile.read(path).validate(registry).name == path.stem
 
 
-def test_mistakes_are_found_before_torch_is_loaded(cats: Path, tmp_path: Path) -> None:
+def test_mistakes_are_found_before_torch_is_loaded(full_recipe: Path, tmp_path: Path) -> None:
     """In a real process: each of these leaves with code 1, and none loads torch."""
-    table = table_of(cats)
+    table = table_of(full_recipe)
     wrong = [
         changed(table, ("vae", "batch_size"), "16"),
         changed(table, ("vae", "epochs"), 200, key="epoch"),

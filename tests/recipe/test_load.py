@@ -13,8 +13,8 @@ from ldmkit.recipe import RecipeFile, find_recipe, load_recipe
 from ldmkit.recipe.template import to_toml
 
 
-def test_all_mistakes_come_at_once(cats: Path, registry: Registry) -> None:
-    table = tomllib.loads(cats.read_text())
+def test_all_mistakes_come_at_once(full_recipe: Path, registry: Registry) -> None:
+    table = tomllib.loads(full_recipe.read_text())
     table["data"]["size"] = "64"
     table["data"]["crop"] = "centre"
     table["vae"]["losses"]["kl"]["wieght"] = 1
@@ -29,18 +29,19 @@ def test_all_mistakes_come_at_once(cats: Path, registry: Registry) -> None:
         '  [data] crop = "centre" is not allowed (did you mean "center"?): it takes one of "center", "squash" '
         "(`center` keeps the aspect ratio and cuts the longer side, `squash` distorts)",
         '  [export] has the unknown key "seed" (it belongs to the top, before the first [section])',
-        '  [sampler] has the unknown key "eta"; its keys are use, steps, guidance_scale, spacing',
+        '  [sampler] has the unknown key "eta"; its keys are use, steps, guidance_scale, variance',
         '  [vae.losses.kl] has the unknown key "wieght" (did you mean "weight"?)',
     ]
 
 
-def test_one_mistake_is_one_line(cats: Path) -> None:
+def test_one_mistake_is_one_line(full_recipe: Path) -> None:
     """A list with one wrong entry is too short as well, for whoever counts the right ones alone."""
     with pytest.raises(LdmkitError) as error:
-        RecipeFile.read(cats, ["vae.channels=[64, 0]"]).validate()
+        RecipeFile.read(full_recipe, ["vae.channels=[64, 0]"]).validate()
     assert str(error.value) == (
-        f"{cats}: [vae] channels[1] = 0 is not allowed: it takes list of integer > 0, at least 2 items (channels of "
-        "the first convolution, then of each level; a level halves the size) (from --set vae.channels=[64, 0])"
+        f"{full_recipe}: [vae] channels[1] = 0 is not allowed: it takes list of integer > 0, at least 2 items "
+        "(channels of the first convolution, then of each level; a level halves the size) "
+        "(from --set vae.channels=[64, 0])"
     )
 
 
@@ -83,10 +84,10 @@ def test_texts_that_are_no_recipe(text: str, expected: str, registry: Registry, 
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_a_recipe_saved_by_a_windows_editor(cats: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cats.toml"
-    path.write_bytes(b"\xef\xbb\xbf" + cats.read_bytes().replace(b"\n", b"\r\n"))
-    assert load_recipe(path) == load_recipe(cats)
+def test_a_recipe_saved_by_a_windows_editor(full_recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / full_recipe.name
+    path.write_bytes(b"\xef\xbb\xbf" + full_recipe.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_recipe(path) == load_recipe(full_recipe)
     path.write_bytes("# für".encode("latin-1"))
     with pytest.raises(LdmkitError, match=r"not UTF-8 text \(byte 3\)"):
         load_recipe(path)
@@ -121,9 +122,9 @@ def test_a_recipe_saved_by_a_windows_editor(cats: Path, tmp_path: Path) -> None:
         ("vae.epochs=9", "vae.steps", None),
     ],
 )
-def test_set(override: str, place: str, value: Any, registry: Registry, cats: Path) -> None:
-    pretrained = set(cats.parent.glob("photos-*.toml"))  # [vae] has few keys there
-    for path in set(cats.parent.glob("*.toml")) - pretrained:
+def test_set(override: str, place: str, value: Any, registry: Registry, full_recipe: Path) -> None:
+    pretrained = {"photos-64.toml", "photos-128.toml", "cats.toml"}  # [vae] has few keys there
+    for path in (path for path in full_recipe.parent.glob("*.toml") if path.name not in pretrained):
         found: Any = RecipeFile.read(path, [override]).validate(registry)
         for part in place.split("."):
             found = found[part] if isinstance(found, dict) else getattr(found, part)
@@ -131,28 +132,28 @@ def test_set(override: str, place: str, value: Any, registry: Registry, cats: Pa
         assert type(found) is type(value)
 
 
-def test_set_replaces_what_it_makes_meaningless(cats: Path, registry: Registry) -> None:
+def test_set_replaces_what_it_makes_meaningless(full_recipe: Path, registry: Registry) -> None:
     """The data set's captions need other options; one line on the command line is enough."""
-    assert load_recipe(cats).caption.table().keys() > {"use", "task", "num_beams"}
-    recipe = RecipeFile.read(cats, ["caption.use=filename"]).validate(registry)
+    assert load_recipe(full_recipe).caption.table().keys() > {"use", "task", "num_beams"}
+    recipe = RecipeFile.read(full_recipe, ["caption.use=filename"]).validate(registry)
     assert recipe.caption.table() == {"use": "filename"}
     for both in (
         ["caption.use=filename", "caption.strip_digits=false"],
         ["caption.strip_digits=false", "caption.use=filename"],
     ):
-        options = RecipeFile.read(cats, both).validate(registry).caption.table()
+        options = RecipeFile.read(full_recipe, both).validate(registry).caption.table()
         assert options == {"use": "filename", "strip_digits": False}
-    kept = RecipeFile.read(cats, ["caption.use=florence2"]).validate(registry)
-    assert kept == load_recipe(cats)
-    sampler = RecipeFile.read(cats, ["sampler.use=ddim"]).validate(registry).sampler
-    assert (sampler.use, sampler.steps) == ("ddim", 30)
+    kept = RecipeFile.read(full_recipe, ["caption.use=florence2"]).validate(registry)
+    assert kept == load_recipe(full_recipe)
+    sampler = RecipeFile.read(full_recipe, ["sampler.use=ddim"]).validate(registry).sampler
+    assert (sampler.use, sampler.steps) == ("ddim", 1000)
     # A network's as well; what both have stays.
     for both in (["t2i.use=dit", "t2i.depth=4"], ["t2i.depth=4", "t2i.use=dit"]):
-        t2i = RecipeFile.read(cats, both).validate(registry).t2i
+        t2i = RecipeFile.read(full_recipe, both).validate(registry).t2i
         assert t2i.network().keys() == {"patch_size", "width", "depth", "num_heads", "dropout", "mask_padding"}
-        assert (t2i.network()["depth"], t2i.steps) == (4, load_recipe(cats).t2i.steps)
-    kept = RecipeFile.read(cats, ["t2i.use=unet"]).validate(registry)
-    assert kept == load_recipe(cats)
+        assert (t2i.network()["depth"], t2i.steps) == (4, load_recipe(full_recipe).t2i.steps)
+    kept = RecipeFile.read(full_recipe, ["t2i.use=unet"]).validate(registry)
+    assert kept == load_recipe(full_recipe)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +198,9 @@ def test_set_replaces_what_it_makes_meaningless(cats: Path, registry: Registry) 
         (["text={use='transformer', heads=3}"], "width = 128 is not a multiple of heads = 3"),
     ],
 )
-def test_set_refuses(overrides: list[str], expected: str, cats: Path, registry: Registry) -> None:
+def test_set_refuses(overrides: list[str], expected: str, full_recipe: Path, registry: Registry) -> None:
     with pytest.raises(LdmkitError) as error:
-        RecipeFile.read(cats, overrides).validate(registry)
+        RecipeFile.read(full_recipe, overrides).validate(registry)
     assert expected in str(error.value)
 
 
@@ -222,11 +223,11 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pyte
             find_recipe(name)
 
 
-def test_plugin_files_lie_beside_the_recipe(cats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugin_files_lie_beside_the_recipe(full_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
-    text = "plugins = ['./jump.py']\n" + cats.read_text().replace('"dpmpp_2m"', '"jump"')
+    text = "plugins = ['./jump.py']\n" + full_recipe.read_text().replace('"ddpm"\nvariance = "beta"', '"jump"')
     assert '"jump"' in text
     (folder / "mine.toml").write_text(text)
     (folder / "jump.py").write_text(
@@ -239,7 +240,7 @@ def test_plugin_files_lie_beside_the_recipe(cats: Path, tmp_path: Path, monkeypa
     file = RecipeFile.read(Path("mine/mine.toml"), ["sampler.far=true"])
     assert file.plugin_files() == [folder / "jump.py"]
     recipe = file.validate(Registry.load(file.plugin_files()))
-    assert recipe.sampler.table() == {"use": "jump", "steps": 30, "far": True}
+    assert recipe.sampler.table() == {"use": "jump", "steps": 1000, "far": True}
     # Shown, it goes elsewhere; the plugin stays.
     assert tomllib.loads(to_toml(recipe))["plugins"] == [str(folder / "jump.py")]
     named = RecipeFile.read(Path("mine/mine.toml"), ["plugins=['other.py']"])

@@ -13,10 +13,10 @@ from ldmkit.recipe import load_recipe
 from ldmkit.recipe.sections import misfits
 
 
-def test_what_fits_is_what_the_networks_can_be_built_from(cats: Path) -> None:
+def test_what_fits_is_what_the_networks_can_be_built_from(full_recipe: Path) -> None:
     """The networks themselves decide, on random recipes: built and run on shapes alone, without numbers."""
     rng = random.Random(0)
-    base = load_recipe(cats)
+    base = load_recipe(full_recipe)
     verdicts = []
     for _ in range(100):
         unet = {
@@ -57,10 +57,10 @@ def test_what_fits_is_what_the_networks_can_be_built_from(cats: Path) -> None:
     assert 15 < sum(verdicts) < 85
 
 
-def test_the_way_up_attends_at_the_width_of_the_level_above(cats: Path) -> None:
+def test_the_way_up_attends_at_the_width_of_the_level_above(full_recipe: Path) -> None:
     with pytest.raises(LdmkitError, match=r"\[t2i\] num_heads = 64 must divide .*, and 96 is one"):
-        load_recipe(cats, ["t2i.channels=[64, 64, 96, 128, 256]", "t2i.num_heads=64"])
-    fits = load_recipe(cats, ["t2i.channels=[64, 96, 64, 128, 256]", "t2i.num_heads=64"]).t2i.network()
+        load_recipe(full_recipe, ["t2i.channels=[64, 64, 96, 128, 256]", "t2i.num_heads=64"])
+    fits = load_recipe(full_recipe, ["t2i.channels=[64, 96, 64, 128, 256]", "t2i.num_heads=64"]).t2i.network()
     with torch.device("meta"):
         UNet(4, context_dim=8, **fits)
         with pytest.raises(LdmkitError, match="96"):
@@ -76,13 +76,13 @@ def test_the_way_up_attends_at_the_width_of_the_level_above(cats: Path) -> None:
         ),
         (["unet.use=dit", "unet.patch_size=3"], "[unet] patch_size = 3 must divide the latents, 32 wide"),
         (["t2i.use=dit", "t2i.num_heads=6"], "[t2i] width = 256 must be a multiple of num_heads = 6"),
-        (["unet.use=dit", "unet.grad_accumulation=3"], "[unet] batch_size = 64 must be a multiple of grad_accumul"),
-        (["unet.grad_accumulation=3"], "[unet] batch_size = 64 must be a multiple of grad_accumulation = 3"),
+        (["unet.use=dit", "unet.grad_accumulation=3"], "[unet] batch_size = 32 must be a multiple of grad_accumul"),
+        (["unet.grad_accumulation=3"], "[unet] batch_size = 32 must be a multiple of grad_accumulation = 3"),
         (["diffusion.schedule=linear", "diffusion.beta_start=0.03"], "beta_start = 0.03 must not be above"),
         (["diffusion.schedule=cosine", "sampler.steps=1001"], "[sampler] steps = 1001 must not be above"),
     ],
 )
-def test_keys_that_do_not_fit(overrides: list[str], expected: str, cats: Path) -> None:
+def test_keys_that_do_not_fit(overrides: list[str], expected: str, full_recipe: Path) -> None:
     with pytest.raises(LdmkitError) as error:
-        load_recipe(cats, overrides)
+        load_recipe(full_recipe, overrides)
     assert expected in str(error.value)

@@ -1,4 +1,4 @@
-"""`cats-seed` is the original system, number by number; `cats` has its network sizes."""
+"""`cats-seed` is the original system, number by number."""
 
 from pathlib import Path
 from typing import Any
@@ -192,17 +192,15 @@ class ClipSize:
     context_dim = 768
 
 
-@pytest.mark.parametrize("name", ["cats-seed", "cats"])
-def test_networks_have_the_originals_parameters(name: str, registry: Registry) -> None:
-    recipe = load_recipe(RECIPES / f"{name}.toml")
-    gan = registry.check("loss", recipe.vae.losses["gan"].table(), where="gan")
+def test_networks_have_the_originals_parameters(seed: Recipe, registry: Registry) -> None:
+    gan = registry.check("loss", seed.vae.losses["gan"].table(), where="gan")
     clip: Any = ClipSize()
     with torch.device("meta"):
         networks: dict[str, Any] = {
-            "vae": build(recipe.vae.network()),
+            "vae": build(seed.vae.network()),
             "discriminator": PatchDiscriminator(channels=gan["channels"], norm_groups=gan["norm_groups"]),
-            "unet": build_unet(recipe, recipe.vae.latent_channels),
-            "t2i": build_text_to_image(recipe, recipe.vae.latent_channels, clip, None),
+            "unet": build_unet(seed, seed.vae.latent_channels),
+            "t2i": build_text_to_image(seed, seed.vae.latent_channels, clip, None),
         }
         assert networks["vae"].encode(torch.zeros(1, 3, 256, 256)).mean.shape == (1, 4, 32, 32)
     counts = {key: sum(p.numel() for p in network.parameters()) for key, network in networks.items()}

@@ -32,9 +32,9 @@ def test_shown_it_loads_as_the_same(path: Path, registry: Registry, validator: A
     RecipeFile.read(copied).validate(registry)
 
 
-def test_hostile_words_survive_being_shown(cats: Path) -> None:
+def test_hostile_words_survive_being_shown(full_recipe: Path) -> None:
     """tomllib decides: names and options with quotes, line ends, controls, nested tables."""
-    recipe = load_recipe(cats).model_dump(mode="json", exclude_none=True)
+    recipe = load_recipe(full_recipe).model_dump(mode="json", exclude_none=True)
     word = 'a "quoted" \\ back\nline\ttab \x7f\x01 ünï 猫 # = [x]'
     recipe["data"]["path"] = word
     recipe["plugins"] = [word]
@@ -47,13 +47,13 @@ def test_hostile_words_survive_being_shown(cats: Path) -> None:
     assert tomllib.loads(to_toml(Recipe.model_validate_json(json.dumps(recipe)))) == recipe
 
 
-def test_an_option_that_is_a_table_is_shown_in_one_line(cats: Path, tmp_path: Path) -> None:
+def test_an_option_that_is_a_table_is_shown_in_one_line(full_recipe: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
         "from ldmkit import hookimpl\n@hookimpl\ndef register_samplers():\n    return {'mine': Mine}\n"
         "class Mine:\n    def __init__(self, *, steps: int = 2, table: dict[str, int] = {'a b': 1}) -> None: ...\n"
     )
-    recipe = load_recipe(cats, ["sampler.use=mine"])
+    recipe = load_recipe(full_recipe, ["sampler.use=mine"])
     assert '\n# table = {"a b" = 1}\n' in to_toml(recipe, Registry.load([plugin]))
 
 
@@ -86,8 +86,8 @@ def test_every_key_is_explained() -> None:
 
 
 @pytest.mark.parametrize("section", ["vae", "unet", "t2i"])
-def test_the_schema_wants_one_length_of_training(section: str, cats: Path, validator: Any) -> None:
-    table = tomllib.loads(cats.read_text())
+def test_the_schema_wants_one_length_of_training(section: str, full_recipe: Path, validator: Any) -> None:
+    table = tomllib.loads(full_recipe.read_text())
     table[section]["steps"] = 100
     assert not validator.is_valid(table)
     del table[section]["epochs"]
