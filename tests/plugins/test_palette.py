@@ -12,8 +12,9 @@ import pytest
 from ldmkit_palette import Palette, ciede2000, named_colors, read, rgb_to_lab
 from ldmkit_palette_words import caption
 from matplotlib.colors import CSS4_COLORS
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
+from benchmarks.quality import palette_photos
 from benchmarks.quality.palette_accuracy import score
 from ldmkit import Captioner, LdmkitError, Picture
 from ldmkit.components.registry import Registry
@@ -21,6 +22,7 @@ from ldmkit.data.toy_cats import describe
 from ldmkit.data.toy_drawing import ToyCat, draw_toy_cat
 
 PALETTE = Palette(subject="cat")
+PHOTOS = Path(__file__).parents[2] / ".." / "shared" / "data" / "afhq-cats"
 
 # Sharma, Wu & Dalal 2005, table 1: L*, a*, b* of two colours and their CIEDE2000.
 SHARMA = """
@@ -165,6 +167,25 @@ def test_shades(image: Image.Image, words: str) -> None:
     text = PALETTE.caption([picture(image)])[0]
     assert text is not None
     assert any(word in text for word in words.split("|")), text
+
+
+@pytest.mark.parametrize(("stripe", "word"), [("#3a3026", "brown"), ("#a8642c", "orange")])
+def test_stripes_tell_a_brown_tabby_from_a_ginger_cat(stripe: str, word: str) -> None:
+    """The fur between them is the same, and would be orange by itself."""
+    image = spot("#c09060", "#4fa040", 256)
+    draw = ImageDraw.Draw(image)
+    for y in range(80, 230, 32):
+        draw.rectangle((60, y, 200, y + 12), fill=stripe)
+    image = image.filter(ImageFilter.GaussianBlur(4))
+    assert read(image).subject[0] == word
+    assert read(spot("#c09060", "#4fa040")).subject == ("orange",)
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="AFHQ's cats are not at hand")
+def test_photographs_of_ginger_and_of_brown_cats() -> None:
+    """Of the ones by which the rule was not made, as a person calls them."""
+    found = [palette_photos.agreement(PHOTOS, names, color) for color, names in palette_photos.HELD_OUT.items()]
+    assert all(right > 0.8 * total for right, total in found)
 
 
 def test_two_colours_and_a_border_of_many() -> None:
