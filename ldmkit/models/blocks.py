@@ -97,12 +97,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         context = x if context is None else context
         q, k, v = (
-            h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N or L, channels / heads)
+            h.unflatten(-1, (self.num_heads, -1))  # (B, N or L, heads, channels / heads)
             for h in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         if self.qk_norm:
-            # In the weights' own precision, whatever autocast computes in.
+            # In the weights' own precision, whatever autocast computes in. Before heads and tokens change places: torch
+            # 2.14 compiles the gradient of the norm of transposed keys to nan at 256 tokens (CPU, 16 bits).
             q, k = (norm(h.to(norm.weight.dtype)).to(v.dtype) for norm, h in ((self.norm_q, q), (self.norm_k, k)))
+        q, k, v = (h.transpose(1, 2) for h in (q, k, v))
         attend = _products_attention if _products_are_faster(q, k) else F.scaled_dot_product_attention
         if mask is None:
             h = attend(q, k, v)
