@@ -1,12 +1,16 @@
 """The transformer's block and positions against diffusers' own parts; its start and its overlapping patches."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
+from ldmkit.models.blocks import Attention
 from ldmkit.models.denoiser import TextToImage
 from ldmkit.models.dit import DiT, DiTBlock
+from ldmkit.training.device import cpu_compiler_works
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -114,3 +118,21 @@ def test_under_autocast_it_draws_the_same() -> None:
     full = network(x, t, context, torch.ones(2, 5))
     assert half.dtype == torch.bfloat16
     assert (half - full).norm() / full.norm() < 0.03
+
+
+@pytest.mark.skipif(not cpu_compiler_works(), reason="no C++ compiler for torch.compile")
+def test_compiled_gradients_at_256_tokens_are_those_of_eager_torch() -> None:
+    """As many tokens as pictures of 256x256 have; the order of its operations decides whether they are numbers."""
+    attention = Attention(256, num_heads=4, qk_norm=True)
+    x, gradients = draw(4, 256, 256), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.compile's own
+        for network in (attention, torch.compile(attention)):
+            with torch.autocast("cpu", torch.bfloat16):
+                network(x).float().square().mean().backward()
+            gradients.append(attention.to_k.weight.grad)
+            attention.zero_grad()
+    eager, compiled = gradients
+    assert eager is not None
+    assert compiled is not None
+    assert (compiled - eager).norm() < 0.01 * eager.norm()
