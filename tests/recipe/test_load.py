@@ -123,7 +123,7 @@ def test_a_recipe_saved_by_a_windows_editor(full_recipe: Path, tmp_path: Path) -
     ],
 )
 def test_set(override: str, place: str, value: Any, registry: Registry, full_recipe: Path) -> None:
-    pretrained = {"photos-64.toml", "photos-128.toml", "cats.toml"}  # [vae] has few keys there
+    pretrained = {"photos-64.toml", "photos-128.toml", "photos-256.toml", "cats.toml"}  # [vae] has few keys there
     for path in (path for path in full_recipe.parent.glob("*.toml") if path.name not in pretrained):
         found: Any = RecipeFile.read(path, [override]).validate(registry)
         for part in place.split("."):
@@ -210,7 +210,7 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pyte
     mine = tmp_path / "cats.toml"
     mine.write_text("")
     assert find_recipe("cats.toml") == Path("cats.toml")
-    shipped = "the recipes that come with ldmkit are cats, cats-seed, photos-128, photos-64, toy-cats"
+    shipped = "the recipes that come with ldmkit are cats, cats-seed, photos-128, photos-256, photos-64, toy-cats"
     for name, expected in {
         "nothing": f"nothing: no such recipe; {shipped}",
         "toy-cat": f'toy-cat: no such recipe (did you mean "toy-cats"?); {shipped}',
