@@ -17,6 +17,8 @@ from benchmarks.command import print_table, run
 from ldmkit import LdmkitError
 
 PREFIXES = {"f": "flickr_cat_", "p": "pixabay_cat_"}
+TAKEN_FOR = {"orange": ("orange", "beige"), "brown": ("brown",)}
+"""beige is a pale orange"""
 CHOSEN_BY = {
     "orange": """
 f000047 f000215 f000355 f000551 f000622 f000809 p000225 p000237 p000258 p000264 p000274 p000312 p000323 p000333
@@ -50,13 +52,12 @@ p003526 p003975 p003979 p004025 p004226 p004467 p004740 p004781 p004820
 
 
 def agreement(folder: Path, names: str, color: str) -> tuple[int, int]:
-    """How many of these are called so before all, with beige for a pale orange, and how many there are."""
+    """How many of these are called so before all, and how many there are."""
     files = [folder / f"{PREFIXES[name[0]]}{name[1:]}.jpg" for name in names.split()]
     if lost := [file for file in files if not file.is_file()]:
         raise LdmkitError(f"{folder}: lacks {len(lost)} of AFHQ's cats, such as {lost[0].name}")
-    also = {"orange": {"beige"}}.get(color, set())
     first = [read(Image.open(file)).subject[0].split()[-1] for file in files]
-    return sum(word == color or word in also for word in first), len(files)
+    return sum(word in TAKEN_FOR[color] for word in first), len(files)
 
 
 def rows(folder: Path) -> Iterator[tuple[object, ...]]:
