@@ -27,7 +27,14 @@ def train_t2i(workspace: Workspace) -> Metrics:
     split = [part[texts.index[part] >= 0] for part in workspace.split()]
     if not len(split[0]):
         raise LdmkitError(f"{recipe.data.path}: no picture has a caption; see [caption]")
-    engine = Engine("t2i", section, num_samples=len(split[0]), seed=recipe.seed, buckets=latents.buckets[split[0]])
+    engine = Engine(
+        "t2i",
+        section,
+        num_samples=len(split[0]),
+        seed=recipe.seed,
+        buckets=latents.buckets[split[0]],
+        num_tokens=section.num_tokens(*latents.shape_of(0)[-2:]),
+    )
     # A compiled network wants every batch of one shape.
     texts.cut_padding = section.mask_padding and not engine.compiles
     autoencoder = load_autoencoder(recipe, workspace.folder("vae"))

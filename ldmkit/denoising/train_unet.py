@@ -21,7 +21,14 @@ def train_unet(workspace: Workspace) -> Metrics:
     recipe, split = workspace.recipe, workspace.split()
     assert recipe.unet is not None
     latents = LatentSet(workspace.folder("latents"), recipe.latents, recipe.seed)
-    engine = Engine("unet", recipe.unet, num_samples=len(split[0]), seed=recipe.seed, buckets=latents.buckets[split[0]])
+    engine = Engine(
+        "unet",
+        recipe.unet,
+        num_samples=len(split[0]),
+        seed=recipe.seed,
+        buckets=latents.buckets[split[0]],
+        num_tokens=recipe.unet.num_tokens(*latents.shape_of(0)[-2:]),
+    )
     autoencoder = load_autoencoder(recipe, workspace.folder("vae"))
     torch.manual_seed(engine.seed)  # the network's first weights
     network = build_unet(recipe, autoencoder.latent_channels)

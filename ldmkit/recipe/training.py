@@ -98,8 +98,8 @@ class Training(Section):
     )
     compile: Literal["auto", "on", "off"] = goes_on(
         "auto",
-        description="compile the network with torch.compile; `auto`: where the run is long enough, on CUDA, and of a "
-        "`dit` on a CPU with a C++ compiler",
+        description="compile the network with torch.compile; `auto`: on CUDA in a run of 5000 steps, on a CPU with a "
+        "C++ compiler a `dit` of three million tokens",
     )
     log_every: int = no_result(20, gt=0, description="optimizer steps between two lines of metrics")
     eval_every: int = no_result(500, gt=0, description="steps between two held-out evaluations")
@@ -126,10 +126,9 @@ class Training(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("needs exactly one of the keys steps and epochs")
 
-    @property
-    def has_equal_blocks(self) -> bool:
-        """Whether the network is a row of blocks that are alike, of which torch.compile makes one for all."""
-        return False
+    def num_tokens(self, height: int, width: int) -> int:
+        """Tokens of a picture of so many latents in a row of blocks that are alike; 0 for another network."""
+        return 0
 
     def num_steps(self, num_pictures: int) -> int:
         """Optimizer steps for a training set of this many pictures."""
@@ -282,9 +281,8 @@ class DiTTraining(DenoiserTraining):
     depth: int = Field(8, gt=0, le=64, description="transformer blocks")
     num_heads: int = Field(8, gt=0, description="attention heads")
 
-    @property
-    def has_equal_blocks(self) -> bool:
-        return True
+    def num_tokens(self, height: int, width: int) -> int:
+        return (height // self.patch_size) * (width // self.patch_size)
 
     @property
     def shrink(self) -> int:

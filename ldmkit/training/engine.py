@@ -30,6 +30,10 @@ from ldmkit.training.device import (
 from ldmkit.training.task import Metrics
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+LONG_RUN = 5000
+"""steps from which a network is compiled on a GPU"""
+MANY_TOKENS = 3_000_000
+"""tokens to train on from which a transformer is compiled on a CPU"""
 Names = Callable[[], list[str]]
 """files of a batch, read when a message needs them"""
 
@@ -38,10 +42,18 @@ class Engine:
     """What a task trains its networks with; it knows nothing of what they are."""
 
     def __init__(
-        self, name: str, section: Training, *, num_samples: int, seed: int, buckets: np.ndarray | None = None
+        self,
+        name: str,
+        section: Training,
+        *,
+        num_samples: int,
+        seed: int,
+        buckets: np.ndarray | None = None,
+        num_tokens: int = 0,
     ) -> None:
         """`name`: the part of the run, by which its random numbers differ from those of others; with
-        `buckets` (num_samples,) a batch holds samples of one.
+        `buckets` (num_samples,) a batch holds samples of one; `num_tokens`: of a sample in a row of blocks that are
+        alike, 0 for another network.
 
         Raises LdmkitError where nothing is to be trained on, or the batch cannot be split as asked.
         """
@@ -61,6 +73,7 @@ class Engine:
         """optimizers whose step the fp16 scaler skipped, since the last `begin_step`"""
         self.clock = Clock()
         self._one_shape = buckets is None or len(np.unique(buckets)) == 1
+        self._num_tokens = num_tokens
         self._peaks: dict[str, float] = {}
         self._order = order_of(self.seed, num_samples, buckets)
         self._unchecked: list[tuple[torch.Tensor, Names, str]] = []
@@ -79,12 +92,13 @@ class Engine:
         minutes, for a step that was 17% shorter. Nor does it where pictures have several shapes, each to be compiled.
         """
         if self.section.compile == "auto":
-            return self.num_steps >= 5000 and (self.device.type == "cuda" or self._is_for_cpu_compiler)
+            return self.num_steps >= LONG_RUN if self.device.type == "cuda" else self._is_for_cpu_compiler
         return self.section.compile == "on"
 
     @property
     def _is_for_cpu_compiler(self) -> bool:
-        return self.section.has_equal_blocks and self._one_shape and cpu_compiler_works()
+        tokens = self.num_steps * self.section.batch_size * self._num_tokens
+        return tokens >= MANY_TOKENS and self._one_shape and cpu_compiler_works()
 
     # --- networks --------------------------------------------------------------------------------------------
 

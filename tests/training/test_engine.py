@@ -38,20 +38,25 @@ def test_half_precision_that_needs_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("section", "shapes", "compiler", "expected"),
     [
-        (DiTTraining(use="dit", steps=5000), 1, True, True),
-        (DiTTraining(use="dit", steps=4999), 1, True, False),
-        (DiTTraining(use="dit", steps=5000), 2, True, False),
-        (DiTTraining(use="dit", steps=5000), 1, False, False),
-        (DiTTraining(use="dit", steps=5000, compile="off"), 1, True, False),
+        (DiTTraining(use="dit", steps=2000, batch_size=60, patch_size=2), 1, True, True),
+        (DiTTraining(use="dit", steps=2000, batch_size=60, patch_size=1), 1, True, True),
+        (DiTTraining(use="dit", steps=1999, batch_size=60, patch_size=2), 1, True, False),
+        (DiTTraining(use="dit", steps=2000, batch_size=59, patch_size=2), 1, True, False),
+        (DiTTraining(use="dit", steps=2000, batch_size=60, patch_size=3), 1, True, False),
+        (DiTTraining(use="dit", steps=2000, batch_size=60), 2, True, False),
+        (DiTTraining(use="dit", steps=2000, batch_size=60), 1, False, False),
+        (DiTTraining(use="dit", steps=2000, batch_size=60, compile="off"), 1, True, False),
         (DiTTraining(use="dit", steps=3, compile="on"), 2, False, True),
-        (UNetTraining(steps=5000), 1, True, False),
+        (UNetTraining(steps=50000), 1, True, False),
     ],
 )
 def test_what_a_cpu_compiles(
     section: Training, shapes: int, compiler: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldmkit.training.engine.cpu_compiler_works", lambda: compiler)
-    engine = Engine("unet", section, num_samples=32, seed=0, buckets=np.arange(32) % shapes)
+    """By itself what takes three million tokens: of 10 x 10 latents 25 a picture in patches of 2, 9 in patches of 3."""
+    tokens, buckets = section.num_tokens(10, 10), np.arange(32) % shapes
+    engine = Engine("unet", section, num_samples=32, seed=0, buckets=buckets, num_tokens=tokens)
     assert engine.compiles is expected
 
 
