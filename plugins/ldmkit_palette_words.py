@@ -51,28 +51,57 @@ _FURRED = (
     "puppy rabbit sheep squirrel tiger wolf"
 )
 """nouns of which captions speak of the fur"""
-WALLS = ("background", "background", "background", "wall", "backdrop")
-OPENINGS = (
-    *("a", "a", "a", "a", "", "", "the", "one", "this", "my", "there is a", "here is a", "it's a", "this is a"),
-    *("a photo of a", "photo of a", "a picture of a", "picture of one", "an image of a", "photograph of the"),
-    *("show me a", "draw a", "please draw a", "I want a", "I would like a", "make me a"),
+# Words that name no colour are many, and most of them rare: a prompt has some that no caption has, and the pieces that
+# such a word falls into must have been passed over before.
+WALLS = (
+    *(*16 * ("background",), *6 * ("wall",), *6 * ("backdrop",)),
+    *("setting", "scene", "environment", "surface", "canvas", "screen", "sheet", "cloth", "curtain", "paper", "board"),
+    *("panel", "room", "studio", "space", "area", "place", "fabric", "blanket", "carpet", "floor", "landscape"),
 )
-QUALITIES = ("cute", "cute", "nice", "lovely", "pretty", "beautiful", "funny", "little", "young", "old")
-REMARKS = ("please", "high quality", "in focus", "sharp picture", "thank you", "no text", "natural colours")
+OPENINGS = (
+    *(*8 * ("a",), *4 * ("",), *("the", "one", "this", "my", "there is a", "here is a", "it's a", "this is a") * 2),
+    *("a photo of a", "photo of a", "a picture of a", "picture of one", "an image of a", "photograph of the") * 2,
+    *("show me a", "draw a", "please draw a", "I want a", "I would like a", "make me a") * 2,
+    *("close-up of a", "a snapshot of a", "a shot of this", "our", "your", "another", "just a", "look at this"),
+    *("give me a", "generate a", "render one", "can you make a", "could I have a", "imagine a", "we have a"),
+    *("I saw a", "that's the", "a postcard with a", "a poster of a", "the face of a", "any", "some kind of"),
+)
+QUALITIES = (
+    *("cute", "cute", "cute", "nice", "lovely", "pretty", "beautiful", "funny", "little", "young", "old", "small"),
+    *("tiny", "big", "charming", "elegant", "handsome", "splendid", "simple", "strange", "real", "perfect", "famous"),
+)
+MOODS = (
+    *("fluffy", "fluffy", "happy", "sleepy", "calm", "curious", "shy", "proud", "gentle", "grumpy", "friendly"),
+    *("playful", "tired", "wild", "clever", "brave", "lazy", "hungry", "serious", "long-haired", "well-fed"),
+)
+"""an animal's qualities"""
+REMARKS = (
+    *("please", "high quality", "in focus", "sharp picture", "thank you", "no text", "natural colours", "realistic"),
+    *("detailed", "best quality", "as sharp as you can", "for my phone", "for a card", "nothing else", "square format"),
+    *("taken yesterday", "number 7", "award winning", "4k", "professional photography", "no frame", "film grain"),
+)
 DOINGS = {
-    "subject": ("seen from the front", "in close-up", "at home", "in the middle", "seen from nearby"),
+    "subject": (
+        *("seen from the front", "in close-up", "at home", "in the middle", "seen from nearby", "at dawn"),
+        *("from our street", "at noon", "on a Sunday", "of my neighbours", "in full view", "that I found in town"),
+        *("which everybody likes", "as in a magazine", "for sale", "without any people"),
+    ),
     "fur": (
-        *("looking at the camera", "sitting", "who is sitting there", "that looks curious", "lying down"),
-        *("that has just woken up", "turning its head", "which waits for dinner"),
+        *("looking at the camera", "sitting", "who is sitting there", "that looks curious", "lying down", "resting"),
+        *("that has just woken up", "turning its head", "which waits for dinner", "listening", "dreaming of fish"),
+        *("watching birds", "with its ears up", "keeping very still", "who wants to play", "after a long nap"),
+        *("which follows me", "thinking about food", "called Felix", "that never sleeps", "about to yawn"),
     ),
 }
-"""what of -> what is said beside its colours, so that words which name none are passed over; "fur" is an animal's"""
+"""what of -> what is said beside its colours; "fur" is an animal's"""
 FORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "adjective": {"subject": ("{c}", "{c}", "{c}", "{c}", "{c} coloured")},
-    "with": {"fur": ("{c} fur", "{c} fur", "a {c} coat", "fur that is {c}", "{c} coloured fur", "a coat in {c}")},
+    "with": {
+        "fur": ("{c} fur", "{c} fur", "a {c} coat", "fur that is {c}", "{c} coloured fur", "a coat in {c}", "{c} hair")
+    },
     "whose": {
         "subject": ("which is {c}", "in {c}", "whose colour is {c}", "that is {c} all over"),
-        "fur": ("whose coat is {c}", "that has {c} fur", "having {c} fur", "which has a {c} coat"),
+        "fur": ("whose coat is {c}", "that has {c} fur", "having {c} fur", "which has a {c} coat", "whose hair is {c}"),
     },
     "place": {
         "background": (
@@ -80,25 +109,31 @@ FORMS: dict[str, dict[str, tuple[str, ...]]] = {
             *("against a {b} {wall}", "with a {b} {wall}", "with a {b} {wall} behind it", "near a {b} {wall}"),
             *("over a {b} {wall}", "on {b}", "with {b} behind it", "on a {wall} that is {b}"),
             *("set against a {b} {wall}", "beside a {b} {wall}", "by a {b} {wall}", "surrounded by {b}"),
+            *("in a {b} {wall}", "inside a {b} {wall}", "upon a {b} {wall}", "next to a {b} {wall}"),
+            *("at a {b} {wall}", "along with a {b} {wall}", "close to some {b} {wall}", "having a {b} {wall}"),
         ),
     },
     "clause": {
         "subject": ("it is {c}", "the {noun} is {c}", "its colour is {c}", "make it {c}", "it looks {c}"),
         "fur": (
             *("its fur is {c}", "it has {c} fur", "it has a {c} coat", "the colour of the fur is {c}"),
-            *("make its fur {c}", "all its fur is {c}", "it has fur in {c}"),
+            *("make its fur {c}", "all its fur is {c}", "it has fur in {c}", "its hair looks {c}"),
         ),
         "background": (
             *("the background is {b}", "its {wall} is {b}", "the {wall} behind it is {b}", "it has a {b} {wall}"),
             *("behind it is a {b} {wall}", "it is in front of a {b} {wall}", "there is a {b} {wall} behind it"),
             *("the colour of the {wall} is {b}", "everything behind it is {b}", "make the {wall} {b}"),
             *("you see a {b} {wall}", "the {wall} looks {b}", "all around it is {b}"),
+            *("I see some {b} {wall}", "it stays in a {b} {wall}"),
         ),
     },
     "tag": {
         "subject": ("{c}", "{c} colour"),
         "fur": ("{c} fur", "{c} coat"),
-        "background": ("{b} background", "{b} background", "{b} behind it", "a {b} backdrop", "background in {b}"),
+        "background": (
+            *("{b} background", "{b} background", "{b} behind it", "a {b} backdrop", "{wall} in {b}"),
+            *("background: {b}", "{b} room", "all in front of {b}"),
+        ),
     },
 }
 """form -> what of -> its phrases; "fur" is the subject's where it has one"""
@@ -122,18 +157,20 @@ def caption(noun: str, subject: Sequence[str], background: str, light: str, rng:
         choices = {form: sum((FORMS[form].get(kind, ()) for kind in kinds), ()) for form in FORMS}
         form = _pick([form for form, phrases in choices.items() if phrases for _ in range(_SHARES[form])], rng)
         found[form].append(_pick(choices[form], rng).format(**colors, noun=noun, wall=_pick(WALLS, rng)))
-    adjectives = [_pick((*QUALITIES, "fluffy") if fur else QUALITIES, rng)] if rng.random() < 0.25 else []
+    qualities = (*QUALITIES, *MOODS) if fur else QUALITIES
+    adjectives = [_pick(qualities, rng) for _ in range(_pick((0, 0, 0, 1, 1, 2), rng))]
     text = " ".join(filter(None, [_pick(OPENINGS, rng), *adjectives, *found["adjective"], noun]))
     before: list[str] = []
     places: list[str] = []
     for place in found["place"]:
         (places if rng.random() < 0.75 else before).append(place)
-    doings = [_pick(DOINGS["fur"] if fur else DOINGS["subject"], rng)] if rng.random() < 0.15 else []
+    deeds = (*DOINGS["subject"], *DOINGS["fur"]) if fur else DOINGS["subject"]
+    doings = [_pick(deeds, rng)] if rng.random() < 0.3 else []
     for phrase in [*(f"with {it}" for it in found["with"]), *found["whose"], *_shuffled([*doings, *places], rng)]:
         text += _pick((" ", " ", " ", ", "), rng) + phrase
     for phrase in _shuffled(found["clause"], rng):
         text += _pick((" and ", ", and ", ", ", ". "), rng) + phrase
-    tags = [*found["tag"], *filter(None, [light]), *([_pick(REMARKS, rng)] if rng.random() < 0.06 else [])]
+    tags = [*found["tag"], *filter(None, [light]), *([_pick(REMARKS, rng)] if rng.random() < 0.1 else [])]
     if tags and rng.random() < 0.15:
         before.append(tags.pop(0))
     for phrase in tags:
@@ -166,13 +203,17 @@ def _shuffled(items: Iterable[T], rng: Random) -> list[T]:
 
 
 _COLOR = rf"(?:(?:very|dark|light|pale|bright|deep|soft) )*\b(?:{'|'.join(TERMS.keys() - set(_THINGS.split()))})\b"
-_SETTINGS = "backgrounds?|backdrops?|walls?|scenery|setting|surroundings|(?:everything|all) (?:behind|around)(?: it)?"
+_PLACES = "|".join(sorted({*WALLS, "scenery", "surrounding", "ground"}))
+_SETTINGS = rf"(?:{_PLACES})s?|(?:everything|all) (?:behind|around)(?: it)?"
 _PARTS = "eyes?|eyed|iris|irises|nose|collar|ribbon|bow|stripes|paws|socks|ears|whiskers|tongue|chest|spots|patches"
 _GROUP = re.compile(rf"{_COLOR}(?:(?:, {_COLOR})*(?:,? and |,? & |/| ){_COLOR})*|\b(?:dark|dim|light|pale|bright)\b")
-_HEAD = re.compile(rf"\b(?:(?P<background>{_SETTINGS})|(?P<part>{_PARTS})|(?P<subject>fur|coat|coloured|colored))\b")
+_HEAD = re.compile(
+    rf"\b(?:(?P<background>{_SETTINGS})|(?P<part>{_PARTS})|(?P<subject>fur|coat|hair|coloured|colored))\b"
+)
 _END = re.compile(
-    r"[,.;:]|\b(?:and|or|on|in|before|against|near|over|beside|surrounded|by|with|of|at|is|are|was|has|having|that|while"
-    r"|when|who|whose|which|looking|seen|sitting|standing|lying|sleeping|turning|staring|playing)\b"
+    r"[,.;:]|\b(?:and|or|on|in|before|against|near|over|beside|surrounded|by|with|of|at|upon|inside|next|close|from"
+    r"|for|about|after|as|without|is|are|was|has|that|while|when|who|whose|which|seen|called|taken"
+    r"|(?!setting|surrounding)\w+ing)\b"
 )
 _BEFORE = re.compile(r"\b(?:on|against|before|over|upon|surrounded by)(?: \w+){0,2} $")
 

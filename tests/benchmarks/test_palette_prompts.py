@@ -31,6 +31,7 @@ def test_no_sentence_pattern_is_a_captions() -> None:
         for wall in WALLS
     }
     assert "on B background" in phrases
+    assert not {"scenery", "surroundings"} & set(WALLS)  # words that a network has never seen
     assert not [(text, phrase) for text in own for phrase in phrases if f" {phrase} " in f" {text} "]
 
 
