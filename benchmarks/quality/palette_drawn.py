@@ -2,8 +2,9 @@
 
 python -m benchmarks.quality.palette_drawn BUNDLE [--num 400] [--seed S] [--guidance G] [--own]
 
-Every colour is named about as often. Prompts are those of palette_prompts, or, with --own, the same colours in the
-captioner's phrasings: what is wrong in these too is not a matter of words.
+Every colour is named about as often; backgrounds are counted by the word that they are called by as well. Prompts are
+those of palette_prompts, or, with --own, the same colours in the captioner's phrasings: what is wrong in these too is
+not a matter of words.
 """
 
 from collections import Counter, defaultdict
@@ -22,6 +23,8 @@ from ldmkit.runtime.bundle import Bundle
 
 NOUN = "cat"
 COMMONEST = 3
+SETTINGS = ("wall", "backdrop", "scenery", "surroundings")
+"""words for the background; the last two stand in no caption of `palette`"""
 
 
 def in_own_words(prompt: PalettePrompt, rng: Random) -> PalettePrompt:
@@ -36,16 +39,19 @@ def in_own_words(prompt: PalettePrompt, rng: Random) -> PalettePrompt:
 
 def drawn(asked: Sequence[PalettePrompt], images: Sequence[Image.Image]) -> Iterable[tuple[object, ...]]:
     """Rows: what was named, how often, how often it was drawn, and as what it was read most."""
-    counts: dict[str, dict[str, Counter[str]]] = {name: defaultdict(Counter) for name in ("subject", "background")}
+    counts: dict[str, dict[str, Counter[str]]] = {
+        name: defaultdict(Counter) for name in ("subject", "background", "called")
+    }
     right: Counter[tuple[str, str]] = Counter()
     shown = Palette(subject=NOUN).shows(images, [prompt.text for prompt in asked])
     for prompt, image, found in zip(asked, images, shown, strict=True):
         reading = read(image)
         seen = {"subject": " and ".join(reading.subject), "background": reading.background}
-        for name in found:
-            color = str(getattr(prompt, name))
-            counts[name][color][seen[name]] += 1
-            right[name, color] += found[name]
+        called = next((word for word in SETTINGS if word in prompt.text.lower()), "otherwise")
+        of = [(name, str(getattr(prompt, name)), name) for name in found]
+        for name, row, shows in of + [("called", called, "background")] * ("background" in found):
+            counts[name][row][seen[shows]] += 1
+            right[name, row] += found[shows]
     for name, colors in counts.items():
         if total := sum(map(Counter.total, colors.values())):
             yield name, total, f"{sum(right[name, color] for color in colors) / total:.1%}", ""

@@ -57,7 +57,7 @@ def test_what_is_drawn_is_counted_by_colour() -> None:
     """Flat pictures, whose one colour is known."""
     asked = [
         palette_prompts.PalettePrompt("a white cat on a green background", "white", "green"),
-        palette_prompts.PalettePrompt("a black cat on a green background", "black", "green"),
+        palette_prompts.PalettePrompt("a black cat before a green wall", "black", "green"),
         palette_prompts.PalettePrompt("a white cat", "white", ""),
     ]
     images = [Image.new("RGB", (64, 64), color) for color in ("white", "black", "black")]
@@ -67,3 +67,6 @@ def test_what_is_drawn_is_counted_by_colour() -> None:
     assert rows["black"] == (1, "100.0%", "black 1")
     assert rows["background"] == (2, "0.0%", "")
     assert rows["green"] == (2, "0.0%", "white 1, black 1")
+    assert rows["called"] == (2, "0.0%", "")
+    assert rows["wall"] == (1, "0.0%", "black 1")
+    assert rows["otherwise"] == (1, "0.0%", "white 1")
