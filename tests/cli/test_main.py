@@ -133,6 +133,22 @@ def test_bugs_of_ours_are_not_dressed_up(run: Run, monkeypatch: pytest.MonkeyPat
             run("recipe", "check", "cats")
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [("", "1000"), ("GOMP_SPINCOUNT=7", "7"), ("OMP_WAIT_POLICY=ACTIVE", None)]
+)
+def test_waiting_threads_leave_their_cores_soon(
+    given: str, spins: str | None, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the user has said how they wait."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # what the command sets is taken away in the end
+        monkeypatch.delenv(name)
+    if given:
+        monkeypatch.setenv(*given.split("="))
+    run("--version")
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 def test_a_real_interrupt_is_code_130(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "ldmkit", "data", "make", "toy-cats", "-n", "99999", "--out", "drawn"],
