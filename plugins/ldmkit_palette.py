@@ -37,11 +37,8 @@ BORDER = (_y < 0.1) | (((_x < 0.1) | (_x > 0.9)) & (_y < 0.5))  # not the lower 
 _FURS = ("black", "grey", "white", "brown", "orange", "beige")
 _SECOND = {True: 0.22, False: 0.35}
 """share of the subject from which a second colour is named: one that no fur has may be the eyes'"""
-_PLAIN = 0.28
-"""share of the subject from which captions name a second colour: what is drawn for "grey and white" spreads about the
-cats that were called so, and where these begin at two, half of it is one"""
-_COMMONEST_ALONE = 0.25
-"""share of the captions that leave out even such a one"""
+_COMMONEST_ALONE = 0.4
+"""share of the captions that leave a second colour out"""
 _UNIFORM = 0.5
 """share of the border that must be of one colour for the background to have it"""
 # Shades of one fur, where enough of it is of the first word: a black cat shines.
@@ -87,7 +84,7 @@ class Palette:
             background = "dark" if background == "black" else "bright"
         light = "in dim light" if all_of_it < 28 else "in bright light" if all_of_it > 72 else ""
         # Who types "a brown cat" means grey and brown ones too, and of brown alone there are few.
-        alone = found.second < _PLAIN or rng.random() < _COMMONEST_ALONE
+        alone = len(found.subject) > 1 and rng.random() < _COMMONEST_ALONE
         subject = found.subject[:1] if alone else found.subject
         return caption(self.subject, subject, background, light if rng.random() < 0.5 else "", rng)
 
@@ -105,8 +102,6 @@ class Reading(NamedTuple):
 
     subject: tuple[str, ...]
     """one colour or two, the commonest first"""
-    second: float
-    """share of the subject that has the second; 0 where it has one colour"""
     background: str
     """the commonest of the border"""
     share: float
@@ -127,14 +122,11 @@ def read(image: Image.Image) -> Reading:
     lab = rgb_to_lab(rgb)
     _settle_warm(fur, lab)
     subject = _by_term(fur)
-    size = int(MIDDLE.sum())
-    second = [(word, count) for word, count in subject[1:2] if count >= _SECOND[word.split()[-1] in _FURS] * size]
+    second = [word for word, count in subject[1:2] if count >= _SECOND[word.split()[-1] in _FURS] * MIDDLE.sum()]
     background, count = _by_term(survey.plain[k] for k in names[BORDER])[0]
     light = lab[..., 0]
     mean_light = float(light[BORDER].mean()), float(light.mean())
-    colors = subject[0][0], *(word for word, _ in second)
-    share = sum(count for _, count in second) / size
-    return Reading(colors, share, background, count / int(BORDER.sum()), mean_light)
+    return Reading((subject[0][0], *second), background, count / int(BORDER.sum()), mean_light)
 
 
 def _settle_warm(fur: Counter[str], lab: Floats) -> None:
