@@ -83,7 +83,7 @@ def main() -> None:
     # Before its first model pydantic would read what every installed package says of itself, for plugins of its own.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # A thread of GNU's OpenMP that waits for the others keeps its core busy for milliseconds. Where another program has
-    # that core, a second training most of all, both crawl: benchmarks/training/two_at_once.py.
+    # that core, a second training most of all, both crawl: docs/results.md has what it costs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Names of files may hold what the terminal cannot show, or bytes that are no text: neither ends a command.
