@@ -23,6 +23,18 @@ import { TextReader } from "./text.js";
 
 class Stopped extends Error {}
 
+/** The workers that onnxruntime starts for its threads. Until one has told that it is there, nothing else refers to it;
+ * Firefox takes such a worker for garbage, ends it in one start of a few dozen, and the first graph never opens.
+ * @type {Worker[]} */
+const started = [];
+globalThis.Worker = class extends Worker {
+  /** @param {string | URL} address @param {WorkerOptions} [options] */
+  constructor(address, options) {
+    super(address, options);
+    started.push(this);
+  }
+};
+
 /** @param {Told} message */
 const tell = (message) => postMessage(message);
 const { port1: inner, port2: outer } = new MessageChannel();
