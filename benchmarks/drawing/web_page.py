@@ -4,6 +4,7 @@ python -m benchmarks.drawing.web_page  # bytes over the wire, cold and warm, lon
 python -m benchmarks.drawing.web_page --pictures 200  # memory
 python -m benchmarks.drawing.web_page --flips 1000  # one bit of one file, each visit
 python -m benchmarks.drawing.web_page --hostile  # 100 texts in every place
+python -m benchmarks.drawing.web_page --starts 100  # in Firefox, four at once: how many come to a picture
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from ldmkit.shipped import exports_dir
 from ldmkit.web.serve import serving
 from ldmkit.web.write import write_page
 from tests.ui.browser import start_chromium
-from tests.web.visitor import Visitor, plain_host
+from tests.web.visitor import Visitor, plain_host, start_firefox
 
 SETTINGS = "#prompt=a+cute+orange+cat&seed=3"
 PACKED = (".html", ".js", ".mjs", ".json", ".css", ".md", ".sha256")
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=0)
     parser.add_argument("--flips", type=int, default=0)
     parser.add_argument("--hostile", action="store_true")
+    parser.add_argument("--starts", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +56,8 @@ def main() -> None:
             flips(page, options.flips)
         elif options.hostile:
             hostile(page)
+        elif options.starts:
+            starts(page, options.starts)
         else:
             measure(page, options.bundle, options.rounds)
 
@@ -259,6 +264,25 @@ def hostile(page: Path) -> None:
             requests = visitor.js("return performance.getEntriesByType('resource').map((entry) => entry.name)")
             elsewhere += any(not each.startswith((address, f"blob:{address}")) for each in requests)
     print(f"{len(texts())} texts: {struck} became more than text, {elsewhere} made a request elsewhere")
+
+
+def starts(page: Path, count: int) -> None:
+    """Each a new Firefox that draws with threads; they wait for each other's turn, as on a machine that is busy."""
+
+    def drawn(_: int) -> bool:
+        with start_firefox() as driver:
+            visitor = Visitor(driver)
+            visitor.open(f"{address}{SETTINGS}&steps=3")
+            visitor.ready()
+            visitor.press_draw()
+            try:
+                visitor.until(lambda: "drawn" in visitor.text("status"), seconds=60)
+            except AssertionError:
+                return False
+            return True
+
+    with serving(page) as address, ThreadPoolExecutor(4) as several:
+        print(f"{sum(several.map(drawn, range(count)))} of {count} starts came to a picture")
 
 
 def entry(data: bytes) -> dict[str, Any]:
