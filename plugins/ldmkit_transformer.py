@@ -9,6 +9,7 @@ from pydantic import Field
 from ldmkit import LdmkitError, hookimpl
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from tokenizers import Tokenizer
 
@@ -93,6 +94,16 @@ class Transformer:
         finite and meaningless: whoever reads them masks them.
         """
         return _network(self, tokenizer.get_vocab_size())
+
+    def start_module(self, module: "torch.nn.Module", token_counts: "np.ndarray") -> None:
+        """Silences the tokens that no caption has.
+
+        A word that the captions lack falls into such pieces. No step moves their random embeddings, which would speak
+        as loudly as the words: in "grey surroundings" they drown the grey.
+        """
+        embedding = module.get_submodule("token_embedding")
+        weight = embedding.get_parameter("weight")
+        weight.data[token_counts == 0] = 0
 
 
 def _network(options: Transformer, vocab_size: int) -> "torch.nn.Module":

@@ -16,6 +16,8 @@ from ldmkit.run.randomness import numpy_generator
 
 FILES = ("mask.npy", "index.npy", "captions.json", "ids.npy", "states.npy", "offsets.npy")
 """of `text/`, `states.npy` and `offsets.npy` where the encoder is frozen"""
+CHUNK = 65_536
+"""captions whose tokens are counted at a time"""
 
 
 class LatentSet:
@@ -128,6 +130,18 @@ class TextSet:
         numbers = self.numbers[pictures]
         drawn: np.ndarray = numbers[np.arange(len(pictures)), (u * (numbers >= 0).sum(axis=1)).astype(np.int64)]
         return drawn
+
+    def token_counts(self, pictures: np.ndarray, vocab_size: int) -> np.ndarray:
+        """(vocab_size,) int64: how often each token stands in these pictures' captions and the empty one, of ids."""
+        numbers, times = np.unique(self.numbers[pictures], return_counts=True)
+        known = numbers >= 0
+        captions, times = np.append(numbers[known], 0), np.append(times[known], 1)
+        counts = np.zeros(vocab_size, np.int64)
+        for first in range(0, len(captions), CHUNK):
+            part = slice(first, first + CHUNK)
+            ids = np.array(self.texts[captions[part]])
+            np.add.at(counts, ids, times[part, None])
+        return counts
 
     def batch(self, captions: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (B, L) int64 or states (B, L, D) float32, and mask (B, L) int64, of these captions by number."""

@@ -135,6 +135,16 @@ class TextEncoder(Protocol):
 
 
 @runtime_checkable
+class StartsFromCaptions(Protocol):
+    """A trained text encoder whose first weights depend on what the captions say."""
+
+    def start_module(self, module: "torch.nn.Module", token_counts: "np.ndarray") -> None:
+        """Sets up what `load_module` made, before a new training: `token_counts` (V,) int64 says how often each token
+        stands in the captions that are trained on, padding included."""
+        ...
+
+
+@runtime_checkable
 class Loss(Protocol):
     """One term of the autoencoder's loss, unweighted. The recipe holds the weight."""
 

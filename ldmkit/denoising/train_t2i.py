@@ -4,7 +4,7 @@ import torch
 
 from ldmkit.atomic import write_atomic, write_json
 from ldmkit.caches.sets import LatentSet, TextSet
-from ldmkit.components.protocols import TextEncoder
+from ldmkit.components.protocols import StartsFromCaptions, TextEncoder
 from ldmkit.denoising.conditioning import Captions
 from ldmkit.denoising.task import DenoisingTask
 from ldmkit.diffusion.process import make_schedule
@@ -42,6 +42,8 @@ def train_t2i(workspace: Workspace) -> Metrics:
     encoder: TextEncoder = workspace.registry.build("text_encoder", recipe.text.table(), where="[text]")
     tokenizer = load_tokenizer(workspace.folder("text"))
     text_module = encoder.load_module(tokenizer) if encoder.trainable else None
+    if isinstance(encoder, StartsFromCaptions) and text_module is not None:
+        encoder.start_module(text_module, texts.token_counts(split[0], tokenizer.get_vocab_size()))
     network = build_text_to_image(recipe, autoencoder.latent_channels, encoder, text_module)
     schedule = make_schedule(**recipe.diffusion.schedule_options())
     write_json(folder / "config.json", {**section.network(), "text": recipe.text.table()})

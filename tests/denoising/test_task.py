@@ -1,5 +1,6 @@
 """The denoising loss, guidance and held-out loss against formulas written here; the parts that draw and load."""
 
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
+from ldmkit.caches.sets import TextSet
 from ldmkit.data.batches import picture_batches
 from ldmkit.denoising.task import MIN_EVALUATED, DenoisingLoss, DenoisingTask
 from ldmkit.diffusion.process import make_schedule
@@ -159,6 +162,19 @@ def test_trained_weights(trained: Any, tmp_path: Path) -> None:
     raw = trained_weights(tmp_path)
     assert ema.keys() == raw.keys()
     assert any(not torch.equal(ema[key], raw[key]) for key in raw)
+
+
+def test_tokens_that_no_caption_has_say_nothing(trained: Any) -> None:
+    """Their embeddings are zero after training, and theirs alone; how often the others stand there is counted."""
+    tokenizer = Tokenizer.from_file(str(trained.run / "text" / "tokenizer.json"))
+    pictures = np.arange(20)
+    said = [*((trained.folder / "pictures" / f"{i:02d}.txt").read_text() for i in pictures), ""]
+    expected = Counter(token for encoding in tokenizer.encode_batch(said) for token in encoding.ids)
+    counts = TextSet(trained.run / "text").token_counts(pictures, tokenizer.get_vocab_size())
+    assert {int(token): int(counts[token]) for token in np.flatnonzero(counts)} == expected
+    embedding = trained_weights(trained.run / "t2i")["text_encoder.token_embedding.weight"]
+    assert torch.equal(embedding.abs().sum(dim=1) > 0, torch.from_numpy(counts > 0))
+    assert 0 < len(expected) < tokenizer.get_vocab_size()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
